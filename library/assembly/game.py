@@ -1,0 +1,130 @@
+"""The game between the LoRA and the proxy attacker: whose turn sees which pictures, under which noise."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from library.data.batches import AuxCycle, Batch, Pictures
+from library.diffusion.denoising import Denoiser, fixed_draws
+from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
+from library.privacy.vigilance import ProxyCheck, check_proxy
+from library.seeding import stream
+from library.training.stepping import average_gradients
+
+
+@dataclass(frozen=True)
+class Game:
+    """Both players' view of one run. Every draw is a function of the seed, the step and a named purpose."""
+
+    accelerator: Accelerator
+    pictures: Pictures
+    aux_members: AuxCycle
+    aux_non_members: AuxCycle
+    denoiser: Denoiser
+    proxy: ProxyAttacker
+    attacker: Any  # the proxy's optimizer
+    seed: int
+    k_steps: int  # attacker steps per LoRA step; 0 = no attacker
+    batch_size: int  # images per side in an attacker step
+    separate_noise: bool
+    proxy_mode: str
+    gain_limit: float | None
+    eval_draws: int  # fixed (timestep, noise) pairs per image in a check
+
+    def attacker_turn(self, step: int) -> dict[str, float]:
+        """``k_steps`` Adam steps of the proxy on aux members + aux non-members, the diffusion model frozen.
+
+        Returns:
+            The proxy's mean cross-entropies (nats) before its steps, for the log.
+        """
+        totals = torch.zeros(2, device=self.accelerator.device)
+        for turn in range(self.k_steps):
+            maps, is_member = self._attack_maps(step, turn)
+            member_loss, non_member_loss = attacker_losses(self.proxy, maps, is_member)
+            loss = (member_loss + non_member_loss) / 2
+            if torch.isfinite(loss):
+                self.attacker.zero_grad(set_to_none=True)
+                loss.backward()
+                average_gradients(self.accelerator, list(self.proxy.parameters()))
+                self.attacker.step()
+            totals += torch.stack([member_loss.detach(), non_member_loss.detach()]) / self.k_steps
+        if not self.k_steps:
+            return {}
+        members, non_members = self.accelerator.reduce(totals, "mean").tolist()
+        return {"proxy_loss": (members + non_members) / 2, "proxy_loss_members": members,
+                "proxy_loss_non_members": non_members}  # fmt: skip
+
+    @torch.no_grad()
+    def _attack_maps(self, step: int, turn: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Error maps of the next aux pictures of both sides, and who of them is a member."""
+        accelerator = self.accelerator
+        round_number = (step * self.k_steps + turn) * accelerator.num_processes + accelerator.process_index
+        start = round_number * self.batch_size
+        rows = self.aux_members.take(start, self.batch_size) + self.aux_non_members.take(start, self.batch_size)
+        maps, is_member = [], []
+        use = ("attack", step, turn, accelerator.process_index)
+        for part, batch in enumerate(self.pictures.batches_by_shape(rows, len(rows), *use)):
+            maps.append(self._error_map(batch, *use, part))
+            is_member.append(batch.is_member)
+        return maps, is_member
+
+    def member_losses(self, batch: Batch, step: int, part: int) -> tuple[Tensor, Tensor]:
+        """L and CE of a member batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
+
+        CE is exactly 0 where no attacker plays.
+        """
+        use = (step, part, self.accelerator.process_index)
+        error_map = self._error_map(batch, "members", *use)
+        adaptation = error_map.mean()
+        if not self.k_steps:
+            return adaptation, torch.zeros_like(adaptation)
+        watched = self._error_map(batch, "gain", *use) if self.separate_noise else error_map
+        with frozen(self.proxy, self.proxy_mode) as adversary:
+            return adaptation, member_cross_entropy(adversary, watched, self.gain_limit)
+
+    def _error_map(self, batch: Batch, *purpose: str | int) -> Tensor:
+        """[B, C, h, w] with posterior draw, timesteps and noise from the stream of this purpose."""
+        generator = stream(self.seed, "noise", *purpose)
+        with self.accelerator.autocast():
+            return self.denoiser.error_map(batch.latents(generator), batch.tokens, generator)
+
+    @torch.no_grad()
+    def check_aux(self, epoch: int) -> tuple[ProxyCheck | None, dict[str, float]]:
+        """Look at both aux sides under fixed noise: the proxy's balanced accuracy and the adaptation losses.
+
+        Timesteps and noise belong to the picture, so the figures of all epochs and all runs are comparable.
+        """
+        was_training = self.proxy.training
+        self.proxy.eval()
+        losses: dict[str, float] = {}
+        margins: dict[str, Tensor] = {}
+        for name, cycle in (("members_aux", self.aux_members), ("non_members_aux", self.aux_non_members)):
+            margin, loss = self._fixed_look(cycle.rows)
+            margins[name], losses[f"adaptation_loss_{name}"] = margin, float(loss.mean())
+            losses[f"images_{name}"] = len(cycle.rows)
+        self.proxy.train(was_training)
+        if not self.k_steps:
+            return None, losses
+        check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
+        return check, {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
+
+    def _fixed_look(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Mean margin and mean loss of each row over the fixed draws, each [rows]."""
+        margin, loss = torch.zeros(len(rows)), torch.zeros(len(rows))
+        place = {row: index for index, row in enumerate(rows)}
+        steps = self.denoiser.timestep_count()
+        for draw in range(self.eval_draws):
+            for batch in self.pictures.batches_by_shape(rows, max(8, self.batch_size), "check"):
+                names = [self.pictures.examples[row].pixels for row in batch.rows]
+                generators = [stream(0, "fixed look", name, draw) for name in names]
+                timesteps, noise = fixed_draws(generators, draw, self.eval_draws, tuple(batch.mean.shape[1:]), steps)
+                with self.accelerator.autocast():
+                    error_map = self.denoiser.error_map_at(batch.mean.float(), batch.tokens, timesteps, noise)
+                spots = [place[row] for row in batch.rows]
+                loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.eval_draws
+                if self.k_steps:
+                    margin[spots] += membership_margin(self.proxy, error_map).cpu() / self.eval_draws
+        return margin, loss

@@ -1,0 +1,52 @@
+"""From the four sides and an open model to encoded pictures in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from library.data.batches import Pictures
+from library.data.examples import Example
+from library.data.latents import encoded_moments
+from library.data.split import Split
+from library.diffusion.encoding import posterior_encoder
+from library.diffusion.model_files import LatentDiffusion
+from library.diffusion.text import tokenize
+
+
+def encode_pictures(
+    split: Split,
+    sizes: Sequence[tuple[int, int]],
+    model: LatentDiffusion,
+    *,
+    max_token_length: int,
+    vae_batch_size: int,
+    cache_dir: str | None,
+    shuffle_caption: bool,
+    keep_tokens: int,
+    caption_separator: str,
+    seed: int,
+) -> Pictures:
+    """Encode every picture of the split once; the rows follow ``split.in_order()``.
+
+    Args:
+        sizes: training size (width, height) of each picture, in that order.
+        cache_dir: folder for latents on disk; None keeps them in memory.
+    """
+    examples: list[Example] = split.in_order()
+    moments = encoded_moments(
+        examples,
+        sizes,
+        posterior_encoder(model.vae),
+        vae_fingerprint=f"{model.fingerprint} {model.vae.dtype}",
+        batch_size=vae_batch_size,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+    )
+    return Pictures(
+        examples,
+        moments,
+        [side.startswith("members") for side in split.sides_in_order()],
+        lambda captions: tokenize(model.tokenizer, captions, max_token_length),
+        shuffle_caption=shuffle_caption,
+        keep_tokens=keep_tokens,
+        caption_separator=caption_separator,
+        seed=seed,
+    )

@@ -1,0 +1,47 @@
+"""Errors for the person who runs the suite, and a collector that reports all faults at once."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class InputError(Exception):
+    """Something the person gave cannot be used; the text says what, shows the value and gives the way out."""
+
+
+class Faults:
+    """Collects messages, so that one run reports every fault instead of the first."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Remember one fault; the same text is reported once."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Take the faults of a block as one's own and go on; what the block was to give is then missing."""
+        try:
+            yield
+        except InputError as error:
+            for message in str(error).splitlines():
+                self.add(message)
+
+    def raise_if_any(self) -> None:
+        """Raises: InputError with every message, one a line."""
+        if self.messages:
+            raise InputError("\n".join(self.messages))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint like ``; did you mean 'param_alpha'?`` or an empty text when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def shortened(names: list[str], most: int = 10) -> str:
+    """The first names of a list in quotes, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,156 @@
+"""Every option of the doors, declared once: section, default, help with its unit, bounds, and who uses it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+TRAINERS = ("PLoRA", "SPLoRA")
+
+
+def option(
+    section: str,
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    doors: tuple[str, ...] = TRAINERS,
+    shapes_weights: bool = True,
+    kohya: str = "",
+) -> Any:
+    """Declare one option.
+
+    Args:
+        section: heading in ``config.toml``, for the reader only.
+        help: one line; the unit stands in it.
+        least, most, above: bounds of a number; ``above`` is exclusive.
+        doors: scripts that use it; the others refuse it.
+        shapes_weights: whether another value gives another LoRA (``--resume`` compares these).
+        kohya: kohya's default and why ours differs, where it does.
+    """
+    facts = {
+        "section": section,
+        "help": help,
+        "least": least,
+        "most": most,
+        "above": above,
+        "choices": choices,
+        "doors": doors,
+        "shapes_weights": shapes_weights,
+        "kohya": kohya,
+    }
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
+    return dataclasses.field(default=default, metadata=facts)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved options of one run, read by doors and tests alone; the library gets plain values."""
+
+    # fmt: off
+    pretrained_model_name_or_path: str | None = option("model", None, "diffusers folder, or single-file SD 1.x .safetensors / .ckpt")
+    clip_skip: int = option("model", 1, "which hidden state of the text encoder counts, from the end (1 = last)", least=1, most=12)
+    max_token_length: int = option("model", 75, "prompt tokens; longer prompts are encoded in pieces of 75", choices=(75, 150, 225))
+    vae_batch_size: int = option("model", 1, "images encoded at once while latents are cached", least=1, shapes_weights=False)
+    no_half_vae: bool = option("model", False, "keep the VAE in fp32 under mixed precision")
+
+    train_data_dir: str | None = option("data", None, "kohya parent folder with <repeats>_<class> children, or a flat folder with --flat_data_dir")
+    flat_data_dir: bool = option("data", False, "take the images directly in train_data_dir, one repeat each")
+    caption_extension: str | None = option("data", None, "ending of caption files; unset: .txt, then .caption", kohya="kohya: .caption; most people have .txt")
+    resolution: str = option("data", "512", "training size in pixels, '512' or 'width,height'", kohya="kohya: none (needed); 512 is SD 1.x's own size")
+    enable_bucket: bool = option("data", False, "keep aspect ratios: sort images into buckets of equal area")
+    bucket_no_upscale: bool = option("data", False, "never enlarge an image; its bucket is its own size, rounded down")
+    min_bucket_reso: int = option("data", 256, "smallest bucket side in pixels", least=8)
+    max_bucket_reso: int = option("data", 1024, "largest bucket side in pixels", least=8)
+    bucket_reso_steps: int = option("data", 64, "bucket sides are multiples of this many pixels", least=8)
+    shuffle_caption: bool = option("data", False, "shuffle the parts of a caption each time it is used")
+    caption_separator: str = option("data", ",", "what separates the parts of a caption")
+    keep_tokens: int = option("data", 0, "how many parts at the front stay in place when captions are shuffled", least=0)
+    strict_captions: bool = option("data", False, "refuse images without a caption file even where the folder's class words could stand in")
+    cache_latents: bool = option("data", True, "latents are encoded once, before the first step", choices=(True,), kohya="kohya: off; here always on, nothing re-encodes an image")
+    cache_latents_to_disk: bool = option("data", False, "keep encoded latents in cache_dir for later runs (0600: they decode to the pictures)", shapes_weights=False)
+    cache_dir: str = option("data", "output/.cache", "folder of the disk caches (0700)", shapes_weights=False)
+
+    nonmember_data_dir: str | None = option("split", None, "folder of non-members; unset: a share of train_data_dir is held out", kohya="not in kohya")
+    nonmember_share: float = option("split", 0.5, "share of train_data_dir held out as non-members (0..1)", above=0, most=0.95)
+    aux_share: float = option("split", 0.5, "share of each side that the proxy attacker learns from (0..1)", above=0, most=0.95)
+    inclusion: str = option("split", "bernoulli", "bernoulli: an independent coin per image or group; fixed: exact shares", choices=("bernoulli", "fixed"))
+    group_by: str | None = option("split", None, "'folder', 'name' (up to the first _ or -), 'none', or a JSON file {stem: group}; unset: groups.json beside the images")
+    split_file: str | None = option("split", None, "reuse the sides of an earlier run's split.json")
+
+    network_module: str = option("network", "networks.lora", "module that makes the network", choices=("networks.lora",), kohya="kohya: none (needed)")
+    network_dim: int = option("network", 4, "rank", least=1)
+    network_alpha: float = option("network", 1.0, "scale = network_alpha / network_dim; 0 means network_dim", least=0)
+    network_dropout: float = option("network", 0.0, "dropout on the low-rank activations (0..1)", least=0, most=0.95)
+    network_train_unet_only: bool = option("network", False, "no LoRA in the text encoder")
+    network_train_text_encoder_only: bool = option("network", False, "no LoRA in the UNet")
+
+    param_alpha: float = option("privacy", 0.05, "weight of the MI gain; the paper's lambda", least=0)
+    param_beta: float = option("privacy", 1.0, "additive constant of the ratio's denominator", least=0, doors=("SPLoRA",))
+    k_steps: int = option("privacy", 1, "attacker steps per LoRA step; 0 switches the attacker off (param_alpha 0 only)", least=0)
+    attack_lr: float = option("privacy", 1e-5, "learning rate of the proxy attacker (Adam)", above=0)
+    attack_weight_decay: float = option("privacy", 1e-4, "weight decay of the proxy attacker", least=0)
+    attack_dropout: float = option("privacy", 0.5, "dropout of the proxy attacker (0..1)", least=0, most=0.95)
+    attack_batch_size: int | None = option("privacy", None, "images per side in an attacker step; unset: train_batch_size", least=1)
+    attack_eval_draws: int = option("privacy", 4, "fixed (timestep, noise) draws per aux image in each epoch's check of the attacker", least=1, most=100, shapes_weights=False)
+    separate_noise: bool = option("privacy", False, "a second UNet pass with fresh noise for the gain, as in the released code")
+    update_order: str = option("privacy", "attacker_first", "who steps first", choices=("attacker_first", "lora_first"))
+    proxy_mode: str = option("privacy", "eval", "mode of the proxy while it judges the LoRA: train leaves dropout on, as released", choices=("eval", "train"))
+    gain_limit: float | None = option("privacy", None, "nats at which an image's gain stops counting (ln 2 = 0.6931 is chance); unset: no limit", above=0)
+
+    learning_rate: float = option("optimizer", 2e-6, "learning rate where unet_lr or text_encoder_lr is unset", least=0)
+    unet_lr: float | None = option("optimizer", None, "learning rate of the UNet's LoRA", least=0)
+    text_encoder_lr: float | None = option("optimizer", None, "learning rate of the text encoder's LoRA", least=0)
+    optimizer_type: str = option("optimizer", "AdamW", "AdamW8bit needs bitsandbytes and CUDA", choices=("AdamW", "AdamW8bit"))
+    optimizer_args: list[str] = option("optimizer", [], "key=value pairs for the optimizer, e.g. weight_decay=0.01 betas=0.9,0.99")
+    max_grad_norm: float = option("optimizer", 1.0, "gradient norm above which gradients are scaled down; 0 = never", least=0)
+    lr_scheduler: str = option("optimizer", "constant", "course of the learning rate", choices=("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"))
+    lr_warmup_steps: float = option("optimizer", 0.0, "optimizer steps of warm-up; below 1 = share of the run", least=0)
+    lr_scheduler_num_cycles: int = option("optimizer", 1, "restarts of cosine_with_restarts", least=1)
+    lr_scheduler_power: float = option("optimizer", 1.0, "power of polynomial", above=0)
+
+    train_batch_size: int = option("schedule", 1, "images per device and pass", least=1)
+    gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1)
+    max_train_steps: int = option("schedule", 1600, "optimizer steps", least=1, shapes_weights=False)
+    max_train_epochs: int | None = option("schedule", None, "epochs; beats max_train_steps of the same source", least=1, shapes_weights=False)
+    mixed_precision: str = option("schedule", "no", "dtype of frozen weights and activations", choices=("no", "fp16", "bf16"))
+    gradient_checkpointing: bool = option("schedule", False, "recompute activations: less memory, about 1.5 x the time", shapes_weights=False)
+    seed: int | None = option("schedule", None, "the one seed of every draw; unset: one is drawn, printed and kept in config.toml", least=0, most=2**31 - 1)
+
+    output_dir: str | None = option("saving", None, "folder of the run; unset: a fresh dated folder under output/", shapes_weights=False)
+    output_name: str = option("saving", "last", "stem of the LoRA files", shapes_weights=False)
+    overwrite: bool = option("saving", False, "let an output_dir that holds a run be used again; its LoRA, split and logs are replaced", shapes_weights=False)
+    save_model_as: str = option("saving", "safetensors", "file format of the LoRA", choices=("safetensors",), shapes_weights=False)
+    save_precision: str = option("saving", "fp16", "dtype of the LoRA files", choices=("float", "fp16", "bf16"), shapes_weights=False, kohya="kohya: the training dtype; fp16 is what people share")
+    save_every_n_epochs: int | None = option("saving", None, "epochs between LoRA files", least=1, shapes_weights=False)
+    save_every_n_steps: int | None = option("saving", None, "optimizer steps between LoRA files", least=1, shapes_weights=False)
+    save_last_n_epochs: int | None = option("saving", None, "how many epochs back LoRA files are kept", least=1, shapes_weights=False)
+    save_last_n_steps: int | None = option("saving", None, "how many optimizer steps back LoRA files are kept", least=1, shapes_weights=False)
+    save_state: bool = option("saving", False, "save a resumable state beside every LoRA file", shapes_weights=False)
+    save_state_on_train_end: bool = option("saving", False, "save a resumable state at the end", shapes_weights=False)
+    save_last_n_epochs_state: int | None = option("saving", None, "how many epochs back states are kept; unset: as LoRA files", least=1, shapes_weights=False)
+    save_last_n_steps_state: int | None = option("saving", None, "how many optimizer steps back states are kept; unset: as LoRA files", least=1, shapes_weights=False)
+    resume: str | None = option("saving", None, "state folder to go on from, e.g. output/run/state/last-step00000050-state", shapes_weights=False)
+    metadata: str = option("saving", "allowlist", "allowlist: what WebUIs need plus ss_privacy_*; full: also names, counts and the comment", choices=("allowlist", "full"), shapes_weights=False)
+    no_metadata: bool = option("saving", False, "only the six keys without which WebUIs mislabel the file, and modelspec.architecture", shapes_weights=False)
+    training_comment: str | None = option("saving", None, "free text for the LoRA file; needs --metadata full", shapes_weights=False)
+
+    sample_prompts: str | None = option("previews", None, "text file of prompts, one a line, with kohya's --n --w --h --d --l --s", shapes_weights=False)
+    sample_every_n_epochs: int | None = option("previews", None, "epochs between previews; wins over steps", least=1, shapes_weights=False)
+    sample_every_n_steps: int | None = option("previews", None, "optimizer steps between previews", least=1, shapes_weights=False)
+    sample_at_first: bool = option("previews", False, "previews of the untouched base model before the first step", shapes_weights=False)
+    sample_sampler: str = option("previews", "ddim", "sampler of the previews", shapes_weights=False, choices=(
+        "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
+        "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"))
+    logging_dir: str | None = option("previews", None, "TensorBoard folder; unset: output_dir/tensorboard", shapes_weights=False)
+
+    dry_run: bool = option("run", False, "check everything, print the plan, train nothing, write nothing", shapes_weights=False)
+    # fmt: on
+
+
+def fields_of(door: str) -> dict[str, dataclasses.Field]:
+    """The options that one door uses, by name."""
+    return {field.name: field for field in dataclasses.fields(Config) if door in field.metadata["doors"]}

@@ -1,0 +1,1 @@
+"""From folders to batches: examples, the four-sided split, buckets, cached latents."""

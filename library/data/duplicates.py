@@ -1,0 +1,45 @@
+"""Near duplicates across sides: pictures so alike that one leaks for the other."""
+
+import logging
+
+import numpy as np
+
+from library.check import shortened
+from library.data.split import SIDES, Split
+
+MOST_PICTURES = 20_000  # all pairs of more take minutes
+logger = logging.getLogger(__name__)
+
+
+def warn_of_near_duplicates(split: Split) -> None:
+    """Name near duplicates across member and non-member sides, so that the person can give them one group."""
+    pairs = near_duplicates(split)
+    if pairs is None:
+        logger.warning("near duplicates were not looked for: more than %d pictures", MOST_PICTURES)
+    elif pairs:
+        names = shortened([f"{member} ~ {non_member}" for member, non_member in pairs], 5)
+        logger.warning("%d near-duplicate pairs lie across member and non-member sides (--group_by keeps such pictures "
+                       "together): %s", len(pairs), names)
+
+
+def near_duplicates(split: Split, most_bits: int = 3) -> list[tuple[str, str]] | None:
+    """File names of pairs across member and non-member sides whose difference hashes differ in few bits.
+
+    Args:
+        most_bits: largest Hamming distance of the 64-bit hashes that still counts as near.
+
+    Returns:
+        Pairs (member, non-member), nearest first; None when there are too many pictures to compare.
+    """
+    members = split.members()
+    non_members = split.sides["non-members-aux"] + split.sides["non-members-test"]
+    if sum(len(split.sides[side]) for side in SIDES) > MOST_PICTURES:
+        return None
+    left = np.array([example.brightness_signs for example in members], dtype=np.uint64)
+    right = np.array([example.brightness_signs for example in non_members], dtype=np.uint64)
+    pairs: list[tuple[int, str, str]] = []
+    for row, value in enumerate(left):
+        bits = np.bitwise_count(right ^ value)
+        for column in np.flatnonzero(bits <= most_bits):
+            pairs.append((int(bits[column]), members[row].path.name, non_members[int(column)].path.name))
+    return [(member, non_member) for _, member, non_member in sorted(pairs)]

@@ -1,0 +1,46 @@
+"""One captioned picture, and what identifies it: the hash of its decoded pixels."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture as the split sees it. ``pixels`` is its identity; the path only says where it lay."""
+
+    path: Path
+    caption: str
+    repeats: int
+    group: str  # pictures of one group stay on one side
+    width: int  # pixels
+    height: int  # pixels
+    pixels: str  # SHA-256 (hex) of the decoded RGB pixels and their size
+    brightness_signs: int  # 64-bit difference hash, for near duplicates
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Decode a picture to RGB, turned as its EXIF orientation says.
+
+    Raises:
+        OSError, SyntaxError, ValueError: what Pillow raises for a corrupt file.
+    """
+    with Image.open(path) as file:
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def pixel_hash(picture: Image.Image) -> str:
+    """SHA-256 (hex) over width, height and RGB bytes: the same for a PNG and a lossless copy of it."""
+    digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """64 signs of horizontal brightness steps on a 9 x 8 thumbnail; near duplicates differ in few bits."""
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = (grey[:, 1:] > grey[:, :-1]).flatten()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

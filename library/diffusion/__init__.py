@@ -1,0 +1,1 @@
+"""The frozen latent diffusion model: loading, text, denoising error, previews, memory."""

@@ -1,0 +1,1 @@
+"""The privacy game: the proxy attacker, its turn, and the two objectives."""

@@ -1,0 +1,86 @@
+"""Files written whole or not at all, and safetensors with their metadata."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from library.check import InputError
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner may open (0700) and return it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write_whole(path: Path, data: bytes | str, private: bool = False) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader finds the old file or the new one.
+
+    Args:
+        private: mode 0600 from the first byte on (files that name private images or decode to them).
+    """
+    content = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if not private:
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], private: bool = False
+) -> None:
+    """Write a safetensors file whole; tensors are made contiguous and brought to the CPU."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(plain, dict(metadata)), private=private)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file.
+
+    Raises:
+        InputError: when the file is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise InputError(f"'{path}' is not a file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(f"'{path}' is no whole safetensors file ({error}); fetch or export it again") from error
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of the tensor bytes as a safetensors file lays them out, header left out.
+
+    The same number as ``sshs_model_hash`` of kohya and the addnet hash of A1111: metadata does not change it.
+    """
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def state_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes, types and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()

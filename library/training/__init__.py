@@ -1,0 +1,1 @@
+"""Running a training: output folder, optimizer, steps, checkpoints, states, records, previews on disk."""

@@ -1,0 +1,56 @@
+"""Ctrl-C and losses that are not finite: how a run stops without losing what it has."""
+
+import math
+import signal
+from types import FrameType, TracebackType
+
+
+class StopSignal:
+    """The first Ctrl-C (or SIGTERM) asks the run to finish its step; the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+class FiniteGuard:
+    """Counts steps whose loss or gradient norm is not finite; such a step is skipped, some in a row end the run."""
+
+    def __init__(self, most_in_a_row: int = 5) -> None:
+        self.most_in_a_row = most_in_a_row
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def accepts(self, loss: float, gradient_norm: float) -> bool:
+        """Whether the step may be taken."""
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        return False
+
+    def is_lost(self) -> bool:
+        """Whether ``most_in_a_row`` bad steps came in a row."""
+        return self.in_a_row >= self.most_in_a_row
+
+    def report(self, done: int, figures: dict[str, float]) -> str:
+        """What the run says when it stops for this."""
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        return (f"STOPPED after step {done}: {self.in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"({shown}; {self.skipped} steps skipped in all). None of them was trained on, and files saved before "
+                "are untouched. Lower the learning rate, or use mixed_precision bf16 or no")

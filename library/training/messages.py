@@ -1,0 +1,41 @@
+"""What a run says on the terminal: the library's messages at the start, the way on at the end."""
+
+import logging
+import sys
+from pathlib import Path
+
+from library.training.output_folder import OutputFolder
+
+
+def show_library_messages() -> None:
+    """Send the library's log messages to the terminal (never to a file) and quieten the frameworks'."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("library")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    for name in ("transformers", "diffusers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def split_in_words(sizes: dict[str, int], inclusion: str) -> str:
+    """Images per side in one line."""
+    return f"split ({inclusion}): " + ", ".join(f"{count} {side}" for side, count in sizes.items())
+
+
+def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
+    """Where the LoRA lies and how to load it."""
+    lora = folder.lora().resolve()
+    return "\n".join([
+        *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
+        f"LoRA: {lora}",
+        f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
+        "  ComfyUI: copy it to models/loras and add a Load LoRA node",
+        f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
+        f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+    ])
+
+
+def how_to_resume(door: str, state: str) -> str:
+    """The command that goes on from a state."""
+    return f"go on with: bash {door}.sh --config_file OUTPUT_DIR/config.toml --resume {state}"

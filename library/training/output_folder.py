@@ -1,0 +1,109 @@
+"""The folder of one run: where each file lies, and whether it may be used."""
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.check import InputError
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Paths inside an output folder, as design.md section 5 names them."""
+
+    path: Path
+    output_name: str
+
+    def lora(self, number: str = "") -> Path:
+        """``last.safetensors`` at the end, ``last-000010.safetensors`` or ``last-step00000050.safetensors`` before."""
+        return self.path / f"{self.output_name}{number}.safetensors"
+
+    def config(self) -> Path:
+        """Resolved options."""
+        return self.path / "config.toml"
+
+    def split(self) -> Path:
+        """Who is a member; private."""
+        return self.path / "split.json"
+
+    def log(self) -> Path:
+        """One JSON object a record."""
+        return self.path / "log.jsonl"
+
+    def proxy(self) -> Path:
+        """The proxy attacker that belongs to the LoRA."""
+        return self.path / "proxy.safetensors"
+
+    def samples(self) -> Path:
+        """Previews."""
+        return self.path / "sample"
+
+    def state(self, number: str) -> Path:
+        """A resumable state."""
+        return self.path / "state" / f"{self.output_name}{number}-state"
+
+    def tensorboard(self) -> Path:
+        """TensorBoard records."""
+        return self.path / "tensorboard"
+
+
+def epoch_number(epoch: int) -> str:
+    """kohya's number of an epoch's file."""
+    return f"-{epoch:06d}"
+
+
+def step_number(step: int) -> str:
+    """kohya's number of a step's file."""
+    return f"-step{step:08d}"
+
+
+def choose_folder(output_dir: str | None, output_name: str, door: str, resume: str | None) -> OutputFolder:
+    """The folder that was asked for, else that of the state to resume, else a fresh dated one under output/."""
+    if output_dir is not None:
+        return OutputFolder(Path(output_dir), output_name)
+    if resume is not None:
+        return OutputFolder(Path(resume).resolve().parent.parent, output_name)
+    return OutputFolder(Path("output") / f"{door.lower()}-{time.strftime('%Y%m%d-%H%M%S')}", output_name)
+
+
+def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None:
+    """Raises: InputError when the folder cannot be written, or holds a run that would be lost."""
+    holds_run = folder.split().exists() or folder.lora().exists()
+    if holds_run and not (overwrite or resume):
+        raise InputError(
+            f"output_dir '{folder.path}' already holds a run (a LoRA without its split.json cannot be audited any more); "
+            "go on with --resume STATE, replace it with --overwrite, or give another --output_dir"
+        )
+    existing = folder.path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(f"'{existing}' is a file")
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".writable"):
+            pass
+    except OSError as error:
+        raise InputError(f"output_dir '{folder.path}' cannot be written: {error.strerror or error}") from error
+
+
+def make_folder(folder: OutputFolder, *, clear: bool) -> None:
+    """Make the folder; ``clear`` removes an earlier run from it first."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if clear:
+        clear_run(folder)
+
+
+def clear_run(folder: OutputFolder) -> None:
+    """Remove what an earlier run left, so that nothing of it is taken for the new one's. Other files stay."""
+    for file in (folder.split(), folder.log(), folder.proxy(), folder.config(), folder.lora()):
+        file.unlink(missing_ok=True)
+    numbered = [*folder.path.glob(f"{folder.output_name}-[0-9]*.safetensors"),
+                *folder.path.glob(f"{folder.output_name}-step*.safetensors")]
+    for file in numbered:
+        file.unlink()
+    for place in (folder.samples(), folder.tensorboard(), folder.path / "state", folder.path / "audit"):
+        if place.is_dir():
+            shutil.rmtree(place)
+

@@ -1,0 +1,105 @@
+"""What a run writes down as it goes: log.jsonl, TensorBoard, the progress bar."""
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from library.tensor_files import write_whole
+
+
+SHOWN = ("adaptation_loss", "attack_loss", "proxy_loss")  # in the bar
+
+
+class Recorder:
+    """One object a line in log.jsonl, the same numbers in TensorBoard, the latest in the bar. Figures, never captions."""
+
+    def __init__(
+        self, log: Path, tensorboard: Path, *, total: int, done: int, images_per_step: int, active: bool
+    ) -> None:
+        """
+        Args:
+            done: steps of an earlier run that this one goes on from.
+            images_per_step: member images of one optimizer step, all processes together.
+            active: False writes nothing (processes beside the main one).
+        """
+
+        self.active = active
+        self.log = log
+        self.images_per_step = images_per_step
+        self._started: float | None = None
+        self._first = done
+        self._bar = tqdm(total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, disable=not active)
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        if done:
+            self._forget_after(done)
+        self._file = log.open("a", encoding="utf-8")
+        self._writer: Any = SummaryWriter(str(tensorboard), purge_step=done + 1 if done else None)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+        if self.active:
+            self._file.close()
+            self._writer.close()
+
+    def step(self, done: int, epoch: int, figures: dict[str, float]) -> None:
+        """Record one optimizer step; the rate counts from the end of the first one."""
+        if not self.active:
+            return
+        self._write({"step": done, "epoch": epoch, **figures})
+        now = time.perf_counter()
+        if self._started is None:
+            self._started, self._first = now, done
+        elapsed = now - self._started
+        shown = {name: f"{value:.4g}" for name, value in figures.items() if name in SHOWN}
+        if elapsed > 0:
+            rate = (done - self._first) * self.images_per_step / elapsed
+            shown["images/s"] = f"{rate:.1f}"
+            self._writer.add_scalar("speed/images_per_second", rate, done)
+        for name, value in figures.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(f"step/{name}", value, done)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(1)
+
+    def epoch(self, done: int, epoch: int, figures: dict[str, float]) -> None:
+        """Record an epoch's look at the aux sides."""
+        if not self.active:
+            return
+        self._write({"step": done, "epoch": epoch, **figures})
+        for name, value in figures.items():
+            self._writer.add_scalar(f"epoch/{name}", value, done)
+
+    def pictures(self, done: int, images: list[Image.Image]) -> None:
+        """Show previews in TensorBoard, by number, never by prompt."""
+        import numpy as np
+
+        for index, image in enumerate(images):
+            self._writer.add_image(f"preview/{index:02d}", np.asarray(image), done, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        self._bar.write(text)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        plain = {name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
+                 for name, value in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+
+    def _forget_after(self, done: int) -> None:
+        """Drop records that a resumed run will write again."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= done]
+        write_whole(self.log, "".join(f"{line}\n" for line in kept))

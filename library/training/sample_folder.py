@@ -1,0 +1,54 @@
+"""Previews on disk: numbered PNG files and one sheet that shows the stages side by side."""
+
+import io
+import re
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from library.tensor_files import write_whole
+
+MARGIN, LABEL = 4, 16  # pixels
+
+
+def write_previews(folder: Path, output_name: str, stage: str, images: list[Image.Image]) -> None:
+    """Write ``last_e000001_00.png`` and so on. Prompts stand neither in names nor in the files.
+
+    Args:
+        stage: "base", "e000001", "step00000050" or "final".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        write_whole(folder / f"{output_name}_{stage}_{index:02d}.png", _png(image))
+
+
+def write_sheet(folder: Path, output_name: str) -> Path | None:
+    """Put all previews of a run on one sheet: a row a prompt, a column a stage, the base first. None without any."""
+    pattern = re.compile(re.escape(output_name) + r"_(base|e\d+|step\d+|final)_(\d+)\.png")
+    found = {match.groups(): file for file in folder.glob("*.png") if (match := pattern.fullmatch(file.name))}
+    if not found:
+        return None
+    stages = sorted({stage for stage, _ in found}, key=lambda stage: (stage == "final", stage != "base", stage))
+    rows = sorted({row for _, row in found})
+    pictures = {place: Image.open(file).convert("RGB") for place, file in found.items()}
+    zoom = 2 if max(picture.width for picture in pictures.values()) <= 128 else 1
+    width = max(picture.width for picture in pictures.values()) * zoom + MARGIN
+    height = max(picture.height for picture in pictures.values()) * zoom + MARGIN
+    sheet = Image.new("RGB", (width * len(stages) + MARGIN, height * len(rows) + MARGIN + LABEL), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, stage in enumerate(stages):
+        pen.text((column * width + MARGIN, 2), stage, fill="black")
+        for line, row in enumerate(rows):
+            if (stage, row) in pictures:
+                picture = pictures[stage, row]
+                enlarged = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
+                sheet.paste(enlarged, (column * width + MARGIN, line * height + MARGIN + LABEL))
+    path = folder / f"{output_name}_sheet.png"
+    write_whole(path, _png(sheet))
+    return path
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

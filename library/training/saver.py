@@ -1,0 +1,55 @@
+"""Writes a run's LoRA files, proxy and states at the moments its rule names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from library.tensor_files import write_tensors
+from library.training.checkpoints import KeepRule, numbers_due, remove_old
+from library.training.course import Course
+from library.training.lora_file import write_lora
+from library.training.output_folder import OutputFolder
+from library.training.state import Players, save_state
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Knows where, how often and in which precision; ``metadata`` and ``checks`` give the facts of the moment."""
+
+    folder: OutputFolder
+    course: Course
+    rule: KeepRule
+    players: Players
+    save_precision: str
+    with_state: bool
+    options: dict[str, Any]  # those that shape the weights
+    split_hash: str
+    metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
+    checks: Callable[[], list[dict]]
+    active: bool  # only the main process writes
+
+    def after_step(self, done: int) -> None:
+        """Write what is due after ``done`` steps and remove what falls out of the rule."""
+        if not self.active:
+            return
+        for number in numbers_due(self.course, self.rule, done):
+            self.write_lora(number, done)
+            if self.with_state:
+                self.write_state(number, done)
+        remove_old(self.course, self.rule, self.folder, done)
+
+    def write_lora(self, number: str, done: int) -> None:
+        """The LoRA under this number ("" = the final name) and the proxy attacker that belongs to it."""
+        if not self.active:
+            return
+        state = self.players.network.state_dict()
+        write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
+        write_tensors(self.folder.proxy(), self.players.proxy.state_dict(), {})
+
+    def write_state(self, number: str, done: int) -> str:
+        """A resumable state; returns its folder."""
+        place = self.folder.state(number)
+        if self.active:
+            save_state(place, self.players, done=done, options=self.options, split_hash=self.split_hash,
+                       checks=self.checks())  # fmt: skip
+        return str(place)

@@ -1,0 +1,113 @@
+"""A resumable state: LoRA and proxy in fp32, both optimizers, the course so far, and the options that shaped it."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.check import Faults, InputError
+from library.tensor_files import read_tensors, write_tensors, write_whole
+from library.training.lora_file import write_lora
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Players:
+    """Everything that changes while a run goes on."""
+
+    network: nn.Module
+    optimizer: Any
+    schedule: Any
+    proxy: nn.Module
+    attacker: Any  # the proxy's optimizer
+    scaler: Any  # of fp16; None otherwise
+
+
+def save_state(
+    path: Path, players: Players, *, done: int, options: Mapping[str, Any], split_hash: str, checks: list[dict]
+) -> None:
+    """Write a state folder whole: under a temporary name first, then renamed.
+
+    Every draw of chance is a function of the seed and the step, so the step stands for all random streams.
+
+    Args:
+        done: optimizer steps that have run.
+        options: the options that shape the weights.
+        split_hash: names the split without naming a picture.
+        checks: the proxy's checks so far.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        write_lora(temporary / "lora.safetensors", players.network.state_dict(), {}, "float")
+        write_tensors(temporary / "proxy.safetensors", players.proxy.state_dict(), {})
+        moving = {
+            "optimizer": players.optimizer.state_dict(),
+            "schedule": players.schedule.state_dict(),
+            "attacker": players.attacker.state_dict(),
+            "scaler": players.scaler.state_dict() if players.scaler is not None else {},
+        }
+        buffer = io.BytesIO()
+        torch.save(moving, buffer)
+        write_whole(temporary / "optimizers.pt", buffer.getvalue())
+        content = {"format": FORMAT, "done": done, "options": options, "split": split_hash, "checks": checks}
+        write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_state(path: Path, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
+    """The course of a state, once it fits this run.
+
+    Raises:
+        InputError: no state folder; other options or another split, each difference with both values.
+    """
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        saved = dict(content["options"])
+        if content["format"] != FORMAT or not isinstance(content["done"], int):
+            raise ValueError(f"format {content['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
+                         "OUTPUT_DIR/state/last-step00000050-state") from error
+    faults = Faults()
+    for name in sorted(set(saved) | set(options)):
+        before, now = saved.get(name), json.loads(json.dumps(options.get(name)))
+        if before != now:
+            faults.add(f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml")
+    if content["split"] != split_hash:
+        faults.add(f"--resume '{path}': the pictures or their sides have changed since the state was saved")
+    faults.raise_if_any()
+    return content
+
+
+def load_players(path: Path, players: Players) -> None:
+    """Put a state's tensors and moments into the players; nothing is unpickled but tensors and plain values."""
+    _fill(players.network, read_tensors(path / "lora.safetensors")[0])
+    _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
+    moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    players.optimizer.load_state_dict(moving["optimizer"])
+    players.schedule.load_state_dict(moving["schedule"])
+    players.attacker.load_state_dict(moving["attacker"])
+    if players.scaler is not None and moving["scaler"]:
+        players.scaler.load_state_dict(moving["scaler"])
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise InputError(f"the state does not fit this run's network: {str(error).splitlines()[0]}") from error

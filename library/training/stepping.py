@@ -1,0 +1,50 @@
+"""One optimizer step: gradients averaged over processes, clipped, checked, taken or skipped."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from library.training.interruption import FiniteGuard
+from library.training.optimizers import gradient_norm
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+
+
+def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Mean of the gradients over all processes; nothing to do for one."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= accelerator.num_processes
+
+
+def take_step(
+    accelerator: Accelerator, optimizer: Any, parameters: list[nn.Parameter], max_grad_norm: float, losses: Tensor,
+    guard: FiniteGuard,
+) -> tuple[bool, dict[str, float]]:  # fmt: skip
+    """Step the optimizer unless the loss or the gradient is not finite; gradients are cleared either way.
+
+    Args:
+        optimizer: prepared by the accelerator.
+        losses: [3] of this process: the objective that was differentiated, L and CE.
+
+    Returns:
+        Whether the step was taken, and the figures for the log: losses averaged over processes and the gradient norm
+        before clipping.
+    """
+    accelerator.unscale_gradients(optimizer)
+    average_gradients(accelerator, parameters)
+    norm = gradient_norm(parameters, max_grad_norm)
+    values = accelerator.reduce(torch.cat([losses, norm.reshape(1)]), "mean").tolist()  # the step's one wait for the GPU
+    figures = dict(zip(("loss", "adaptation_loss", "attack_loss", "gradient_norm"), values, strict=True))
+    scaled = accelerator.scaler is not None  # then an overflow of the gradient is the scaler's own business
+    taken = guard.accepts(figures["loss"], 0.0 if scaled else figures["gradient_norm"])
+    if taken or scaled:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return taken and not (scaled and optimizer.step_was_skipped), figures

@@ -1,0 +1,1 @@
+"""Networks that are injected into the frozen model, and tools on their files."""
