@@ -153,8 +153,10 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
             return [str(item) for item in value]
     except (ValueError, TypeError, KeyError):
         pass
-    kind = "a list of texts" if wanted == list[str] else {bool: "true or false", int: "a whole number"}.get(
-        wanted, "a number" if wanted is float else "a text"
+    kind = (
+        "a list of texts"
+        if wanted == list[str]
+        else {bool: "true or false", int: "a whole number"}.get(wanted, "a number" if wanted is float else "a text")
     )
     faults.add(f"{name} must be {kind}, got {value!r} ({entry.origin})")
     return None
@@ -200,8 +202,10 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
     if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
         faults.add("param_alpha and param_beta are both 0, the ratio would divide by 1e-5; set param_beta = 1.0")
     if config.param_alpha > 0 and config.k_steps == 0:
-        faults.add("k_steps 0 switches the attacker off, but param_alpha is "
-                   f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0")
+        faults.add(
+            "k_steps 0 switches the attacker off, but param_alpha is "
+            f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
+        )
     if config.network_train_unet_only and config.network_train_text_encoder_only:
         faults.add("network_train_unet_only and network_train_text_encoder_only exclude each other")
     if not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.resolution.strip()):
@@ -209,12 +213,14 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
     if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0:
-        faults.add(f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
-                   "use constant_with_warmup")
+        faults.add(
+            f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
+            "use constant_with_warmup"
+        )
     if "/" in config.output_name or "\\" in config.output_name or config.output_name.startswith("."):
         faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
     if config.training_comment and config.metadata != "full":
-        faults.add("training_comment would be dropped: free text enters the LoRA with metadata = \"full\" only")
+        faults.add('training_comment would be dropped: free text enters the LoRA with metadata = "full" only')
     if config.optimizer_type == "AdamW8bit":
         _check_8bit(faults)
 
@@ -223,7 +229,7 @@ def _check_8bit(faults: Faults) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        faults.add("optimizer_type AdamW8bit needs a CUDA GPU and there is none here; use optimizer_type = \"AdamW\"")
+        faults.add('optimizer_type AdamW8bit needs a CUDA GPU and there is none here; use optimizer_type = "AdamW"')
 
 
 def resolved_toml(door: str, config: Config) -> str:
@@ -255,7 +261,10 @@ def help_text(door: str) -> str:
     return "\n".join(lines)
 
 
-def stop_with(error: InputError) -> int:
-    """Print an input error to the terminal; exit status 2."""
-    print(str(error), file=sys.stderr)
-    return 2
+def run(main: Callable[[list[str]], int]) -> int:
+    """Run a door on the command line; an input error goes to the terminal with exit status 2."""
+    try:
+        return main(sys.argv[1:])
+    except InputError as error:
+        print(str(error), file=sys.stderr)
+        return 2

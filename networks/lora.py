@@ -155,9 +155,7 @@ def create_network(
             raise InputError(f"{part}: {len(targets)} layers for LoRA were found, its config implies {expected}")
         parts.append(
             [
-                LoRAModule(
-                    name, layer, rank=rank, alpha=alpha, dropout=neuron_dropout or 0.0, multiplier=multiplier
-                )
+                LoRAModule(name, layer, rank=rank, alpha=alpha, dropout=neuron_dropout or 0.0, multiplier=multiplier)
                 for name, layer in targets.items()
             ]
         )
@@ -190,8 +188,10 @@ def create_network_from_weights(
     names = sorted({name.split(".")[0] for name in weights})
     strange = [name for name in names if name not in layers or f"{name}.lora_down.weight" not in weights]
     if strange or not names:
-        raise InputError(f"'{file}' does not fit this model: {len(strange)} of {len(names)} modules have no layer here: "
-                         f"{shortened(strange, 3)}; it was made for another base model, or is no LoRA")
+        raise InputError(
+            f"'{file}' does not fit this model: {len(strange)} of {len(names)} modules have no layer here: "
+            f"{shortened(strange, 3)}; it was made for another base model, or is no LoRA"
+        )
     unet_loras: list[LoRAModule] = []
     text_loras: list[LoRAModule] = []
     for name in names:
@@ -199,8 +199,10 @@ def create_network_from_weights(
         alpha = float(weights[f"{name}.alpha"]) if f"{name}.alpha" in weights else float(down.shape[0])
         lora = LoRAModule(name, layers[name], rank=down.shape[0], alpha=alpha, dropout=0.0, multiplier=multiplier)
         if lora.lora_down.weight.shape != down.shape:
-            raise InputError(f"'{file}' does not fit this model: {name} is {tuple(down.shape)}, the layer here takes "
-                             f"{tuple(lora.lora_down.weight.shape)}; it was made for another base model")
+            raise InputError(
+                f"'{file}' does not fit this model: {name} is {tuple(down.shape)}, the layer here takes "
+                f"{tuple(lora.lora_down.weight.shape)}; it was made for another base model"
+            )
         weights.setdefault(f"{name}.alpha", torch.tensor(alpha))
         (unet_loras if name.startswith(UNET_PREFIX) else text_loras).append(lora)
     return LoRANetwork(unet_loras, text_loras), weights

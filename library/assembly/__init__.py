@@ -1,1 +1,1 @@
-"""Where the rooms meet: pieces that need data, diffusion and privacy at once. They take plain values, never the config."""
+"""Where the rooms meet: pieces that need several of them at once. They take plain values, never the config."""

@@ -7,10 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from library.data.batches import AuxCycle, Batch, Pictures
+from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
+from library.data.split import Split
 from library.diffusion.denoising import Denoiser, fixed_draws
+from library.diffusion.model_files import LatentDiffusion
 from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
-from library.privacy.vigilance import ProxyCheck, check_proxy
+from library.privacy.vigilance import Vigilance, check_proxy
 from library.seeding import stream
 from library.training.stepping import average_gradients
 
@@ -21,8 +23,10 @@ class Game:
 
     accelerator: Accelerator
     pictures: Pictures
+    members: MemberBatches
     aux_members: AuxCycle
     aux_non_members: AuxCycle
+    watch: Vigilance  # the checks of the proxy so far
     denoiser: Denoiser
     proxy: ProxyAttacker
     attacker: Any  # the proxy's optimizer
@@ -33,6 +37,46 @@ class Game:
     proxy_mode: str
     gain_limit: float | None
     eval_draws: int  # fixed (timestep, noise) pairs per image in a check
+
+    @classmethod
+    def begin(
+        cls, accelerator: Accelerator, model: LatentDiffusion, pictures: Pictures, split: Split, size: tuple[int, int],
+        *, seed: int, clip_skip: int, batch_size: int, accumulation: int, k_steps: int, attack_batch_size: int,
+        attack_lr: float, attack_weight_decay: float, attack_dropout: float, separate_noise: bool, proxy_mode: str,
+        gain_limit: float | None, eval_draws: int,
+    ) -> "Game":  # fmt: skip
+        """A fresh proxy attacker with its Adam, facing this model and these pictures.
+
+        Args:
+            batch_size, accumulation: of the LoRA step.
+            size: training resolution (width, height) in pixels; the side that maps of mixed shapes are pooled to.
+        """
+        proxy = ProxyAttacker(model.latent_shape(size), pooled=not pictures.one_shape(), dropout=attack_dropout)
+        proxy.to(accelerator.device)
+        return cls(
+            accelerator=accelerator,
+            pictures=pictures,
+            members=MemberBatches(
+                pictures, batch_size=batch_size, accumulation=accumulation, seed=seed,
+                rank=accelerator.process_index, processes=accelerator.num_processes,
+            ),
+            aux_members=AuxCycle(split.rows("members-aux"), seed, "members-aux"),
+            aux_non_members=AuxCycle(split.rows("non-members-aux"), seed, "non-members-aux"),
+            watch=Vigilance(),
+            denoiser=Denoiser(
+                model.unet, model.text_encoder, model.scheduler,
+                latent_scale=model.vae.config.scaling_factor, clip_skip=clip_skip,
+            ),
+            proxy=proxy,
+            attacker=torch.optim.Adam(proxy.parameters(), lr=attack_lr, weight_decay=attack_weight_decay),
+            seed=seed,
+            k_steps=k_steps,
+            batch_size=attack_batch_size,
+            separate_noise=separate_noise,
+            proxy_mode=proxy_mode,
+            gain_limit=gain_limit,
+            eval_draws=eval_draws,
+        )  # fmt: skip
 
     def attacker_turn(self, step: int) -> dict[str, float]:
         """``k_steps`` Adam steps of the proxy on aux members + aux non-members, the diffusion model frozen.
@@ -92,10 +136,13 @@ class Game:
             return self.denoiser.error_map(batch.latents(generator), batch.tokens, generator)
 
     @torch.no_grad()
-    def check_aux(self, epoch: int) -> tuple[ProxyCheck | None, dict[str, float]]:
+    def check_aux(self, epoch: int) -> dict[str, float]:
         """Look at both aux sides under fixed noise: the proxy's balanced accuracy and the adaptation losses.
 
         Timesteps and noise belong to the picture, so the figures of all epochs and all runs are comparable.
+
+        Returns:
+            Figures for the log, with the images they rest on; the proxy's check joins ``watch``.
         """
         was_training = self.proxy.training
         self.proxy.eval()
@@ -107,9 +154,10 @@ class Game:
             losses[f"images_{name}"] = len(cycle.rows)
         self.proxy.train(was_training)
         if not self.k_steps:
-            return None, losses
+            return losses
         check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
-        return check, {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
+        self.watch.checks.append(check)
+        return {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
 
     def _fixed_look(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Mean margin and mean loss of each row over the fixed draws, each [rows]."""

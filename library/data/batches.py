@@ -1,4 +1,4 @@
-"""Batches as pure functions of (seed, epoch, step): member batches for the LoRA, endless aux cycles for the attacker."""
+"""Batches as pure functions of seed, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
 
 import math
 from collections.abc import Callable, Sequence

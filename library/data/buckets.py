@@ -3,6 +3,7 @@
 import math
 
 from library.check import InputError
+from library.data.examples import Example
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -48,7 +49,7 @@ def shrunk_bucket(width: int, height: int, resolution: tuple[int, int], step: in
 
 
 def assign_buckets(
-    sizes_of_pictures: list[tuple[int, int]],
+    examples: list[Example],
     *,
     resolution: tuple[int, int],
     enable_bucket: bool,
@@ -66,11 +67,11 @@ def assign_buckets(
     if not enable_bucket:
         check_multiple("resolution", resolution[0], multiple)
         check_multiple("resolution", resolution[1], multiple)
-        return [resolution] * len(sizes_of_pictures)
+        return [resolution] * len(examples)
     check_multiple("bucket_reso_steps", step, multiple)
     if bucket_no_upscale:
-        return [shrunk_bucket(width, height, resolution, step) for width, height in sizes_of_pictures]
+        return [shrunk_bucket(example.width, example.height, resolution, step) for example in examples]
     sizes = bucket_sizes(resolution, smallest, largest, step)
     if not sizes or min(min(size) for size in sizes) <= 0:
         raise InputError(f"no bucket fits resolution {resolution} with sides {smallest}..{largest} in steps of {step}")
-    return [nearest_bucket(width, height, sizes) for width, height in sizes_of_pictures]
+    return [nearest_bucket(example.width, example.height, sizes) for example in examples]

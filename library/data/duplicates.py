@@ -18,8 +18,12 @@ def warn_of_near_duplicates(split: Split) -> None:
         logger.warning("near duplicates were not looked for: more than %d pictures", MOST_PICTURES)
     elif pairs:
         names = shortened([f"{member} ~ {non_member}" for member, non_member in pairs], 5)
-        logger.warning("%d near-duplicate pairs lie across member and non-member sides (--group_by keeps such pictures "
-                       "together): %s", len(pairs), names)
+        logger.warning(
+            "%d near-duplicate pairs lie across member and non-member sides (--group_by keeps such pictures "
+            "together): %s",
+            len(pairs),
+            names,
+        )
 
 
 def near_duplicates(split: Split, most_bits: int = 3) -> list[tuple[str, str]] | None:

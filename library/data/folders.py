@@ -63,27 +63,37 @@ def picture_folders(folder: Path, flat: bool, option_name: str = "train_data_dir
     named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if flat:
         if not direct:
-            raise InputError(f"{option_name} '{folder}' has no pictures directly in it; without --flat_data_dir its "
-                             "<repeats>_<class> folders are read")
+            raise InputError(
+                f"{option_name} '{folder}' has no pictures directly in it; without --flat_data_dir its "
+                "<repeats>_<class> folders are read"
+            )
         return [PictureFolder(folder, 1, "")]
     if named:
         passed_over = [child.name for child in children if child not in named and pictures_in(child)]
         if passed_over:
-            raise InputError(f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
-                             "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away")
+            raise InputError(
+                f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
+                "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
+            )
         return [_named_folder(child) for child in named]
     if direct and REPEATS_CLASS.fullmatch(folder.resolve().name):
-        raise InputError(f"{option_name} '{folder}' is itself a <repeats>_<class> folder; give its parent "
-                         f"'{folder.resolve().parent}'")
+        raise InputError(
+            f"{option_name} '{folder}' is itself a <repeats>_<class> folder; give its parent "
+            f"'{folder.resolve().parent}'"
+        )
     if direct:
-        raise InputError(f"{option_name} '{folder}' has {direct} images and no folder named <repeats>_<class>; use "
-                         "--flat_data_dir to take the folder as it is")
+        raise InputError(
+            f"{option_name} '{folder}' has {direct} images and no folder named <repeats>_<class>; use "
+            "--flat_data_dir to take the folder as it is"
+        )
     for child in children:
         if any(REPEATS_CLASS.fullmatch(inner.name) and inner.is_dir() for inner in child.iterdir()):
             raise InputError(f"{option_name} '{folder}' is one level too high; give '{child}'")
         if pictures_in(child):
-            raise InputError(f"{option_name} '{folder}': its folder '{child.name}' has pictures but no repeats in its "
-                             f"name; rename it to '1_{child.name}', or give '{child}' with --flat_data_dir")
+            raise InputError(
+                f"{option_name} '{folder}': its folder '{child.name}' has pictures but no repeats in its "
+                f"name; rename it to '1_{child.name}', or give '{child}' with --flat_data_dir"
+            )
     raise InputError(f"{option_name} '{folder}' holds no pictures ({', '.join(sorted(ENDINGS))})")
 
 
@@ -153,18 +163,29 @@ def _report_captions(part: PictureFolder, count: int, missing: list[str], strict
     """Say how many captions a folder has; missing ones are a fault where nothing may stand in."""
     logger.info(
         "%s: %d images, %d captions, %d without, %d repeats",
-        part.path.name, count, count - len(missing), len(missing), part.repeats,
+        part.path.name,
+        count,
+        count - len(missing),
+        len(missing),
+        part.repeats,
     )
     if not missing:
         return
     names = shortened(missing)
     if strict or not part.class_words:
-        faults.add(f"'{part.path}': {len(missing)} images have no caption file (.txt or .caption, or set "
-                   f"caption_extension): {names}")
+        faults.add(
+            f"'{part.path}': {len(missing)} images have no caption file (.txt or .caption, or set "
+            f"caption_extension): {names}"
+        )
     else:
         level = logging.WARNING if len(missing) > 0.05 * count else logging.INFO
-        logger.log(level, "%d images of '%s' have no caption file; the folder's class words stand in: %s",
-                   len(missing), part.path.name, names)
+        logger.log(
+            level,
+            "%d images of '%s' have no caption file; the folder's class words stand in: %s",
+            len(missing),
+            part.path.name,
+            names,
+        )
 
 
 def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | None]:

@@ -64,7 +64,8 @@ def encoded_moments(
         InputError: a picture whose latents are not finite even in a second pass.
     """
     folder = None if cache_dir is None else private_folder(private_folder(cache_dir) / "latents")
-    keys = [_cache_key(example, size, vae_fingerprint) if folder else "" for example, size in zip(examples, sizes)]
+    pairs = zip(examples, sizes, strict=True)
+    keys = [_cache_key(example, size, vae_fingerprint) if folder else "" for example, size in pairs]
     found: list[Moments | None] = [_read_cache(folder, key) for key in keys]
     open_rows = [row for row, moments in enumerate(found) if moments is None]
     progress = tqdm(total=len(open_rows), desc="encoding latents", unit="image", leave=False)
@@ -74,8 +75,10 @@ def encoded_moments(
         for place, row in enumerate(rows):
             moments = Moments(mean[place].half().cpu(), std[place].half().cpu())
             if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.std).all()):
-                raise InputError(f"the VAE gives NaN or Inf for '{examples[row].path}'; use --no_half_vae or "
-                                 "mixed_precision bf16, or look at the picture")
+                raise InputError(
+                    f"the VAE gives NaN or Inf for '{examples[row].path}'; use --no_half_vae or "
+                    "mixed_precision bf16, or look at the picture"
+                )
             found[row] = moments
             if folder is not None:
                 write_tensors(folder / f"{keys[row]}.safetensors", vars(moments), {}, private=True)

@@ -44,8 +44,10 @@ class Split:
         faults = Faults()
         for side in ("members-aux", "non-members-aux"):
             if len(self.sides[side]) < batch_size:
-                faults.add(f"an attacker step needs {batch_size} images of {side}, the split has "
-                           f"{len(self.sides[side])}; lower attack_batch_size (unset: train_batch_size) or give more images")
+                faults.add(
+                    f"an attacker step needs {batch_size} images of {side}, the split has "
+                    f"{len(self.sides[side])}; lower attack_batch_size (unset: train_batch_size) or give more images"
+                )
         faults.raise_if_any()
 
     def hash(self) -> str:
@@ -124,18 +126,24 @@ def checked(split: Split) -> Split:
     total = sum(split.sizes().values())
     empty = [side for side in SIDES if not split.sides[side]]
     if total < len(SIDES):
-        faults.add(f"{total} image{'s' if total != 1 else ''} cannot fill the four sides {', '.join(SIDES)}; "
-                   "give at least 4, and some hundred for an audit that can see anything")
+        faults.add(
+            f"{total} image{'s' if total != 1 else ''} cannot fill the four sides {', '.join(SIDES)}; "
+            "give at least 4, and some hundred for an audit that can see anything"
+        )
     elif empty:
-        faults.add(f"nothing is left for {', '.join(empty)} ({total} images in all); use --inclusion fixed, another "
-                   "--seed, other shares, or more images")
+        faults.add(
+            f"nothing is left for {', '.join(empty)} ({total} images in all); use --inclusion fixed, another "
+            "--seed, other shares, or more images"
+        )
     seen: dict[str, tuple[str, Example]] = {}
     for side in SIDES:
         for example in split.sides[side]:
             other_side, other = seen.setdefault(example.pixels, (side, example))
             if other_side != side:
-                faults.add(f"the same picture lies on two sides: '{other.path}' ({other_side}) and '{example.path}' "
-                           f"({side}); remove one, or give both one group with --group_by")
+                faults.add(
+                    f"the same picture lies on two sides: '{other.path}' ({other_side}) and '{example.path}' "
+                    f"({side}); remove one, or give both one group with --group_by"
+                )
     faults.raise_if_any()
     return split
 
@@ -171,11 +179,14 @@ def reuse_split(path: str | Path, examples: list[Example]) -> Split:
     lost = [Path(entry["path"]).name for entry in content["images"] if entry["pixels"] not in here]
     unknown = [example.path.name for example in examples if example.pixels not in side_of]
     if lost:
-        faults.add(f"split_file '{path}': {len(lost)} of its {len(side_of)} images are missing or changed: "
-                   f"{shortened(lost)}")
+        faults.add(
+            f"split_file '{path}': {len(lost)} of its {len(side_of)} images are missing or changed: {shortened(lost)}"
+        )
     if unknown:
-        faults.add(f"split_file '{path}' does not know {len(unknown)} images of the folders: {shortened(unknown)}; "
-                   "draw a new split or move them away")
+        faults.add(
+            f"split_file '{path}' does not know {len(unknown)} images of the folders: {shortened(unknown)}; "
+            "draw a new split or move them away"
+        )
     faults.raise_if_any()
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
     for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):

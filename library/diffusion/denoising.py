@@ -49,8 +49,9 @@ class Denoiser:
         return int(self.scheduler.config.num_train_timesteps)
 
 
-def fixed_draws(generators: list[torch.Generator], draw: int, draws: int, shape: tuple[int, ...], steps: int
-                ) -> tuple[Tensor, Tensor]:
+def fixed_draws(
+    generators: list[torch.Generator], draw: int, draws: int, shape: tuple[int, ...], steps: int
+) -> tuple[Tensor, Tensor]:
     """The ``draw``-th of ``draws`` fixed (timestep, noise) pairs per image, timesteps spread over the whole range.
 
     Args:

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def posterior_encoder(vae: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """A function from pixels [B, 3, H, W] in -1 .. 1 to mean and standard deviation, each [B, C, h, w] fp32, unscaled."""
+    """A function from pixels [B, 3, H, W] in -1 .. 1 to mean and deviation, each [B, C, h, w] fp32, unscaled."""
 
     @torch.no_grad()
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,10 +42,18 @@ def estimate_in_words(model: LatentDiffusion, size: tuple[int, int], trained: in
         trained: trainable numbers, kept in fp32 with gradient and two moments (16 bytes each).
     """
     factor = model.latent_factor()
-    frozen = sum(parameter.numel() for part in (model.unet, model.text_encoder, model.vae) for parameter in part.parameters()
-                 if not parameter.requires_grad)
-    activations = saved_activations(model.unet, (size[1] // factor, size[0] // factor), model.text_encoder.config.hidden_size)
+    frozen = sum(
+        parameter.numel()
+        for part in (model.unet, model.text_encoder, model.vae)
+        for parameter in part.parameters()
+        if not parameter.requires_grad
+    )
+    activations = saved_activations(
+        model.unet, (size[1] // factor, size[0] // factor), model.text_encoder.config.hidden_size
+    )
     element = model.unet.dtype.itemsize
     parts = (frozen * element, trained * 16, activations * batch_size * element)
-    words = " + ".join(f"{name} {part / 1e9:.2f}" for name, part in zip(("weights", "LoRA", "activations"), parts, strict=True))
+    words = " + ".join(
+        f"{name} {part / 1e9:.2f}" for name, part in zip(("weights", "LoRA", "activations"), parts, strict=True)
+    )
     return f"memory of a step, estimated: {sum(parts) / 1e9:.2f} GB = {words} (no checkpointing, allocator not counted)"

@@ -100,7 +100,9 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
     needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     absent = [name for name in needed if not (folder / name).is_dir()]
     if absent:
-        raise InputError(f"'{folder}' is no diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}")
+        raise InputError(
+            f"'{folder}' is no diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
+        )
     parts: dict[str, Any] = {}
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
         try:
@@ -116,8 +118,9 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
     faults.raise_if_any()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    return LatentDiffusion(tokenizer, parts["text_encoder"], parts["vae"], parts["unet"], scheduler,
-                           folder_fingerprint(folder), {})
+    return LatentDiffusion(
+        tokenizer, parts["text_encoder"], parts["vae"], parts["unet"], scheduler, folder_fingerprint(folder), {}
+    )
 
 
 def _open_single_file(file: Path, dtype: torch.dtype, config_folder: Path) -> LatentDiffusion:
@@ -191,14 +194,21 @@ def check_kind(file: Path, checkpoint: Mapping[str, Tensor]) -> None:
         raise InputError(f"'{file}' is an inpainting model (9 input channels); give the ordinary one")
     old_names = any(name.startswith("cond_stage_model.transformer.encoder.") for name in checkpoint)
     if old_names:
-        raise InputError(f"'{file}' names its text encoder without 'text_model.', as very old files do; load and save "
-                         "it once with a current tool")
+        raise InputError(
+            f"'{file}' names its text encoder without 'text_model.', as very old files do; load and save "
+            "it once with a current tool"
+        )
     parts = {UNET_PREFIX: "UNet", VAE_PREFIX: "VAE", TEXT_PREFIX: "text encoder"}
-    absent = [f"{part} ({prefix}*)" for prefix, part in parts.items()
-              if not any(name.startswith(prefix) for name in checkpoint)]
+    absent = [
+        f"{part} ({prefix}*)"
+        for prefix, part in parts.items()
+        if not any(name.startswith(prefix) for name in checkpoint)
+    ]
     if absent:
-        raise InputError(f"'{file}' is no whole SD 1.x checkpoint: it has no {', '.join(absent)}; its first tensors are "
-                         f"{shortened(sorted(checkpoint), 3)}")
+        raise InputError(
+            f"'{file}' is no whole SD 1.x checkpoint: it has no {', '.join(absent)}; its first tensors are "
+            f"{shortened(sorted(checkpoint), 3)}"
+        )
 
 
 def _fill(part: nn.Module, state: dict[str, Tensor], where: str, faults: Faults) -> None:
@@ -209,8 +219,11 @@ def _fill(part: nn.Module, state: dict[str, Tensor], where: str, faults: Faults)
     state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
     missing = [name for name in own if name not in state and not name.endswith("position_ids")]
     _compare_keys(where, missing, [name for name in state if name not in own], faults)
-    misshapen = [f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-                 for name in own if name in state and state[name].shape != own[name].shape]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
     if misshapen:
         faults.add(f"{where}: {len(misshapen)} tensors have another shape: {shortened(misshapen, 3)}")
     elif not missing:

@@ -65,17 +65,28 @@ def read_prompts(file: str | None, size: tuple[int, int], seed: int, multiple: i
         for option in options:
             letter, _, value = option.partition(" ")
             if letter not in given:
-                faults.add(f"sample_prompts '{file}' line {number}: unknown --{letter}; known are --n --w --h --d --l --s")
+                faults.add(
+                    f"sample_prompts '{file}' line {number}: unknown --{letter}; known are --n --w --h --d --l --s"
+                )
             given[letter] = value.strip()
         try:
-            prompt = Prompt(text.strip(), given["n"], int(given["w"]), int(given["h"]), int(given["d"]),
-                            float(given["l"]), int(given["s"]))
+            prompt = Prompt(
+                text.strip(),
+                given["n"],
+                int(given["w"]),
+                int(given["h"]),
+                int(given["d"]),
+                float(given["l"]),
+                int(given["s"]),
+            )
         except ValueError:
             faults.add(f"sample_prompts '{file}' line {number}: --w --h --d --s take whole numbers, --l a number")
             continue
         if prompt.width % multiple or prompt.height % multiple or min(prompt.width, prompt.height) <= 0:
-            faults.add(f"sample_prompts '{file}' line {number}: --w and --h must be multiples of {multiple}, got "
-                       f"{prompt.width} x {prompt.height}")
+            faults.add(
+                f"sample_prompts '{file}' line {number}: --w and --h must be multiples of {multiple}, got "
+                f"{prompt.width} x {prompt.height}"
+            )
         if prompt.steps < 1:
             faults.add(f"sample_prompts '{file}' line {number}: --s must be at least 1, got {prompt.steps}")
         prompts.append(prompt)

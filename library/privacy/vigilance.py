@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 from torch import Tensor
 
@@ -53,6 +54,10 @@ class Vigilance:
         needed = NormalDist().inv_cdf(1 - level / len(self.checks))
         return any(check.balanced_accuracy > 0.5 + needed * check.standard_error() for check in self.checks)
 
+    def remember(self, checks: list[dict[str, Any]]) -> None:
+        """Take over the checks of the run that this one goes on from."""
+        self.checks += [ProxyCheck(**check) for check in checks]
+
     def word(self) -> str:
         """The verdict for the LoRA's metadata."""
         return "plain" if not self.checks else "proxy beat chance" if self.beat_chance() else "undefended"
@@ -62,9 +67,13 @@ class Vigilance:
         best = self.best()
         if best is None:
             return "no proxy attacker ran: this is a plain LoRA without a defence"
-        figure = (f"balanced accuracy {best.balanced_accuracy:.3f} on {best.members} + {best.non_members} aux images "
-                  f"in epoch {best.epoch}")
+        figure = (
+            f"balanced accuracy {best.balanced_accuracy:.3f} on {best.members} + {best.non_members} aux images "
+            f"in epoch {best.epoch}"
+        )
         if self.beat_chance():
             return f"the proxy attacker beat chance (best: {figure})"
-        return (f"WARNING: the proxy attacker never beat chance (best: {figure}); this run was in effect UNDEFENDED. "
-                "Raise attack_lr or k_steps, or train longer")
+        return (
+            f"WARNING: the proxy attacker never beat chance (best: {figure}); this run was in effect UNDEFENDED. "
+            "Raise attack_lr or k_steps, or train longer"
+        )

@@ -21,8 +21,6 @@ class KeepRule:
 
 def numbers_due(course: Course, rule: KeepRule, done: int) -> list[str]:
     """Numbers of the files to write after ``done`` steps; the last epoch gets none, its file is the final one."""
-    if done >= course.total_steps:
-        return []
     numbers = []
     if rule.every_epochs and course.is_due(done, rule.every_epochs, None):
         numbers.append(epoch_number(done // course.steps_per_epoch))

@@ -1,5 +1,6 @@
 """How long a run is, which epoch a step belongs to, and when something that happens every so often is due."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -23,11 +24,26 @@ class Course:
         return done / self.steps_per_epoch
 
     def is_due(self, done: int, every_epochs: int | None, every_steps: int | None) -> bool:
-        """Whether something is due after ``done`` steps; epochs win over steps where both are given."""
+        """Whether something is due after ``done`` steps, the end excepted; epochs win where both are given."""
+        if done == self.total_steps:
+            return False
         if every_epochs is not None:
             return done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
         return every_steps is not None and done % every_steps == 0
 
+    def exposures(self, done: int, repeats: Sequence[int]) -> float:
+        """How often each member has been trained on after ``done`` steps, on average.
+
+        Args:
+            repeats: of each member.
+        """
+        return self.epochs(done) * sum(repeats) / len(repeats)
+
+    def in_words(self, repeats: Sequence[int]) -> str:
+        """The plan in numbers, so that nobody is surprised when the run ends."""
+        return (f"course: {self.total_steps} optimizer steps = {self.epochs(self.total_steps):.4g} epochs of "
+                f"{self.steps_per_epoch} steps; {sum(repeats)} images an epoch, each member seen "
+                f"{self.exposures(self.total_steps, repeats):.4g} times in all")  # fmt: skip
 
     def stage(self, done: int, every_epochs: int | None) -> str:
         """Name of the previews after ``done`` steps: by epoch where they come by epoch, else by step."""
@@ -38,15 +54,3 @@ def plan_course(steps_per_epoch: int, max_train_steps: int, max_train_epochs: in
     """The length of a run; epochs beat steps."""
     total = max_train_epochs * steps_per_epoch if max_train_epochs is not None else max_train_steps
     return Course(steps_per_epoch, total)
-
-
-def course_in_words(course: Course, repeats: int, members: int) -> str:
-    """The plan in numbers, so that nobody is surprised when the run ends.
-
-    Args:
-        repeats: member images of an epoch, repeats counted.
-        members: member images.
-    """
-    epochs = course.total_steps / course.steps_per_epoch
-    return (f"course: {course.total_steps} optimizer steps = {epochs:.4g} epochs of {course.steps_per_epoch} steps; "
-            f"{repeats} images an epoch, each member seen {epochs * repeats / members:.4g} times in all")

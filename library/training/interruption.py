@@ -49,8 +49,12 @@ class FiniteGuard:
         return self.in_a_row >= self.most_in_a_row
 
     def report(self, done: int, figures: dict[str, float]) -> str:
-        """What the run says when it stops for this."""
+        """What the run says when it stops for this, or because it was asked to."""
+        if not self.is_lost():
+            return f"stopped after step {done}, as asked"
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        return (f"STOPPED after step {done}: {self.in_a_row} steps in a row had a loss or gradient that is not finite "
-                f"({shown}; {self.skipped} steps skipped in all). None of them was trained on, and files saved before "
-                "are untouched. Lower the learning rate, or use mixed_precision bf16 or no")
+        return (
+            f"STOPPED after step {done}: {self.in_a_row} steps in a row had a loss or gradient that is not finite "
+            f"({shown}; {self.skipped} steps skipped in all). None of them was trained on, and files saved before "
+            "are untouched. Lower the learning rate, or use mixed_precision bf16 or no"
+        )

@@ -46,8 +46,9 @@ def check_lora(tensors: Mapping[str, Tensor]) -> None:
     wrong += [name for name, value in tensors.items() if name.endswith(".alpha") and value.dim() != 0]
     wrong += [name for name, value in tensors.items() if not value.is_floating_point()]
     if wrong or not modules:
-        raise BrokenNetworkError(f"the LoRA was not written: {len(wrong)} tensors are missing, misnamed or not finite, "
-                                 f"e.g. {wrong[:3]}")
+        raise BrokenNetworkError(
+            f"the LoRA was not written: {len(wrong)} tensors are missing, misnamed or not finite, e.g. {wrong[:3]}"
+        )
 
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

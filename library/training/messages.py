@@ -26,14 +26,16 @@ def split_in_words(sizes: dict[str, int], inclusion: str) -> str:
 def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     """Where the LoRA lies and how to load it."""
     lora = folder.lora().resolve()
-    return "\n".join([
-        *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
-        f"LoRA: {lora}",
-        f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
-        "  ComfyUI: copy it to models/loras and add a Load LoRA node",
-        f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
-        f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
-    ])
+    return "\n".join(
+        [
+            *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
+            f"LoRA: {lora}",
+            f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
+            "  ComfyUI: copy it to models/loras and add a Load LoRA node",
+            f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
+            f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+        ]
+    )
 
 
 def how_to_resume(door: str, state: str) -> str:

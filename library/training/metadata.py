@@ -16,7 +16,15 @@ MODELSPEC = (
 )  # fmt: skip
 ALLOWED = (*MINIMUM, *HASHES, *MODELSPEC)
 PRIVACY_PREFIX = "ss_privacy_"
-PRIVACY_SETTINGS = ("param_alpha", "param_beta", "k_steps", "separate_noise", "update_order", "proxy_mode", "gain_limit")
+PRIVACY_SETTINGS = (
+    "param_alpha",
+    "param_beta",
+    "k_steps",
+    "separate_noise",
+    "update_order",
+    "proxy_mode",
+    "gain_limit",
+)
 
 
 def is_allowed(name: str) -> bool:
@@ -83,6 +91,11 @@ def full_facts(output_name: str, comment: str | None, images: int, steps: int) -
         "ss_num_train_images": str(images),
         "ss_max_train_steps": str(steps),
     }
+
+
+def written(*facts: Mapping[str, str], no_metadata: bool, full: bool) -> dict[str, str]:
+    """All facts in one, reduced to what may be written."""
+    return reduced({name: text for part in facts for name, text in part.items()}, no_metadata=no_metadata, full=full)
 
 
 def reduced(facts: Mapping[str, str], *, no_metadata: bool, full: bool) -> dict[str, str]:

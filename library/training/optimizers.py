@@ -25,7 +25,9 @@ def optimizer_arguments(pairs: list[str]) -> dict[str, Any]:
                 raise ValueError
             arguments[name.strip()] = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"optimizer_args: '{pair}' is no key=value with a number, e.g. weight_decay=0.01") from error
+            raise InputError(
+                f"optimizer_args: '{pair}' is no key=value with a number, e.g. weight_decay=0.01"
+            ) from error
     return arguments
 
 
@@ -50,12 +52,14 @@ def build_optimizer(groups: list[dict[str, Any]], optimizer_type: str, pairs: li
 
 def _adamw_8bit() -> Any:
     if not torch.cuda.is_available():
-        raise InputError("optimizer_type AdamW8bit needs a CUDA GPU; use optimizer_type = \"AdamW\"")
+        raise InputError('optimizer_type AdamW8bit needs a CUDA GPU; use optimizer_type = "AdamW"')
     try:
         from bitsandbytes.optim import AdamW8bit
     except (ImportError, RuntimeError, OSError) as error:
-        raise InputError(f"optimizer_type AdamW8bit needs bitsandbytes ({error}); pip install bitsandbytes, or use "
-                         "optimizer_type = \"AdamW\"") from error
+        raise InputError(
+            f"optimizer_type AdamW8bit needs bitsandbytes ({error}); pip install bitsandbytes, or use "
+            'optimizer_type = "AdamW"'
+        ) from error
     return AdamW8bit
 
 
@@ -71,8 +75,14 @@ def build_schedule(
     steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
     if steps >= total_steps and steps > 0:
         raise InputError(f"lr_warmup_steps {steps} leaves nothing of the run's {total_steps} steps")
-    return get_scheduler(name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps, num_cycles=cycles,
-                         power=power)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps, num_cycles=cycles, power=power
+    )
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimizer moves."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def gradient_norm(parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor:

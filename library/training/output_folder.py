@@ -73,7 +73,7 @@ def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None
     holds_run = folder.split().exists() or folder.lora().exists()
     if holds_run and not (overwrite or resume):
         raise InputError(
-            f"output_dir '{folder.path}' already holds a run (a LoRA without its split.json cannot be audited any more); "
+            f"output_dir '{folder.path}' already holds a run (without its split.json a LoRA cannot be audited); "
             "go on with --resume STATE, replace it with --overwrite, or give another --output_dir"
         )
     existing = folder.path
@@ -99,11 +99,12 @@ def clear_run(folder: OutputFolder) -> None:
     """Remove what an earlier run left, so that nothing of it is taken for the new one's. Other files stay."""
     for file in (folder.split(), folder.log(), folder.proxy(), folder.config(), folder.lora()):
         file.unlink(missing_ok=True)
-    numbered = [*folder.path.glob(f"{folder.output_name}-[0-9]*.safetensors"),
-                *folder.path.glob(f"{folder.output_name}-step*.safetensors")]
+    numbered = [
+        *folder.path.glob(f"{folder.output_name}-[0-9]*.safetensors"),
+        *folder.path.glob(f"{folder.output_name}-step*.safetensors"),
+    ]
     for file in numbered:
         file.unlink()
     for place in (folder.samples(), folder.tensorboard(), folder.path / "state", folder.path / "audit"):
         if place.is_dir():
             shutil.rmtree(place)
-

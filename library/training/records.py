@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,38 +10,50 @@ from PIL import Image
 from tqdm import tqdm
 
 from library.tensor_files import write_whole
-
+from library.training.output_folder import OutputFolder
 
 SHOWN = ("adaptation_loss", "attack_loss", "proxy_loss")  # in the bar
 
 
 class Recorder:
-    """One object a line in log.jsonl, the same numbers in TensorBoard, the latest in the bar. Figures, never captions."""
+    """One object a line in log.jsonl, the same figures in TensorBoard, the latest in the bar. Never a caption."""
 
     def __init__(
-        self, log: Path, tensorboard: Path, *, total: int, done: int, images_per_step: int, active: bool
+        self,
+        folder: OutputFolder,
+        logging_dir: str | None,
+        *,
+        total: int,
+        done: int,
+        images_per_step: int,
+        active: bool,
     ) -> None:
         """
         Args:
+            logging_dir: for TensorBoard; unset: beside the log.
             done: steps of an earlier run that this one goes on from.
             images_per_step: member images of one optimizer step, all processes together.
             active: False writes nothing (processes beside the main one).
         """
 
         self.active = active
-        self.log = log
+        self.log = folder.log()
         self.images_per_step = images_per_step
         self._started: float | None = None
         self._first = done
-        self._bar = tqdm(total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, disable=not active)
+        self._bar = tqdm(
+            total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, disable=not active
+        )
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         if done:
             self._forget_after(done)
-        self._file = log.open("a", encoding="utf-8")
-        self._writer: Any = SummaryWriter(str(tensorboard), purge_step=done + 1 if done else None)
+        self._file = self.log.open("a", encoding="utf-8")
+        self._writer: Any = SummaryWriter(
+            logging_dir or str(folder.tensorboard()), purge_step=done + 1 if done else None
+        )
 
     def __enter__(self) -> "Recorder":
         return self
@@ -93,8 +104,10 @@ class Recorder:
         self._bar.write(text)
 
     def _write(self, record: dict[str, Any]) -> None:
-        plain = {name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
-                 for name, value in record.items()}
+        plain = {
+            name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
+            for name, value in record.items()
+        }
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
 

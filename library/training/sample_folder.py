@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from library.tensor_files import write_whole
+from library.training.output_folder import OutputFolder
 
 MARGIN, LABEL = 4, 16  # pixels
 
@@ -22,8 +23,9 @@ def write_previews(folder: Path, output_name: str, stage: str, images: list[Imag
         write_whole(folder / f"{output_name}_{stage}_{index:02d}.png", _png(image))
 
 
-def write_sheet(folder: Path, output_name: str) -> Path | None:
+def write_sheet(output: OutputFolder) -> Path | None:
     """Put all previews of a run on one sheet: a row a prompt, a column a stage, the base first. None without any."""
+    folder, output_name = output.samples(), output.output_name
     pattern = re.compile(re.escape(output_name) + r"_(base|e\d+|step\d+|final)_(\d+)\.png")
     found = {match.groups(): file for file in folder.glob("*.png") if (match := pattern.fullmatch(file.name))}
     if not found:

@@ -1,5 +1,6 @@
 """Writes a run's LoRA files, proxy and states at the moments its rule names."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,8 @@ from library.tensor_files import write_tensors
 from library.training.checkpoints import KeepRule, numbers_due, remove_old
 from library.training.course import Course
 from library.training.lora_file import write_lora
-from library.training.output_folder import OutputFolder
+from library.training.messages import how_to_resume
+from library.training.output_folder import OutputFolder, step_number
 from library.training.state import Players, save_state
 
 
@@ -21,11 +23,12 @@ class Saver:
     rule: KeepRule
     players: Players
     save_precision: str
-    with_state: bool
+    with_state: bool  # beside every LoRA file
+    state_at_end: bool
     options: dict[str, Any]  # those that shape the weights
     split_hash: str
     metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
-    checks: Callable[[], list[dict]]
+    checks: list[Any]  # of the proxy, dataclasses; grows while the run goes on
     active: bool  # only the main process writes
 
     def after_step(self, done: int) -> None:
@@ -37,6 +40,22 @@ class Saver:
             if self.with_state:
                 self.write_state(number, done)
         remove_old(self.course, self.rule, self.folder, done)
+
+    def finish(self, done: int) -> None:
+        """Write the final LoRA, and the final state where states are wanted."""
+        self.write_lora("", done)
+        if self.with_state or self.state_at_end:
+            self.write_state("", done)
+
+    def stopped(self, door: str, done: int, *, lost: bool) -> str:
+        """Save what an unfinished run has, and say how to go on.
+
+        Args:
+            lost: the losses stopped being finite: the state is kept for a look, the final LoRA name is left alone.
+        """
+        if not lost:
+            self.write_lora("", done)
+        return how_to_resume(door, self.write_state("-stopped" if lost else step_number(done), done))
 
     def write_lora(self, number: str, done: int) -> None:
         """The LoRA under this number ("" = the final name) and the proxy attacker that belongs to it."""
@@ -51,5 +70,5 @@ class Saver:
         place = self.folder.state(number)
         if self.active:
             save_state(place, self.players, done=done, options=self.options, split_hash=self.split_hash,
-                       checks=self.checks())  # fmt: skip
+                       checks=[dataclasses.asdict(check) for check in self.checks])  # fmt: skip
         return str(place)

@@ -69,33 +69,43 @@ def save_state(
         raise
 
 
-def read_state(path: Path, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
-    """The course of a state, once it fits this run.
+def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
+    """The course of a state, once it fits this run; without a state the course of a fresh run.
 
     Raises:
         InputError: no state folder; other options or another split, each difference with both values.
     """
+    if place is None:
+        return {"done": 0, "checks": []}
+    path = Path(place)
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         saved = dict(content["options"])
         if content["format"] != FORMAT or not isinstance(content["done"], int):
             raise ValueError(f"format {content['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
-                         "OUTPUT_DIR/state/last-step00000050-state") from error
+        raise InputError(
+            f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
+            "OUTPUT_DIR/state/last-step00000050-state"
+        ) from error
     faults = Faults()
     for name in sorted(set(saved) | set(options)):
         before, now = saved.get(name), json.loads(json.dumps(options.get(name)))
         if before != now:
-            faults.add(f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml")
+            faults.add(
+                f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
+            )
     if content["split"] != split_hash:
         faults.add(f"--resume '{path}': the pictures or their sides have changed since the state was saved")
     faults.raise_if_any()
     return content
 
 
-def load_players(path: Path, players: Players) -> None:
+def load_players(place: str | None, players: Players) -> None:
     """Put a state's tensors and moments into the players; nothing is unpickled but tensors and plain values."""
+    if place is None:
+        return
+    path = Path(place)
     _fill(players.network, read_tensors(path / "lora.safetensors")[0])
     _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
     moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)

@@ -24,27 +24,31 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
 
 
 def take_step(
-    accelerator: Accelerator, optimizer: Any, parameters: list[nn.Parameter], max_grad_norm: float, losses: Tensor,
-    guard: FiniteGuard,
-) -> tuple[bool, dict[str, float]]:  # fmt: skip
-    """Step the optimizer unless the loss or the gradient is not finite; gradients are cleared either way.
+    accelerator: Accelerator, optimizer: Any, schedule: Any, parameters: list[nn.Parameter], max_grad_norm: float,
+    losses: Tensor, guard: FiniteGuard,
+) -> dict[str, float]:  # fmt: skip
+    """Step optimizer and schedule unless the loss or the gradient is not finite; gradients are cleared either way.
 
     Args:
         optimizer: prepared by the accelerator.
         losses: [3] of this process: the objective that was differentiated, L and CE.
 
     Returns:
-        Whether the step was taken, and the figures for the log: losses averaged over processes and the gradient norm
-        before clipping.
+        Figures for the log: losses averaged over processes, the gradient norm before clipping, the learning rate.
     """
     accelerator.unscale_gradients(optimizer)
     average_gradients(accelerator, parameters)
     norm = gradient_norm(parameters, max_grad_norm)
-    values = accelerator.reduce(torch.cat([losses, norm.reshape(1)]), "mean").tolist()  # the step's one wait for the GPU
+    values = accelerator.reduce(
+        torch.cat([losses, norm.reshape(1)]), "mean"
+    ).tolist()  # the step's one wait for the GPU
     figures = dict(zip(("loss", "adaptation_loss", "attack_loss", "gradient_norm"), values, strict=True))
     scaled = accelerator.scaler is not None  # then an overflow of the gradient is the scaler's own business
     taken = guard.accepts(figures["loss"], 0.0 if scaled else figures["gradient_norm"])
     if taken or scaled:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return taken and not (scaled and optimizer.step_was_skipped), figures
+    rate = float(schedule.get_last_lr()[0])
+    if taken and not (scaled and optimizer.step_was_skipped):
+        schedule.step()
+    return {**figures, "learning_rate": rate}

@@ -1,0 +1,39 @@
+"""Previews of one run: painted by the model as it stands, written to sample/, shown in TensorBoard."""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from library.diffusion.model_files import LatentDiffusion
+from library.diffusion.previews import Prompt, paint
+from library.training.output_folder import OutputFolder
+from library.training.records import Recorder
+from library.training.sample_folder import write_previews
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Paints the same prompts with the same seeds at every stage of a run."""
+
+    accelerator: Accelerator
+    model: LatentDiffusion
+    prompts: list[Prompt]
+    folder: OutputFolder
+    sampler: str
+    clip_skip: int
+    max_token_length: int
+
+    def show(self, stage: str, done: int, recorder: Recorder, wanted: bool = True) -> None:
+        """Paint every prompt after ``done`` steps; nothing to do without prompts or beside the main process.
+
+        Args:
+            stage: "base", "e000001", "step00000050" or "final".
+            wanted: False where the moment has not come.
+        """
+        if not wanted or not self.prompts or not self.accelerator.is_main_process:
+            return
+        with self.accelerator.autocast():
+            images = paint(self.model, self.prompts, sampler=self.sampler, clip_skip=self.clip_skip,
+                           max_token_length=self.max_token_length)  # fmt: skip
+        write_previews(self.folder.samples(), self.folder.output_name, stage, images)
+        recorder.pictures(done, images)
