@@ -84,7 +84,8 @@ def main(arguments: list[str]) -> int:
     pictures = encode_pictures(
         sides, sizes, model, max_token_length=config.max_token_length, vae_batch_size=config.vae_batch_size, seed=seed,
         cache_dir=config.cache_dir if config.cache_latents_to_disk else None, keep_tokens=config.keep_tokens,
-        shuffle_caption=config.shuffle_caption, caption_separator=config.caption_separator)
+        cache_latents_mode=config.cache_latents_mode, shuffle_caption=config.shuffle_caption,
+        caption_separator=config.caption_separator)
     game = Game.begin(
         accelerator, model, pictures, sides, size, seed=seed, clip_skip=config.clip_skip,
         batch_size=config.train_batch_size, accumulation=config.gradient_accumulation_steps, k_steps=config.k_steps,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 TRAINERS = ("PLoRA", "SPLoRA")
+AUDIT = ("audit",)
+EVERYWHERE = (*TRAINERS, *AUDIT)
 
 
 def option(
@@ -51,16 +53,16 @@ class Config:
     """The resolved options of one run, read by doors and tests alone; the library gets plain values."""
 
     # fmt: off
-    pretrained_model_name_or_path: str | None = option("model", None, "diffusers folder, or single-file SD 1.x .safetensors / .ckpt")
-    clip_skip: int = option("model", 1, "which hidden state of the text encoder counts, from the end (1 = last)", least=1, most=12)
-    max_token_length: int = option("model", 75, "prompt tokens; longer prompts are encoded in pieces of 75", choices=(75, 150, 225))
+    pretrained_model_name_or_path: str = option("model", "", "diffusers folder, or single-file SD 1.x .safetensors / .ckpt", doors=EVERYWHERE)
+    clip_skip: int = option("model", 1, "which hidden state of the text encoder counts, from the end (1 = last)", least=1, most=12, doors=EVERYWHERE)
+    max_token_length: int = option("model", 75, "prompt tokens; longer prompts are encoded in pieces of 75", choices=(75, 150, 225), doors=EVERYWHERE)
     vae_batch_size: int = option("model", 1, "images encoded at once while latents are cached", least=1, shapes_weights=False)
     no_half_vae: bool = option("model", False, "keep the VAE in fp32 under mixed precision")
 
-    train_data_dir: str | None = option("data", None, "kohya parent folder with <repeats>_<class> children, or a flat folder with --flat_data_dir")
-    flat_data_dir: bool = option("data", False, "take the images directly in train_data_dir, one repeat each")
-    caption_extension: str | None = option("data", None, "ending of caption files; unset: .txt, then .caption", kohya="kohya: .caption; most people have .txt")
-    resolution: str = option("data", "512", "training size in pixels, '512' or 'width,height'", kohya="kohya: none (needed); 512 is SD 1.x's own size")
+    train_data_dir: str = option("data", "", "kohya parent folder with <repeats>_<class> children, or a flat folder with --flat_data_dir", doors=EVERYWHERE)
+    flat_data_dir: bool = option("data", False, "take the images directly in train_data_dir, one repeat each", doors=EVERYWHERE)
+    caption_extension: str | None = option("data", None, "ending of caption files; unset: .txt, then .caption", kohya="kohya: .caption; most people have .txt", doors=EVERYWHERE)
+    resolution: str = option("data", "512", "training size in pixels, '512' or 'width,height'", kohya="kohya: none (needed); 512 is SD 1.x's own size", doors=EVERYWHERE)
     enable_bucket: bool = option("data", False, "keep aspect ratios: sort images into buckets of equal area")
     bucket_no_upscale: bool = option("data", False, "never enlarge an image; its bucket is its own size, rounded down")
     min_bucket_reso: int = option("data", 256, "smallest bucket side in pixels", least=8)
@@ -71,15 +73,16 @@ class Config:
     keep_tokens: int = option("data", 0, "how many parts at the front stay in place when captions are shuffled", least=0)
     strict_captions: bool = option("data", False, "refuse images without a caption file even where the folder's class words could stand in")
     cache_latents: bool = option("data", True, "latents are encoded once, before the first step", choices=(True,), kohya="kohya: off; here always on, nothing re-encodes an image")
+    cache_latents_mode: str = option("data", "moments", "moments: a fresh posterior draw each time; sample: one draw kept, as released; mean: no draw", choices=("moments", "sample", "mean"))
     cache_latents_to_disk: bool = option("data", False, "keep encoded latents in cache_dir for later runs (0600: they decode to the pictures)", shapes_weights=False)
-    cache_dir: str = option("data", "output/.cache", "folder of the disk caches (0700)", shapes_weights=False)
+    cache_dir: str = option("data", "output/.cache", "folder of the disk caches (0700)", shapes_weights=False, doors=EVERYWHERE)
 
-    nonmember_data_dir: str | None = option("split", None, "folder of non-members; unset: a share of train_data_dir is held out", kohya="not in kohya")
+    nonmember_data_dir: str | None = option("split", None, "folder of non-members; unset: a share of train_data_dir is held out", kohya="not in kohya", doors=EVERYWHERE)
     nonmember_share: float = option("split", 0.5, "share of train_data_dir held out as non-members (0..1)", above=0, most=0.95)
     aux_share: float = option("split", 0.5, "share of each side that the proxy attacker learns from (0..1)", above=0, most=0.95)
     inclusion: str = option("split", "bernoulli", "bernoulli: an independent coin per image or group; fixed: exact shares", choices=("bernoulli", "fixed"))
     group_by: str | None = option("split", None, "'folder', 'name' (up to the first _ or -), 'none', or a JSON file {stem: group}; unset: groups.json beside the images")
-    split_file: str | None = option("split", None, "reuse the sides of an earlier run's split.json")
+    split_file: str | None = option("split", None, "reuse the sides of an earlier run's split.json", doors=EVERYWHERE)
 
     network_module: str = option("network", "networks.lora", "module that makes the network", choices=("networks.lora",), kohya="kohya: none (needed)")
     network_dim: int = option("network", 4, "rank", least=1)
@@ -116,9 +119,9 @@ class Config:
     gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1)
     max_train_steps: int = option("schedule", 1600, "optimizer steps", least=1, shapes_weights=False)
     max_train_epochs: int | None = option("schedule", None, "epochs; beats max_train_steps of the same source", least=1, shapes_weights=False)
-    mixed_precision: str = option("schedule", "no", "dtype of frozen weights and activations", choices=("no", "fp16", "bf16"))
+    mixed_precision: str = option("schedule", "no", "dtype of frozen weights and activations", choices=("no", "fp16", "bf16"), doors=EVERYWHERE)
     gradient_checkpointing: bool = option("schedule", False, "recompute activations: less memory, about 1.5 x the time", shapes_weights=False)
-    seed: int | None = option("schedule", None, "the one seed of every draw; unset: one is drawn, printed and kept in config.toml", least=0, most=2**31 - 1)
+    seed: int = option("schedule", -1, "the one seed of every draw; -1: one is drawn, printed and kept in config.toml", least=-1, most=2**31 - 1)
 
     output_dir: str | None = option("saving", None, "folder of the run; unset: a fresh dated folder under output/", shapes_weights=False)
     output_name: str = option("saving", "last", "stem of the LoRA files", shapes_weights=False)
@@ -146,6 +149,20 @@ class Config:
         "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
         "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"))
     logging_dir: str | None = option("previews", None, "TensorBoard folder; unset: output_dir/tensorboard", shapes_weights=False)
+
+    outputs: list[str] = option("audit", [], "output folders of the trainers, or LoRA files (then with pretrained_model_name_or_path, train_data_dir, split_file), audited side by side", doors=AUDIT, shapes_weights=False)
+    profile: str = option("audit", "lite", "lite: about 26 UNet passes per image and state; full: about 119", choices=("lite", "full"), doors=AUDIT, shapes_weights=False)
+    checkpoints: str = option("audit", "last", "which LoRA files of an output folder: the last one, or all saved ones", choices=("last", "all"), doors=AUDIT, shapes_weights=False)
+    target_fpr: float = option("audit", 0.05, "false-positive rate (0..1) whose threshold is fixed on the aux sides and shown beside the realised rate", above=0, most=0.5, doors=AUDIT, shapes_weights=False)
+    undefended: str | None = option("audit", None, "output folder of an undefended LoRA of the same split; unset: the given one with param_alpha 0", doors=AUDIT, shapes_weights=False)
+    generated_images: int = option("audit", 0, "images drawn per caption for the black-box attack and the image quality; 0 leaves both out", least=0, most=16, doors=AUDIT, shapes_weights=False)
+    generation_captions: int = option("audit", 50, "captions per test side that images are drawn for", least=2, doors=AUDIT, shapes_weights=False)
+    generation_steps: int = option("audit", 30, "DDIM steps per drawn image", least=1, most=1000, doors=AUDIT, shapes_weights=False)
+    shadow_loras: int = option("audit", 0, "LoRAs trained on random halves of the candidates for the likelihood-ratio attack; 0 leaves it out", least=0, most=256, doors=AUDIT, shapes_weights=False)
+    sweep_batch_size: int = option("audit", 16, "images whose passes run together", least=1, doors=AUDIT, shapes_weights=False)
+    scores_only: bool = option("audit", False, "score again from the cached sweep; the UNet is not asked", doors=AUDIT, shapes_weights=False)
+    stamp: bool = option("audit", False, "write the measured figures into the LoRA file's ss_privacy_* metadata", doors=AUDIT, shapes_weights=False)
+    audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends on the images alone", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 
     dry_run: bool = option("run", False, "check everything, print the plan, train nothing, write nothing", shapes_weights=False)
     # fmt: on

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import toml
 
 from library.check import Faults, InputError, did_you_mean
-from library.config import Config, fields_of
+from library.config import TRAINERS, Config, fields_of
 from library.kohya_options import REFUSED, RENAMED, WITHOUT_EFFECT
 
 TYPES = typing.get_type_hints(Config)
@@ -53,7 +53,11 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     config = dataclasses.replace(Config(), **values)
     check_together(door, config, faults)
     faults.raise_if_any()
-    return config if config.seed is not None else dataclasses.replace(config, seed=secrets.randbelow(2**31))
+    if config.seed >= 0 or door not in TRAINERS:
+        return config
+    seed = secrets.randbelow(2**31)
+    notice(f"no seed was given: {seed} was drawn (config.toml keeps it)")
+    return dataclasses.replace(config, seed=seed)
 
 
 def read_flags(door: str, arguments: Sequence[str], faults: Faults) -> tuple[dict[str, Given], str | None]:
@@ -189,16 +193,18 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
 
 def check_together(door: str, config: Config, faults: Faults) -> None:
     """Faults that show only when several options are read together, and paths that are not there."""
-    if config.pretrained_model_name_or_path is None:
+    for name in ("train_data_dir", "nonmember_data_dir", "split_file", "sample_prompts", "resume"):
+        path = getattr(config, name)
+        if path and not Path(path).exists():
+            faults.add(f"{name} '{path}' does not exist")
+    if door not in TRAINERS:
+        return
+    if not config.pretrained_model_name_or_path:
         faults.add("pretrained_model_name_or_path is needed: a diffusers folder or an SD 1.x checkpoint file")
     elif not Path(config.pretrained_model_name_or_path).exists():
         faults.add(f"pretrained_model_name_or_path '{config.pretrained_model_name_or_path}' does not exist here")
-    if config.train_data_dir is None:
+    if not config.train_data_dir:
         faults.add("train_data_dir is needed: the folder with your pictures")
-    for name in ("train_data_dir", "nonmember_data_dir", "split_file", "sample_prompts", "resume"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).exists():
-            faults.add(f"{name} '{path}' does not exist")
     if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
         faults.add("param_alpha and param_beta are both 0, the ratio would divide by 1e-5; set param_beta = 1.0")
     if config.param_alpha > 0 and config.k_steps == 0:
@@ -237,7 +243,7 @@ def resolved_toml(door: str, config: Config) -> str:
     sections: dict[str, dict[str, Any]] = {}
     for name, field in fields_of(door).items():
         value = getattr(config, name)
-        if value is not None and name not in ("dry_run", "overwrite", "resume"):
+        if value not in (None, "") and name not in ("dry_run", "overwrite", "resume"):
             text = value.replace("\\", "/") if isinstance(value, str) and name.endswith(("_dir", "_path")) else value
             sections.setdefault(field.metadata["section"], {})[name] = text
     return f"# resolved options of {door}.py\n" + toml.dumps(sections)

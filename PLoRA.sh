@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Trains PrivateLoRA (sum objective). As it stands: on the embedded demo. Flags go on, e.g. bash PLoRA.sh --max_train_steps 50 --output_dir out
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+config="configs/plora_demo.toml" # the options of the run; configs/plora.toml is for Stable Diffusion 1.5
+gpus=1                          # more than 1 starts one process per GPU through accelerate
+
+source ./setup.sh
+if [ "$gpus" -gt 1 ]; then
+    accelerate launch --multi_gpu --num_processes "$gpus" PLoRA.py --config_file "$config" "$@"
+else
+    python PLoRA.py --config_file "$config" "$@"
+fi

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them: bash tests/run.sh [pytest options]. With --checks: lint, types, layers.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+source ./setup.sh
+if ! python -c 'import pytest, mypy, importlinter' 2>/dev/null || ! python -m ruff --version >/dev/null 2>&1; then
+    echo "tests/run.sh: installing tests/requirements.txt" >&2
+    python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+fi
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [ "${1:-}" = "--checks" ]; then
+    python -m ruff check .
+    python -m ruff format --check .
+    python -m mypy
+    lint-imports
+    exit
+fi
+python -m pytest "$@"
