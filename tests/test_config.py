@@ -1,0 +1,122 @@
+"""Options: every fault at once, with its place; flags beat files; shipped configs load."""
+
+from pathlib import Path
+
+import pytest
+import toml
+
+from library.check import InputError
+from library.config import Config, fields_of
+from library.kohya_options import REFUSED, RENAMED, WITHOUT_EFFECT
+from library.toml_config import help_text, read_config, resolved_toml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*lora*.toml"))
+
+
+def message(door: str, arguments: list[str]) -> str:
+    """What the person reads."""
+    with pytest.raises(InputError) as caught:
+        read_config(door, arguments)
+    return str(caught.value)
+
+
+def config_file(folder: Path, text: str) -> str:
+    """A TOML file of this text."""
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    return str(folder / "run.toml")
+
+
+def test_three_faults_in_one_file_are_all_reported(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "[privacy]\nparam_aplha = 1\n[network]\nnetwork_dim = 0\n[data]\nflat_data_dir = 3\n")
+    text = message("SPLoRA", ["--config_file", file, *flags(network_dim=None)])
+    assert "[privacy]: unknown option 'param_aplha'; did you mean 'param_alpha'?" in text
+    assert "network_dim must be at least 1, got 0" in text and "[network]" in text
+    assert "flat_data_dir must be true or false, got 3" in text
+
+
+def test_an_unknown_flag_is_refused_with_a_hint(flags) -> None:
+    assert "unknown option 'gain_limt'; did you mean 'gain_limit'?" in message("SPLoRA", [*flags(), "--gain_limt", "1"])
+
+
+def test_an_option_of_the_other_door_is_refused_with_the_reason(flags) -> None:
+    assert "'param_beta' has no meaning for PLoRA; it belongs to SPLoRA" in message("PLoRA", flags(param_beta=1))
+
+
+def test_alpha_and_beta_both_zero_are_refused(flags) -> None:
+    assert "both 0" in message("SPLoRA", flags(param_alpha=0, param_beta=0))
+
+
+def test_a_gain_without_an_attacker_is_refused(flags) -> None:
+    assert "k_steps 0" in message("PLoRA", flags(k_steps=0))
+
+
+def test_dashes_switches_and_their_negation_are_read(flags) -> None:
+    config = read_config(
+        "SPLoRA", [*flags(), "--attack-lr=0.5", "--enable-bucket", "--separate_noise", "--no-separate_noise"]
+    )
+    assert (config.attack_lr, config.enable_bucket, config.separate_noise) == (0.5, True, False)
+
+
+def test_a_flag_for_steps_beats_epochs_of_the_file(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "max_train_epochs = 9\n")
+    assert read_config("SPLoRA", ["--config_file", file, *flags(max_train_steps=5)]).max_train_epochs is None
+    assert read_config("SPLoRA", ["--config_file", file, *flags(max_train_steps=None)]).max_train_epochs == 9
+
+
+def test_the_same_key_in_two_sections_is_refused(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "[a]\nclip_skip = 1\n[b]\nclip_skip = 2\n")
+    assert "stands twice" in message("SPLoRA", ["--config_file", file, *flags()])
+
+
+def test_kohya_options_are_taken_without_effect_or_refused_with_a_reason(flags) -> None:
+    heard: list[str] = []
+    read_config("SPLoRA", [*flags(), "--xformers", "--max_data_loader_n_workers", "8"], heard.append)
+    assert len(heard) == 2 and "scaled-dot-product" in heard[0]
+    assert "a secret must not reach config.toml" in message("SPLoRA", flags(wandb_api_key="x"))
+    assert not (set(REFUSED) | set(WITHOUT_EFFECT)) & set(Config.__dataclass_fields__)
+    assert all(name in Config.__dataclass_fields__ for name in RENAMED.values())
+
+
+def test_a_byte_order_mark_and_crlf_do_not_disturb(tmp_path: Path, flags) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(b"\xef\xbb\xbfclip_skip = 2\r\n")
+    assert read_config("SPLoRA", ["--config_file", str(file), *flags()]).clip_skip == 2
+
+
+def test_the_resolved_options_read_back_as_the_same_run(tmp_path: Path, flags) -> None:
+    config = read_config("SPLoRA", flags(optimizer_args="betas=0.9,0.99", gain_limit=0.69))
+    file = config_file(tmp_path, resolved_toml("SPLoRA", config))
+    assert read_config("SPLoRA", ["--config_file", file]) == config
+
+
+def test_a_run_without_a_seed_draws_one_and_keeps_it(tmp_path: Path, flags) -> None:
+    config = read_config("SPLoRA", flags(seed=None), lambda text: None)
+    assert config.seed >= 0 and f"seed = {config.seed}" in resolved_toml("SPLoRA", config)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_config_loads_for_its_door(file: Path) -> None:
+    """Only what this machine lacks (weights, pictures, a GPU) may be missing; the first line names the command."""
+    door = "SPLoRA" if "splora" in file.name else "PLoRA"
+    head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"bash {door}.sh" in head
+    try:
+        read_config(door, ["--config_file", str(file)])
+    except InputError as error:
+        assert all("does not exist" in line or "needs a CUDA GPU" in line for line in str(error).splitlines()), error
+
+
+def test_the_two_demo_configs_agree_in_all_that_the_doors_share() -> None:
+    splora, plora = (
+        toml.load(Path(__file__).parent.parent / f"configs/{name}_demo.toml") for name in ("splora", "plora")
+    )
+    for content in (splora, plora):
+        content["saving"].pop("output_name")
+        content["privacy"].pop("param_beta", None)
+    assert splora == plora
+
+
+def test_every_option_has_help_and_stands_in_the_help_text() -> None:
+    text = help_text("SPLoRA")
+    for name, field in fields_of("SPLoRA").items():
+        assert field.metadata["help"] and f"--{name} " in text
