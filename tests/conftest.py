@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
 
 warnings.filterwarnings("ignore", message=".*SwigPy.*")
 
 from tests import tiny  # noqa: E402
+
+torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,8 @@ def flags(model_folder: Path, pictures: Path, tmp_path: Path) -> Callable[..., l
 
 
 @pytest.fixture(autouse=True)
-def quiet_library() -> None:
-    """Messages of one test do not reach the handlers of another."""
+def fresh_process_state() -> None:
+    """What a door sets for its whole process does not reach the next test."""
     logging.getLogger("library").handlers = []
+    AcceleratorState._reset_state()
+    PartialState._reset_state()

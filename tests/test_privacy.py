@@ -109,9 +109,9 @@ def test_an_attacker_that_trains_learns_to_tell_larger_errors_apart() -> None:
     proxy = proxy_of()
     optimizer = torch.optim.Adam(proxy.parameters(), lr=1e-3)
     noise = torch.Generator().manual_seed(3)
-    for _ in range(150):
+    for _ in range(400):
         maps = torch.rand(16, 4, 8, 8, generator=noise)
-        maps[8:] *= 1.3
+        maps[8:] *= 2
         losses = attacker_losses(proxy, [maps], [torch.arange(16) < 8])
         optimizer.zero_grad()
         (sum(losses) / 2).backward()
@@ -119,7 +119,7 @@ def test_an_attacker_that_trains_learns_to_tell_larger_errors_apart() -> None:
     proxy.eval()
     fresh = torch.rand(64, 4, 8, 8, generator=noise)
     assert (membership_margin(proxy, fresh) > 0).float().mean() > 0.9
-    assert (membership_margin(proxy, fresh * 1.3) < 0).float().mean() > 0.9
+    assert (membership_margin(proxy, fresh * 2) < 0).float().mean() > 0.9
 
 
 def test_a_proxy_at_chance_is_called_undefended_and_a_working_one_is_not() -> None:
