@@ -25,9 +25,9 @@ def main(arguments: list[str]) -> int:
     """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
     config = toml_config.read_config(DOOR, arguments)
     options, seed = toml_config.weight_options(DOOR, config), config.seed
-    messages.show_library_messages()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     say, is_main = accelerator.print, accelerator.is_main_process
+    messages.show_library_messages(wanted=is_main)
     folder = output_folder.choose_folder(config.output_dir, config.output_name, DOOR, config.resume)
     size = buckets.parse_resolution(config.resolution)
     attack_batch = config.attack_batch_size or config.train_batch_size

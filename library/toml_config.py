@@ -1,6 +1,7 @@
 """From a TOML file and flags to one checked Config; every fault is reported at once, with its file and section."""
 
 import dataclasses
+import os
 import re
 import secrets
 import sys
@@ -227,6 +228,8 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
         faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
     if config.training_comment and config.metadata != "full":
         faults.add('training_comment would be dropped: free text enters the LoRA with metadata = "full" only')
+    if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        faults.add("several processes need one seed: set --seed")
     if config.optimizer_type == "AdamW8bit":
         _check_8bit(faults)
 

@@ -84,7 +84,7 @@ def draw_split(
         members, non_members = candidates, outsiders
         inclusion_used = "folders"
     else:
-        non_members, members = _parted(candidates, nonmember_share, inclusion, seed, "inclusion")
+        non_members, members = _parted(candidates, nonmember_share, inclusion, seed, "inclusion", least=2)
         inclusion_used = inclusion
     members_aux, members_test = _parted(members, aux_share, inclusion, seed, "members-aux")
     non_members_aux, non_members_test = _parted(non_members, aux_share, inclusion, seed, "non-members-aux")
@@ -93,9 +93,13 @@ def draw_split(
 
 
 def _parted(
-    examples: list[Example], share: float, inclusion: str, seed: int, purpose: str
+    examples: list[Example], share: float, inclusion: str, seed: int, purpose: str, least: int = 1
 ) -> tuple[list[Example], list[Example]]:
-    """Draw a share of the examples (whole groups) and the rest; the draw depends on pixels, never on file names."""
+    """Draw a share of the examples (whole groups) and the rest; the draw depends on pixels, never on file names.
+
+    Args:
+        least: images that a fixed draw leaves on both sides where there are enough.
+    """
     groups: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):
         groups.setdefault(example.group, []).append(example)
@@ -108,8 +112,8 @@ def _parted(
             (drawn if coin < share else rest).extend(bundle)
         return drawn, rest
     wanted = round(share * len(examples))
-    if len(bundles) > 1:
-        wanted = min(max(wanted, 1), len(examples) - 1)
+    if len(examples) >= 2 * least:
+        wanted = min(max(wanted, least), len(examples) - least)
     for index in permutation(len(bundles), seed, "split", purpose):
         fits = abs(len(drawn) + len(bundles[index]) - wanted) < abs(len(drawn) - wanted)
         (drawn if fits else rest).extend(bundles[index])

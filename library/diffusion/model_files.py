@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -81,6 +82,7 @@ def load_model(path: str, dtype: torch.dtype = torch.float32, config_folder: Pat
     Raises:
         InputError: what is missing, unexpected or truncated, by name; a pickle that would run code.
     """
+    transformers.utils.logging.disable_progress_bar()
     place = Path(path)
     if place.is_dir():
         model = _open_folder(place, dtype)

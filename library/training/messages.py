@@ -7,13 +7,17 @@ from pathlib import Path
 from library.training.output_folder import OutputFolder
 
 
-def show_library_messages() -> None:
-    """Send the library's log messages to the terminal (never to a file) and quieten the frameworks'."""
+def show_library_messages(*, wanted: bool) -> None:
+    """Send the library's log messages to the terminal (never to a file) and quieten the frameworks'.
+
+    Args:
+        wanted: False for processes beside the main one.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("library")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if wanted else logging.ERROR)
     for name in ("transformers", "diffusers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
