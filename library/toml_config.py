@@ -230,15 +230,19 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
         faults.add('training_comment would be dropped: free text enters the LoRA with metadata = "full" only')
     if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         faults.add("several processes need one seed: set --seed")
-    if config.optimizer_type == "AdamW8bit":
-        _check_8bit(faults)
+    _check_device(config, faults)
 
 
-def _check_8bit(faults: Faults) -> None:
+def _check_device(config: Config, faults: Faults) -> None:
+    """What only a CUDA GPU can do."""
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return
+    if config.optimizer_type == "AdamW8bit":
         faults.add('optimizer_type AdamW8bit needs a CUDA GPU and there is none here; use optimizer_type = "AdamW"')
+    if config.mixed_precision == "fp16":
+        faults.add('mixed_precision fp16 needs a CUDA GPU and there is none here; use "bf16" or "no"')
 
 
 def resolved_toml(door: str, config: Config) -> str:

@@ -27,10 +27,21 @@ VAE = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
-TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-       "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+TOP = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 def unet_name(name: str) -> str:
@@ -38,7 +49,9 @@ def unet_name(name: str) -> str:
     for new, old in TOP.items():
         if name.startswith(new + "."):
             return "model.diffusion_model." + name.replace(new, old, 1)
-    match = re.match(r"(down_blocks|up_blocks|mid_block)\.?(\d*)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name)
+    match = re.match(
+        r"(down_blocks|up_blocks|mid_block)\.?(\d*)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name
+    )
     assert match is not None, name
     part, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if kind == "resnets":
@@ -51,7 +64,9 @@ def unet_name(name: str) -> str:
     elif kind == "upsamplers":
         place = f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}"
     else:
-        block = f"input_blocks.{3 * level + index + 1}" if part == "down_blocks" else f"output_blocks.{3 * level + index}"
+        block = (
+            f"input_blocks.{3 * level + index + 1}" if part == "down_blocks" else f"output_blocks.{3 * level + index}"
+        )
         place = f"{block}.{0 if kind == 'resnets' else 1}"
     return f"model.diffusion_model.{place}.{rest}"
 

@@ -132,8 +132,16 @@ def test_buckets_are_chosen_by_aspect_ratio_and_shrink_only_where_asked() -> Non
 
 def test_a_resolution_that_the_model_cannot_take_is_refused() -> None:
     with pytest.raises(InputError, match="resolution must be a multiple of 64 pixels for this model, got 500"):
-        assign_buckets([example(1)], resolution=(500, 512), enable_bucket=False, bucket_no_upscale=False, smallest=256,
-                       largest=1024, step=64, multiple=64)  # fmt: skip
+        assign_buckets(
+            [example(1)],
+            resolution=(500, 512),
+            enable_bucket=False,
+            bucket_no_upscale=False,
+            smallest=256,
+            largest=1024,
+            step=64,
+            multiple=64,
+        )
 
 
 def test_pixels_are_scaled_to_cover_and_cropped_in_the_centre() -> None:
@@ -144,8 +152,10 @@ def test_pixels_are_scaled_to_cover_and_cropped_in_the_centre() -> None:
 
 
 def test_captions_shuffle_behind_the_kept_part() -> None:
-    results = {training_caption("a, b, c, d", shuffle=True, keep_tokens=1, separator=",", generator=stream(1, index))
-               for index in range(200)}  # fmt: skip
+    results = {
+        training_caption("a, b, c, d", shuffle=True, keep_tokens=1, separator=",", generator=stream(1, index))
+        for index in range(200)
+    }
     assert len(results) == 6 and all(result.startswith("a, ") for result in results)
     assert training_caption("a,b", shuffle=False, keep_tokens=0, separator=",", generator=stream(1)) == "a,b"
 
@@ -211,9 +221,16 @@ def make_pictures(
         Moments(torch.zeros(shapes[index % len(shapes)]), torch.ones(shapes[index % len(shapes)]))
         for index in range(count)
     ]
-    return Pictures(examples, moments, [index < members for index in range(count)],
-                    lambda captions: torch.zeros(len(captions), 1, 77, dtype=torch.long),
-                    shuffle_caption=False, keep_tokens=0, caption_separator=",", seed=0)  # fmt: skip
+    return Pictures(
+        examples,
+        moments,
+        [index < members for index in range(count)],
+        lambda captions: torch.zeros(len(captions), 1, 77, dtype=torch.long),
+        shuffle_caption=False,
+        keep_tokens=0,
+        caption_separator=",",
+        seed=0,
+    )
 
 
 def rows_of(members: MemberBatches, steps: range) -> list[tuple[int, ...]]:
@@ -229,8 +246,9 @@ def test_every_member_is_used_repeats_times_an_epoch_and_no_non_member_ever(
     pictures = make_pictures(20, 12, repeats=3, shapes=((4, 8, 8), (4, 8, 16)))
     counted: Counter[int] = Counter()
     for rank in range(processes):
-        members = MemberBatches(pictures, batch_size=batch_size, accumulation=accumulation, seed=1, rank=rank,
-                                processes=processes)  # fmt: skip
+        members = MemberBatches(
+            pictures, batch_size=batch_size, accumulation=accumulation, seed=1, rank=rank, processes=processes
+        )
         for step in range(3 * members.steps_per_epoch):
             for batch in members.of_step(step):
                 assert batch.is_member.all()

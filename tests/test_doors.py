@@ -51,13 +51,31 @@ def test_the_two_doors_differ_in_the_objective_and_nothing_else() -> None:
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.DOOR)
 def test_a_run_leaves_what_the_design_names(door, flags, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("walrus001 --s 3\n")
-    assert door.main(flags(sample_prompts=tmp_path / "prompts.txt", sample_at_first=True, save_every_n_epochs=1,
-                           max_train_steps=None, max_train_epochs=2, save_state=True)) == 0  # fmt: skip
+    assert (
+        door.main(
+            flags(
+                sample_prompts=tmp_path / "prompts.txt",
+                sample_at_first=True,
+                save_every_n_epochs=1,
+                max_train_steps=None,
+                max_train_epochs=2,
+                save_state=True,
+            )
+        )
+        == 0
+    )
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
-        "last.safetensors", "last-000001.safetensors", "config.toml", "split.json", "log.jsonl", "proxy.safetensors",
-        "sample", "state", "tensorboard",
-    }  # fmt: skip
+        "last.safetensors",
+        "last-000001.safetensors",
+        "config.toml",
+        "split.json",
+        "log.jsonl",
+        "proxy.safetensors",
+        "sample",
+        "state",
+        "tensorboard",
+    }
     assert {path.name for path in (out / "sample").iterdir()} == {
         "last_base_00.png",
         "last_final_00.png",
@@ -78,8 +96,20 @@ def test_a_run_leaves_what_the_design_names(door, flags, tmp_path: Path) -> None
 def test_no_caption_and_no_file_name_reaches_anything_but_the_split_and_caches(flags, tmp_path: Path) -> None:
     """Caption words, file names and, in the LoRA, folder names: searched in every byte that a run writes."""
     (tmp_path / "prompts.txt").write_text("walrus001 --s 2\n")
-    assert SPLoRA.main(flags(sample_prompts=tmp_path / "prompts.txt", sample_at_first=True, save_every_n_steps=2, save_state=True,
-                             cache_latents_to_disk=True, cache_dir=tmp_path / "out" / ".cache", shuffle_caption=True)) == 0  # fmt: skip
+    assert (
+        SPLoRA.main(
+            flags(
+                sample_prompts=tmp_path / "prompts.txt",
+                sample_at_first=True,
+                save_every_n_steps=2,
+                save_state=True,
+                cache_latents_to_disk=True,
+                cache_dir=tmp_path / "out" / ".cache",
+                shuffle_caption=True,
+            )
+        )
+        == 0
+    )
     searched = 0
     for file in (tmp_path / "out").rglob("*"):
         if file.is_dir() or file.name == "split.json":
@@ -111,12 +141,23 @@ def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     torch.manual_seed(stream_seed(config.seed, "network"))
     network = create_network(1.0, config.network_dim, config.network_alpha, model.vae, model.text_encoder, model.unet)
     network.apply_to(model.text_encoder, model.unet, True, True)
-    pictures = encode_pictures(sides, [(16, 16)] * 16, model, max_token_length=75, vae_batch_size=1, cache_dir=None,
-                               cache_latents_mode="moments", shuffle_caption=False, keep_tokens=0,
-                               caption_separator=",", seed=config.seed)  # fmt: skip
+    pictures = encode_pictures(
+        sides,
+        [(16, 16)] * 16,
+        model,
+        max_token_length=75,
+        vae_batch_size=1,
+        cache_dir=None,
+        cache_latents_mode="moments",
+        shuffle_caption=False,
+        keep_tokens=0,
+        caption_separator=",",
+        seed=config.seed,
+    )
     members = batches.MemberBatches(pictures, batch_size=2, accumulation=1, seed=config.seed)
-    denoiser = denoising.Denoiser(model.unet, model.text_encoder, model.scheduler,
-                                  latent_scale=model.vae.config.scaling_factor, clip_skip=1)  # fmt: skip
+    denoiser = denoising.Denoiser(
+        model.unet, model.text_encoder, model.scheduler, latent_scale=model.vae.config.scaling_factor, clip_skip=1
+    )
     optimizer = torch.optim.AdamW(network.prepare_optimizer_params(None, None, config.learning_rate), fused=True)
     for step in range(config.max_train_steps):
         (batch,) = members.of_step(step)
@@ -151,14 +192,23 @@ def test_the_gain_reaches_the_lora_in_both_objectives(flags, tmp_path: Path) -> 
 RESUMED = {
     "end of an epoch": {"save_every_n_steps": 4},
     "inside an epoch, with accumulation, shuffled captions and a warm-up": {
-        "save_every_n_steps": 5, "train_batch_size": 1, "gradient_accumulation_steps": 3, "shuffle_caption": True,
-        "lr_scheduler": "cosine", "lr_warmup_steps": 3,
+        "save_every_n_steps": 5,
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 3,
+        "shuffle_caption": True,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 3,
     },
     "released order, noise and proxy mode": {
-        "save_every_n_steps": 5, "update_order": "lora_first", "separate_noise": True, "proxy_mode": "train",
-        "network_dropout": 0.3, "k_steps": 2, "cache_latents_mode": "sample",
+        "save_every_n_steps": 5,
+        "update_order": "lora_first",
+        "separate_noise": True,
+        "proxy_mode": "train",
+        "network_dropout": 0.3,
+        "k_steps": 2,
+        "cache_latents_mode": "sample",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changed", RESUMED.values(), ids=RESUMED.keys())
@@ -179,8 +229,18 @@ def test_resuming_in_the_same_folder_leaves_one_straight_log(flags, tmp_path: Pa
     out = tmp_path / "out"
     assert SPLoRA.main(flags(max_train_steps=6, save_every_n_steps=3, save_state=True)) == 0
     before = records(out)
-    assert SPLoRA.main(flags(max_train_steps=6, save_every_n_steps=3, save_state=True, output_dir=None,
-                             resume=out / "state" / "last-step00000003-state")) == 0  # fmt: skip
+    assert (
+        SPLoRA.main(
+            flags(
+                max_train_steps=6,
+                save_every_n_steps=3,
+                save_state=True,
+                output_dir=None,
+                resume=out / "state" / "last-step00000003-state",
+            )
+        )
+        == 0
+    )
     assert records(out) == before
 
 
@@ -217,8 +277,13 @@ def test_faults_of_output_data_and_model_are_reported_together(flags, tmp_path: 
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError) as caught:
-        SPLoRA.main(flags(output_dir=tmp_path / "file" / "out", train_data_dir=tmp_path / "empty",
-                          pretrained_model_name_or_path=tmp_path / "model"))  # fmt: skip
+        SPLoRA.main(
+            flags(
+                output_dir=tmp_path / "file" / "out",
+                train_data_dir=tmp_path / "empty",
+                pretrained_model_name_or_path=tmp_path / "model",
+            )
+        )
     text = str(caught.value)
     assert "cannot be written" in text and "holds no pictures" in text and "no diffusers folder" in text
 
@@ -230,8 +295,13 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(
     from library.assembly.game import Game
 
     honest = Game.member_losses
-    monkeypatch.setattr(Game, "member_losses", lambda self, batch, step, part: tuple(
-        value * (float("nan") if step >= 3 else 1) for value in honest(self, batch, step, part)))  # fmt: skip
+    monkeypatch.setattr(
+        Game,
+        "member_losses",
+        lambda self, batch, step, part: tuple(
+            value * (float("nan") if step >= 3 else 1) for value in honest(self, batch, step, part)
+        ),
+    )
     assert SPLoRA.main(flags(max_train_steps=20, save_every_n_steps=3)) == 1
     assert "5 steps in a row" in capsys.readouterr().out
     out = tmp_path / "out"
@@ -245,8 +315,13 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(flags, tmp_path: Path, monk
     from library.assembly.game import Game
 
     honest = Game.member_losses
-    monkeypatch.setattr(Game, "member_losses", lambda self, batch, step, part: tuple(
-        value * (float("inf") if step == 1 else 1) for value in honest(self, batch, step, part)))  # fmt: skip
+    monkeypatch.setattr(
+        Game,
+        "member_losses",
+        lambda self, batch, step, part: tuple(
+            value * (float("inf") if step == 1 else 1) for value in honest(self, batch, step, part)
+        ),
+    )
     assert SPLoRA.main(flags(max_train_steps=4)) == 0
     assert (tmp_path / "out" / "last.safetensors").exists()
     assert [r["loss"] for r in records(tmp_path / "out") if r["step"] == 2 and "loss" in r][0] in ("inf", "nan")
@@ -254,14 +329,32 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(flags, tmp_path: Path, monk
 
 def test_mixed_bucket_shapes_train_with_a_pooled_attacker(flags, tmp_path: Path) -> None:
     folder = tiny.write_pictures(tmp_path / "mixed", 24, sizes=((16, 16), (32, 8), (8, 32)))
-    assert SPLoRA.main(flags(train_data_dir=folder, enable_bucket=True, min_bucket_reso=8, max_bucket_reso=32,
-                             bucket_reso_steps=8, attack_batch_size=3, max_train_steps=6)) == 0  # fmt: skip
+    assert (
+        SPLoRA.main(
+            flags(
+                train_data_dir=folder,
+                enable_bucket=True,
+                min_bucket_reso=8,
+                max_bucket_reso=32,
+                bucket_reso_steps=8,
+                attack_batch_size=3,
+                max_train_steps=6,
+            )
+        )
+        == 0
+    )
 
 
-@pytest.mark.parametrize("options", [
-    {"gradient_checkpointing": True, "mixed_precision": "bf16"}, {"network_train_unet_only": True, "clip_skip": 2},
-    {"network_train_text_encoder_only": True, "max_token_length": 225}, {"gain_limit": 0.6931, "cache_latents_mode": "mean"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True, "mixed_precision": "bf16"},
+        {"network_train_unet_only": True, "clip_skip": 2},
+        {"network_train_text_encoder_only": True, "max_token_length": 225},
+        {"gain_limit": 0.6931, "cache_latents_mode": "mean"},
+    ],
+    ids=str,
+)
 def test_other_ways_to_train_run_and_move_the_lora(flags, tmp_path: Path, options: dict) -> None:
     assert SPLoRA.main(flags(**options)) == 0
     written = load_file(tmp_path / "out" / "last.safetensors")
@@ -271,8 +364,10 @@ def test_other_ways_to_train_run_and_move_the_lora(flags, tmp_path: Path, option
 def test_a_split_file_gives_two_methods_the_same_sides(flags, tmp_path: Path) -> None:
     assert SPLoRA.main(flags(output_dir=tmp_path / "one", inclusion="bernoulli", seed=3)) == 0
     assert PLoRA.main(flags(output_dir=tmp_path / "two", seed=99, split_file=tmp_path / "one" / "split.json")) == 0
-    sides = [{entry["pixels"]: entry["side"] for entry in json.loads((tmp_path / name / "split.json").read_text())["images"]}
-             for name in ("one", "two")]  # fmt: skip
+    sides = [
+        {entry["pixels"]: entry["side"] for entry in json.loads((tmp_path / name / "split.json").read_text())["images"]}
+        for name in ("one", "two")
+    ]
     assert sides[0] == sides[1]
 
 
@@ -302,8 +397,14 @@ def test_keep_last_removes_older_files_and_states(flags, tmp_path: Path) -> None
 
 def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flags, tmp_path: Path) -> None:
     arguments = flags(max_train_steps=100000)
-    process = subprocess.Popen([sys.executable, "SPLoRA.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "SPLoRA.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     log = tmp_path / "out" / "log.jsonl"
     for _ in range(600):
         if log.exists() and log.read_text().count("\n") > 5:

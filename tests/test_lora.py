@@ -46,20 +46,45 @@ def test_an_sd15_sized_model_has_exactly_264_modules_under_kohyas_names() -> Non
     assert (len(network.unet_loras), len(network.text_encoder_loras)) == (192, 72)
     names = set(network.state_dict())
     assert len(names) == 264 * 3
-    inner = ["attn1_to_q", "attn1_to_k", "attn1_to_v", "attn1_to_out_0", "attn2_to_q", "attn2_to_k", "attn2_to_v",
-             "attn2_to_out_0", "ff_net_0_proj", "ff_net_2"]  # fmt: skip
+    inner = [
+        "attn1_to_q",
+        "attn1_to_k",
+        "attn1_to_v",
+        "attn1_to_out_0",
+        "attn2_to_q",
+        "attn2_to_k",
+        "attn2_to_v",
+        "attn2_to_out_0",
+        "ff_net_0_proj",
+        "ff_net_2",
+    ]
     places = [f"down_blocks_{level}_attentions_{index}" for level in range(3) for index in range(2)]
     places += ["mid_block_attentions_0"]
     places += [f"up_blocks_{level}_attentions_{index}" for level in (1, 2, 3) for index in range(3)]
-    modules = {f"lora_unet_{place}_{last}" for place in places
-               for last in ["proj_in", "proj_out", *(f"transformer_blocks_0_{layer}" for layer in inner)]}  # fmt: skip
-    modules |= {f"lora_te_text_model_encoder_layers_{layer}_{part}" for layer in range(12)
-                for part in ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_out_proj", "mlp_fc1", "mlp_fc2")}  # fmt: skip
+    modules = {
+        f"lora_unet_{place}_{last}"
+        for place in places
+        for last in ["proj_in", "proj_out", *(f"transformer_blocks_0_{layer}" for layer in inner)]
+    }
+    modules |= {
+        f"lora_te_text_model_encoder_layers_{layer}_{part}"
+        for layer in range(12)
+        for part in (
+            "self_attn_q_proj",
+            "self_attn_k_proj",
+            "self_attn_v_proj",
+            "self_attn_out_proj",
+            "mlp_fc1",
+            "mlp_fc2",
+        )
+    }
     assert names == {
         f"{module}.{part}" for module in modules for part in ("lora_down.weight", "lora_up.weight", "alpha")
     }
-    sizes = {"unet": sum(p.numel() for lora in network.unet_loras for p in lora.parameters()),
-             "text": sum(p.numel() for lora in network.text_encoder_loras for p in lora.parameters())}  # fmt: skip
+    sizes = {
+        "unet": sum(p.numel() for lora in network.unet_loras for p in lora.parameters()),
+        "text": sum(p.numel() for lora in network.text_encoder_loras for p in lora.parameters()),
+    }
     assert (
         round(sizes["unet"] / 1e6, 3) == 6.783 and round(sizes["text"] / 1e6, 3) == 2.654
     )  # the spec's table, rank 16
@@ -150,16 +175,26 @@ def test_a_lora_of_another_model_is_refused_by_name(model_folder: Path) -> None:
         create_network_from_weights(1.0, "x", model.vae, model.text_encoder, model.unet, weights_sd=wrong)
     name = next(iter(unet_targets(model.unet)))
     with pytest.raises(InputError, match="made for another base model"):
-        create_network_from_weights(1.0, "x", model.vae, model.text_encoder, model.unet,
-                                    weights_sd={f"{name}.lora_down.weight": torch.zeros(2, 99)})  # fmt: skip
+        create_network_from_weights(
+            1.0,
+            "x",
+            model.vae,
+            model.text_encoder,
+            model.unet,
+            weights_sd={f"{name}.lora_down.weight": torch.zeros(2, 99)},
+        )
 
 
 def test_the_writer_refuses_what_clients_would_misread(model_folder: Path) -> None:
     good = {name: value.detach() for name, value in filled(load_model(str(model_folder))).state_dict().items()}
     check_lora(good)
     name = next(name for name in good if name.endswith(".alpha"))
-    for change in ({name: torch.tensor(1)}, {name: torch.ones(1)}, {name: torch.tensor(torch.nan)},
-                   {"text_model.encoder.x.alpha": torch.tensor(1.0)}):  # fmt: skip
+    for change in (
+        {name: torch.tensor(1)},
+        {name: torch.ones(1)},
+        {name: torch.tensor(torch.nan)},
+        {"text_model.encoder.x.alpha": torch.tensor(1.0)},
+    ):
         with pytest.raises(BrokenNetworkError):
             check_lora(good | change)
     with pytest.raises(BrokenNetworkError):

@@ -21,8 +21,14 @@ def example(index: int, group: str = "", pixels: str = "") -> Example:
 
 def drawn(count: int, inclusion: str = "fixed", seed: int = 3, share: float = 0.5, aux: float = 0.5) -> Split:
     """A split of pictures without groups."""
-    return draw_split([example(index) for index in range(count)], [], nonmember_share=share, aux_share=aux,
-                      inclusion=inclusion, seed=seed)  # fmt: skip
+    return draw_split(
+        [example(index) for index in range(count)],
+        [],
+        nonmember_share=share,
+        aux_share=aux,
+        inclusion=inclusion,
+        seed=seed,
+    )
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -50,8 +56,10 @@ def test_bernoulli_inclusion_is_an_independent_fair_coin() -> None:
 
 def test_the_draw_depends_on_pixels_and_seed_and_not_on_names_or_order() -> None:
     examples = [example(index) for index in range(50)]
-    renamed = [Example(Path(f"/q/{99 - index}.png"), *list(vars(example).values())[1:])
-               for index, example in reversed(list(enumerate(examples)))]  # fmt: skip
+    renamed = [
+        Example(Path(f"/q/{99 - index}.png"), *list(vars(example).values())[1:])
+        for index, example in reversed(list(enumerate(examples)))
+    ]
     keywords = {"nonmember_share": 0.5, "aux_share": 0.5, "inclusion": "bernoulli"}
     assert draw_split(examples, [], seed=1, **keywords).hash() == draw_split(renamed, [], seed=1, **keywords).hash()
     assert draw_split(examples, [], seed=1, **keywords).hash() != draw_split(examples, [], seed=2, **keywords).hash()
@@ -69,8 +77,14 @@ def test_pictures_of_one_group_stay_together(inclusion: str) -> None:
 def test_the_same_pixels_on_two_sides_are_an_error_that_names_both_files() -> None:
     outsiders = [example(index) for index in range(100, 110)] + [example(200, pixels=example(0).pixels)]
     with pytest.raises(InputError, match="the same picture lies on two sides: '/p/0.png'.*'/p/200.png'"):
-        draw_split([example(index) for index in range(10)], outsiders, nonmember_share=0.5, aux_share=0.5,
-                   inclusion="fixed", seed=1)  # fmt: skip
+        draw_split(
+            [example(index) for index in range(10)],
+            outsiders,
+            nonmember_share=0.5,
+            aux_share=0.5,
+            inclusion="fixed",
+            seed=1,
+        )
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

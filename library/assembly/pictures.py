@@ -29,17 +29,18 @@ def encode_pictures(
     caption_separator: str,
     seed: int,
 ) -> Pictures:
-    """Encode every picture of the split once; the rows follow ``split.in_order()``.
+    """Encode once what training looks at; rows follow ``split.in_order()``, whose end, non-members-test, is left out.
 
     Args:
-        sizes: training size (width, height) of each picture, in that order.
+        sizes: training size (width, height) of each picture of the split, in that order.
         cache_dir: folder for latents on disk; None keeps them in memory.
         cache_latents_mode: "moments" draws from the posterior at each use, "sample" once for the run, "mean" never.
     """
-    examples: list[Example] = split.in_order()
+    count = split.used_in_training()
+    examples: list[Example] = split.in_order()[:count]
     moments = encoded_moments(
         examples,
-        sizes,
+        sizes[:count],
         posterior_encoder(model.vae),
         vae_fingerprint=f"{model.fingerprint} {model.vae.dtype}",
         batch_size=vae_batch_size,
@@ -48,7 +49,7 @@ def encode_pictures(
     return Pictures(
         examples,
         [_kept(example, moment, cache_latents_mode, seed) for example, moment in zip(examples, moments, strict=True)],
-        [side.startswith("members") for side in split.sides_in_order()],
+        [side.startswith("members") for side in split.sides_in_order()[:count]],
         lambda captions: tokenize(model.tokenizer, captions, max_token_length),
         shuffle_caption=shuffle_caption,
         keep_tokens=keep_tokens,

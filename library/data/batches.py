@@ -176,11 +176,14 @@ class AuxCycle:
         self.rows = list(rows)
         self.seed = seed
         self.side = side
+        self._order: tuple[int, list[int]] = (-1, [])  # of the cycle in use
 
     def take(self, start: int, count: int) -> list[int]:
         """Rows at positions start .. start + count - 1 of the endless sequence."""
         taken: list[int] = []
         for position in range(start, start + count):
             cycle, place = divmod(position, len(self.rows))
-            taken.append(self.rows[permutation(len(self.rows), self.seed, "aux order", self.side, cycle)[place]])
+            if self._order[0] != cycle:
+                self._order = (cycle, permutation(len(self.rows), self.seed, "aux order", self.side, cycle))
+            taken.append(self.rows[self._order[1][place]])
         return taken

@@ -35,6 +35,10 @@ class Split:
         """The side of each example of ``in_order()``."""
         return [side for side in SIDES for _ in self.sides[side]]
 
+    def used_in_training(self) -> int:
+        """How many examples at the front of ``in_order()`` training looks at: all but the non-members-test."""
+        return len(self.in_order()) - len(self.sides["non-members-test"])
+
     def rows(self, side: str) -> list[int]:
         """Places of a side's examples in ``in_order()``."""
         return [row for row, name in enumerate(self.sides_in_order()) if name == side]

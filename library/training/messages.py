@@ -42,6 +42,6 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     )
 
 
-def how_to_resume(door: str, state: str) -> str:
+def how_to_resume(door: str, folder: OutputFolder, state: str) -> str:
     """The command that goes on from a state."""
-    return f"go on with: bash {door}.sh --config_file OUTPUT_DIR/config.toml --resume {state}"
+    return f"go on with: bash {door}.sh --config_file {folder.config()} --resume {state}"

@@ -55,7 +55,7 @@ class Saver:
         """
         if not lost:
             self.write_lora("", done)
-        return how_to_resume(door, self.write_state("-stopped" if lost else step_number(done), done))
+        return how_to_resume(door, self.folder, self.write_state("-stopped" if lost else step_number(done), done))
 
     def write_lora(self, number: str, done: int) -> None:
         """The LoRA under this number ("" = the final name) and the proxy attacker that belongs to it."""
