@@ -73,7 +73,9 @@ def toy_text_states(captions: Sequence[str]) -> Tensor:
     """[B, 3, WIDTH] states that depend on the words alone."""
     rows = []
     for caption in captions:
-        generator = torch.Generator().manual_seed(sum(ord(letter) * 31**place for place, letter in enumerate(caption[:9])))
+        generator = torch.Generator().manual_seed(
+            sum(ord(letter) * 31**place for place, letter in enumerate(caption[:9]))
+        )
         rows.append(torch.randn(3, WIDTH, generator=generator))
     return torch.stack(rows)
 
@@ -98,6 +100,8 @@ def toy_pictures(count: int, seed: int = 0) -> list[Picture]:
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, 2, 4, 8, 8, generator=generator)
     return [
-        Picture(f"key{seed}-{row}", f"pixels{seed}-{row}", latents[row, 0], latents[row, 1], f"{row} two three four five")
+        Picture(
+            f"key{seed}-{row}", f"pixels{seed}-{row}", latents[row, 0], latents[row, 1], f"{row} two three four five"
+        )
         for row in range(count)
     ]

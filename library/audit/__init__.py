@@ -1,0 +1,1 @@
+"""The audit: what a LoRA file gives away about who was in its training set."""

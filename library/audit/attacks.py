@@ -1,0 +1,218 @@
+"""The attacks: one function each, from the sweep to scores; higher = more likely a member."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.audit.classifiers import best_logistic, boosted_trees, cross_fitted, robust_scaled
+from library.audit.evidence import AuxView, Evidence, Rows, filtered
+from library.audit.map_networks import network_attack
+from library.audit.residuals import FOURTH, SQUARE
+
+Scored = tuple[Rows, str]  # [n] scores, and what was chosen on the aux sides
+FILTER_WEIGHTS = (0.2, 0.0, 0.5)
+
+
+def best_of(choices: Mapping[str, Rows], aux: AuxView) -> Scored:
+    """The choice with the best aux AUC in the direction that theory gives; ties go to the first."""
+    name = max(choices, key=lambda one: round(aux.auc(choices[one]), 3))
+    return choices[name], name
+
+
+def over_timesteps(profile: Rows, timesteps: tuple[int, ...]) -> dict[str, Rows]:
+    """The mean of [n, T] scores over all timesteps, then each alone."""
+    return {"all t": profile.mean(1)} | {f"t={step}": profile[:, place] for place, step in enumerate(timesteps)}
+
+
+def loss(evidence: Evidence, aux: AuxView) -> Scored:
+    """-L_t(c), Monte-Carlo over the grid (arXiv 2302.03262)."""
+    return best_of(over_timesteps(-evidence.losses("on"), evidence.plan.noise_timesteps), aux)
+
+
+def calibrated(evidence: Evidence, far_weight: float) -> Rows:
+    """[n, T] (L_off - L_on) / L_off under the same noise."""
+    off = evidence.losses("off", far_weight=far_weight)
+    return (off - evidence.losses("on", far_weight=far_weight)) / off
+
+
+def calibrated_loss(evidence: Evidence, aux: AuxView) -> Scored:
+    """How much the adapter lowered the base's loss on this picture: the base is a free matched reference."""
+    return best_of(over_timesteps(calibrated(evidence, 1.0), evidence.plan.noise_timesteps), aux)
+
+
+def filtered_loss(evidence: Evidence, aux: AuxView) -> Scored:
+    """The loss with fine frequencies damped (arXiv 2505.20955)."""
+    choices: dict[str, Rows] = {}
+    for weight in FILTER_WEIGHTS:
+        profile = -evidence.losses("on", far_weight=weight)
+        named = over_timesteps(profile, evidence.plan.noise_timesteps)
+        choices |= {f"{name}, far weight {weight:g}": scores for name, scores in named.items()}
+    return best_of(choices, aux)
+
+
+def filtered_calibrated_loss(evidence: Evidence, aux: AuxView) -> Scored:
+    """The calibrated loss with fine frequencies damped."""
+    choices: dict[str, Rows] = {}
+    for weight in FILTER_WEIGHTS:
+        named = over_timesteps(calibrated(evidence, weight), evidence.plan.noise_timesteps)
+        choices |= {f"{name}, far weight {weight:g}": scores for name, scores in named.items()}
+    return best_of(choices, aux)
+
+
+def secmi(evidence: Evidence, aux: AuxView) -> Scored:
+    """-|e2 - e1|^2 of consecutive nodes of the DDIM inversion (arXiv 2302.01316); which edge is chosen on aux."""
+    edges = evidence.on["edges"].astype(np.float64)
+    nodes = evidence.plan.chain_nodes
+    later = [place for place, node in enumerate(nodes[:-1]) if node > 0]  # edge 0 is PIA
+    order = sorted(later, key=lambda place: (nodes[place], nodes[place + 1]) != evidence.plan.secmi_edge)
+    return best_of({f"t={nodes[place]}": -edges[:, place, SQUARE] for place in order}, aux)
+
+
+def secmi_filtered(evidence: Evidence, aux: AuxView) -> Scored:
+    """SecMI with fine frequencies damped."""
+    edges, nodes = evidence.on["edges"].astype(np.float64), evidence.plan.chain_nodes
+    places = [place for place, node in enumerate(nodes[:-1]) if node > 0]
+    return best_of(
+        {
+            f"t={nodes[place]}, far weight {weight:g}": -filtered(edges[:, place], weight)
+            for weight in FILTER_WEIGHTS
+            for place in places
+        },
+        aux,
+    )
+
+
+def secmi_network(evidence: Evidence, aux: AuxView) -> Scored:
+    """A small residual network on the chain's error map."""
+    looks = (5, 15) if evidence.plan.name == "lite" else (5, 15, 30)
+    return network_attack("convolution", evidence.on["map_chain"], aux, (3e-3,), looks)
+
+
+def pia(evidence: Evidence, aux: AuxView) -> Scored:
+    """-|e0 - e(z_t built from e0)|_4 (arXiv 2305.18355)."""
+    jumps = evidence.on["pia"].astype(np.float64)
+    return best_of(
+        {f"t={step}": -(jumps[:, place, FOURTH] ** 0.25) for place, step in enumerate(evidence.plan.pia_timesteps)}, aux
+    )
+
+
+def pian(evidence: Evidence, aux: AuxView) -> Scored:
+    """PIA with e0 brought to unit variance."""
+    return -(evidence.on["pian"][:, 0, FOURTH].astype(np.float64) ** 0.25), f"t={evidence.plan.pian_timestep}"
+
+
+def sima(evidence: Evidence, aux: AuxView) -> Scored:
+    """-|e(z, t)|_4 on the clean latent (arXiv 2509.25003)."""
+    answers = evidence.on["sima"].astype(np.float64)
+    return best_of(
+        {f"t={step}": -(answers[:, place, FOURTH] ** 0.25) for place, step in enumerate(evidence.plan.sima_timesteps)},
+        aux,
+    )
+
+
+def crop_rise(evidence: Evidence, state: str) -> Rows:
+    """[n] mean relative rise of the loss from the picture to its centre crop, same noise."""
+    records = evidence.on if state == "on" else evidence.off
+    places = [evidence.plan.noise_timesteps.index(step) for step in evidence.plan.crop_timesteps]
+    whole = records["noise"][:, places][:, :, 0, 0, SQUARE].astype(np.float64)
+    return ((records["crop"][..., SQUARE] - whole) / whole).mean(1)
+
+
+def pfami(evidence: Evidence, aux: AuxView) -> Scored:
+    """Members sit at local maxima of the likelihood (arXiv 2308.12143); the same under the base is taken away."""
+    return crop_rise(evidence, "on") - crop_rise(evidence, "off"), "minus base"
+
+
+def caption_gains(evidence: Evidence, state: str) -> Rows:
+    """[n, t] L(empty caption) - L(caption), same noise, at CLiD's timesteps."""
+    places = [evidence.plan.noise_timesteps.index(step) for step in evidence.plan.clid_timesteps]
+    return (evidence.losses(state, caption=False) - evidence.losses(state))[:, places]
+
+
+def clipped_gains(evidence: Evidence, state: str) -> Rows:
+    """[n, captions] L(clipped caption) - L(caption), mean over CLiD's timesteps and draws."""
+    records = evidence.on if state == "on" else evidence.off
+    places = [evidence.plan.noise_timesteps.index(step) for step in evidence.plan.clipped_timesteps]
+    draws = evidence.plan.clipped_draws
+    whole = records["noise"][:, places][:, :, :draws, 0, SQUARE].astype(np.float64).mean((1, 2))
+    return records["clipped"][..., SQUARE].astype(np.float64).mean((2, 3)) - whole[:, None]
+
+
+def clid_null(evidence: Evidence, aux: AuxView) -> Scored:
+    """What the caption is worth to the model: L(empty) - L(caption) (arXiv 2405.14800)."""
+    return best_of(over_timesteps(caption_gains(evidence, "on"), evidence.plan.clid_timesteps), aux)
+
+
+def clid_features(evidence: Evidence) -> Rows:
+    """[n, captions + 1] conditional discrepancies and -loss."""
+    gains = [caption_gains(evidence, "on").mean(1, keepdims=True)]
+    if evidence.plan.clipped_shares:
+        gains.append(clipped_gains(evidence, "on"))
+    places = [evidence.plan.noise_timesteps.index(step) for step in evidence.plan.clid_timesteps]
+    return np.concatenate([*gains, -evidence.losses("on")[:, places].mean(1, keepdims=True)], axis=1)
+
+
+def clid_threshold(evidence: Evidence, aux: AuxView) -> Scored:
+    """alpha S(discrepancy) + (1 - alpha) S(-loss), robust scaling and alpha from the aux sides."""
+    features = clid_features(evidence)
+    gain, fit = robust_scaled(features[:, :-1].mean(1), aux), robust_scaled(features[:, -1], aux)
+    return best_of({f"alpha {share:.1f}": share * gain + (1 - share) * fit for share in np.linspace(1, 0, 11)}, aux)
+
+
+def clid_vector(evidence: Evidence, aux: AuxView) -> Scored:
+    """Twenty boosted trees on the discrepancies and the loss."""
+    return cross_fitted(clid_features(evidence), aux, boosted_trees(20, aux.seed)), "20 trees"
+
+
+def logarithms(values: NDArray[np.floating]) -> Rows:
+    """Log of norms; those that are zero (no gradient) stay constant."""
+    return np.log(np.maximum(values.astype(np.float64), 1e-20))
+
+
+def best_classifier(features: Rows, aux: AuxView) -> Scored:
+    """Logistic regression or 200 boosted trees, whichever has the better aux AUC."""
+    linear, named = best_logistic(features, aux)
+    return best_of({named: linear, "200 trees": cross_fitted(features, aux, boosted_trees(200, aux.seed))}, aux)
+
+
+def gsa1(evidence: Evidence, aux: AuxView) -> Scored:
+    """Norms per factor of the gradient of the mean loss over timesteps (arXiv 2308.06405)."""
+    return best_classifier(logarithms(evidence.on["gradient_of_mean"]), aux)
+
+
+def gsa2(evidence: Evidence, aux: AuxView) -> Scored:
+    """Norms per factor of the gradient at each timestep, averaged."""
+    return best_classifier(logarithms(evidence.on["gradient_norms"].mean(1)), aux)
+
+
+def map_mlp(evidence: Evidence, aux: AuxView) -> Scored:
+    """The released method's own attacker, trained from scratch on this LoRA's loss maps (arXiv 2402.11989)."""
+    lite = evidence.plan.name == "lite"
+    rates = (3e-4,) if lite else (1e-5, 1e-4, 1e-3)
+    return network_attack("perceptron", evidence.on["map_loss"], aux, rates, (10, 40) if lite else (20, 50, 100))
+
+
+def fusion_features(evidence: Evidence) -> Rows:
+    """[n, F] every profile that the other attacks read, adapter on and against the base."""
+    parts = [logarithms(evidence.losses("on")), calibrated(evidence, 1.0), calibrated(evidence, 0.2)]
+    parts += [caption_gains(evidence, "on"), caption_gains(evidence, "on") - caption_gains(evidence, "off")]
+    for name, column in (("edges", SQUARE), ("pia", FOURTH), ("pian", FOURTH), ("sima", FOURTH)):
+        on, off = (logarithms(records[name][..., column]) for records in (evidence.on, evidence.off))
+        parts += [on, on - off]
+    apart = [logarithms(records["pair"][..., 0].mean(2)) for records in (evidence.on, evidence.off)]
+    parts += [apart[0], apart[0] - apart[1]]
+    if evidence.plan.crop_timesteps:
+        parts.append((crop_rise(evidence, "on") - crop_rise(evidence, "off"))[:, None])
+    if evidence.plan.clipped_shares:
+        parts.append(clipped_gains(evidence, "on") - clipped_gains(evidence, "off"))
+    means = [logarithms(evidence.on["gradient_of_mean"])[:, first::2].mean(1, keepdims=True) for first in (0, 1)]
+    fresh = logarithms(evidence.off["gradient_of_mean"])[:, 1::2].mean(1, keepdims=True)
+    return np.concatenate([*parts, *means, means[1] - fresh], axis=1)
+
+
+def fusion(evidence: Evidence, aux: AuxView) -> Scored:
+    """All profiles in one linear classifier with the held-out scores of the gradient attacks (arXiv 2411.07449)."""
+    norms = evidence.on["gradient_of_mean"], evidence.on["gradient_norms"].mean(1)
+    learned = [best_logistic(logarithms(one), aux)[0] for one in norms]
+    return best_logistic(np.column_stack([fusion_features(evidence), *learned]), aux)

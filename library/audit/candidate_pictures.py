@@ -1,0 +1,187 @@
+"""From a split file to the pictures under audit: found again, checked by their pixels, encoded once."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from library.audit.evidence import Candidates
+from library.audit.sweep import Picture
+from library.check import Faults, InputError, shortened
+from library.data.buckets import assign_buckets, parse_resolution
+from library.data.examples import Example, open_picture
+from library.data.folders import read_folder
+from library.data.latents import encoded_moments, fitted_pixels
+from library.data.split import SIDES, read_split_file
+from library.diffusion.encoding import posterior_encoder
+from library.diffusion.model_files import LatentDiffusion
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everybody on the split: pictures in one order, with sides and groups."""
+
+    examples: Sequence[Example]
+    candidates: Candidates
+    inclusion: str
+    split_hash: str
+
+    def paths(self) -> list[Path]:
+        """Where the pictures lie."""
+        return [example.path for example in self.examples]
+
+    def captions(self) -> list[str]:
+        """Their captions: never written anywhere."""
+        return [example.caption for example in self.examples]
+
+
+def find_cast(split_file: Path, examples: Sequence[Example]) -> Cast:
+    """Match the split's entries with picture files by their pixels.
+
+    Raises:
+        InputError: a split of other pictures; pictures missing or changed since training, by name.
+    """
+    content = read_split_file(split_file)
+    here = {example.pixels: example for example in examples}
+    names = {example.path.name: example for example in examples}
+    entries = sorted(content["images"], key=lambda entry: (SIDES.index(entry["side"]), entry["pixels"]))
+    lost = [Path(entry["path"]).name for entry in entries if entry["pixels"] not in here]
+    if entries and len(lost) == len(entries):
+        raise InputError(
+            f"'{split_file}' is the split of another dataset: none of its {len(entries)} pictures is among "
+            f"the {len(examples)} of the training folder; give the folder with --train_data_dir"
+        )
+    faults = Faults()
+    changed = [name for name in lost if name in names]
+    missing = [name for name in lost if name not in names]
+    if changed:
+        faults.add(
+            f"{len(changed)} pictures have changed since training (their pixels differ from the split's hash): "
+            f"{shortened(changed)}; put the old files back"
+        )
+    if missing:
+        faults.add(f"{len(missing)} pictures of the split are missing: {shortened(missing)}; put them back")
+    faults.raise_if_any()
+    digest = hashlib.sha256(split_file.read_bytes()).hexdigest()
+    unique = {entry["pixels"]: entry for entry in reversed(entries)}
+    kept = [entry for entry in entries if unique[entry["pixels"]] is entry or _on_two_sides(entry, unique)]
+    candidates = Candidates(
+        [entry["pixels"] for entry in kept], [entry["side"] for entry in kept], [entry["group"] for entry in kept]
+    )
+    _check_captions(kept, here)
+    return Cast([here[entry["pixels"]] for entry in kept], candidates, content["inclusion"], digest)
+
+
+def _on_two_sides(entry: dict[str, Any], unique: dict[str, dict[str, Any]]) -> bool:
+    return unique[entry["pixels"]]["side"] != entry["side"]
+
+
+def require_resolvable(candidates: Candidates, target_fpr: float) -> None:
+    """Raises: InputError when the aux non-members cannot resolve the false-positive rate that was asked for."""
+    count = len(candidates.rows("non-members-aux"))
+    if count * target_fpr < 1 - 1e-9:
+        raise InputError(
+            f"target_fpr={target_fpr} needs {math.ceil(1 / target_fpr)} non-members on the aux side, got "
+            f"{count}; ask for a larger rate or use more pictures"
+        )
+
+
+def _check_captions(entries: Sequence[dict[str, Any]], here: dict[str, Example]) -> None:
+    """Raises: InputError when captions are not those of the training, by file name; captions are never shown."""
+    altered = []
+    for entry in entries:
+        example = here[entry["pixels"]]
+        known = entry.get("caption_sha256")
+        if known and hashlib.sha256(example.caption.encode()).hexdigest() != known:
+            altered.append(example.path.name)
+    if altered:
+        raise InputError(
+            f"{len(altered)} captions differ from those of the training: {shortened(altered)}; attacks that "
+            "need the training caption would understate the leak; put the old caption files back"
+        )
+
+
+def picture_key(example: Example, size: tuple[int, int]) -> str:
+    """Names a picture's records: its pixels, caption and training size."""
+    return hashlib.sha256("\x1f".join([example.pixels, example.caption, str(size)]).encode()).hexdigest()
+
+
+def centre_crop(pixels: Tensor, share: float) -> Tensor:
+    """[3, H, W] -> the middle of it, enlarged to the same size."""
+    height, width = pixels.shape[1:]
+    top, left = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
+    inner = pixels[None, :, top : height - top, left : width - left]
+    return torch.nn.functional.interpolate(inner, (height, width), mode="bicubic", align_corners=False, antialias=True)[
+        0
+    ]
+
+
+def read_pictures(settings: Mapping[str, Any]) -> list[Example]:
+    """Every captioned picture of the training's folders, read as the training read them."""
+    folders = [(name, settings[name]) for name in ("train_data_dir", "nonmember_data_dir") if settings.get(name)]
+    return [
+        example
+        for name, folder in folders
+        for example in read_folder(
+            folder,
+            flat=bool(settings["flat_data_dir"]),
+            caption_extension=settings["caption_extension"],
+            strict_captions=False,
+            group_by="none",  # the split knows the groups
+            option_name=name,
+        )
+    ]
+
+
+def training_sizes(examples: Sequence[Example], settings: Mapping[str, Any], multiple: int) -> list[tuple[int, int]]:
+    """The size (width, height) at which the training saw each picture."""
+    return assign_buckets(
+        list(examples),
+        resolution=parse_resolution(settings["resolution"]),
+        enable_bucket=settings["enable_bucket"],
+        bucket_no_upscale=settings["bucket_no_upscale"],
+        smallest=settings["min_bucket_reso"],
+        largest=settings["max_bucket_reso"],
+        step=settings["bucket_reso_steps"],
+        multiple=multiple,
+    )
+
+
+def encode_cast(
+    cast: Cast, sizes: Sequence[tuple[int, int]], model: LatentDiffusion, crop_share: float | None, cache_dir: Path
+) -> list[Picture]:
+    """Latents (posterior mean, scaled) of every picture, and of its centre crop where the plan has crops.
+
+    Args:
+        sizes: training size (width, height) of each picture.
+        crop_share: None leaves the crops out.
+    """
+    encode, scale = posterior_encoder(model.vae), float(model.vae.config.scaling_factor)
+    moments = encoded_moments(
+        cast.examples,
+        sizes,
+        encode,
+        vae_fingerprint=f"{model.fingerprint} {model.vae.dtype}",
+        batch_size=8,
+        cache_dir=cache_dir,
+    )
+    crops: list[Tensor | None] = [None] * len(moments)
+    if crop_share is not None:
+        for row, (example, size) in enumerate(zip(cast.examples, sizes, strict=True)):
+            pixels = centre_crop(fitted_pixels(open_picture(example.path), size), crop_share)
+            crops[row] = encode(pixels[None])[0][0].cpu() * scale
+    return [
+        Picture(
+            key=picture_key(example, size),
+            identity=example.pixels,
+            latent=one.mean.float() * scale,
+            cropped=crop,
+            caption=example.caption,
+        )
+        for example, size, one, crop in zip(cast.examples, sizes, moments, crops, strict=True)
+    ]

@@ -1,0 +1,102 @@
+"""The model as the audit asks it: noise predictions and text states, with an adapter that can be switched."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.diffusion.model_files import LatentDiffusion
+from library.diffusion.text import encode_text, tokenize
+
+
+@dataclass(frozen=True)
+class AdapterLayer:
+    """One pair of low-rank factors; both are called as modules, so that their gradients can be read per sample."""
+
+    name: str
+    down: nn.Module  # nn.Linear or nn.Conv2d
+    up: nn.Module
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Callables that hide which trainer made the adapter.
+
+    Args:
+        predict_noise: (noised latents [B, 4, h, w], timesteps [B], text states [B, T, D]) -> noise [B, 4, h, w].
+        encode_text: captions -> text states [B, T, D]; the adapter of the text encoder counts.
+        switch: "on" = the adapter under audit, "off" = the base alone, "fresh" = an untrained adapter of its shape.
+    """
+
+    predict_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    encode_text: Callable[[Sequence[str]], Tensor]
+    switch: Callable[[str], None]
+    layers: Sequence[AdapterLayer]
+    alphas_cumprod: Tensor  # [steps] on the CPU
+    device: torch.device
+
+    def alpha_bar(self, timestep: int) -> float:
+        """Share of signal in z_t; the clean latent itself is node 0 of a chain and has 1."""
+        return float(self.alphas_cumprod[timestep])
+
+
+def noised(latents: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
+    """z_t = sqrt(a) z + sqrt(1 - a) eps."""
+    return alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
+
+
+def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
+    """Deterministic DDIM step from one share of signal to another with a given noise prediction."""
+    clean = (latents - (1 - alpha_from) ** 0.5 * prediction) / alpha_from**0.5
+    return noised(clean, prediction, alpha_to)
+
+
+def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:
+    """Turn a network that was just injected, not yet filled, on, off, or back to its untrained state.
+
+    Args:
+        network: has ``set_multiplier``, ``state_dict`` and ``load_state_dict``; its up factors are still zero.
+    """
+    untrained = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def switch(state: str) -> None:
+        network.set_multiplier(0.0 if state == "off" else 1.0)
+        network.load_state_dict(untrained if state == "fresh" else weights)
+
+    return switch
+
+
+def denoiser_of(
+    model: LatentDiffusion,
+    layers: Sequence[AdapterLayer],
+    switch: Callable[[str], None],
+    *,
+    clip_skip: int,
+    max_token_length: int,
+    half: bool,
+) -> Denoiser:
+    """Wrap a loaded model, on the device it lies on; velocity predictions are turned into noise.
+
+    Args:
+        half: compute in bf16 (GPU); the statistics are taken in fp32 either way.
+    """
+    device = next(model.unet.parameters()).device
+    alphas = model.scheduler.alphas_cumprod.float().cpu()
+    velocity = model.scheduler.config.prediction_type == "v_prediction"
+
+    def predict_noise(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            prediction = model.unet(latents, timesteps, states.to(latents.dtype)).sample.float()
+        if not velocity:
+            return prediction
+        alpha = alphas.to(device)[timesteps][:, None, None, None]
+        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
+
+    def states_of(captions: Sequence[str]) -> Tensor:
+        tokens = tokenize(model.tokenizer, list(captions), max_token_length).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return encode_text(model.text_encoder, tokens, clip_skip)
+
+    return Denoiser(predict_noise, states_of, switch, layers, alphas, device)

@@ -1,0 +1,159 @@
+"""One LoRA examined: every attack scored, every control run, one verdict."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from library.audit.battery import ATTACKS, PRIMARY, Attack
+from library.audit.evidence import AuxView, Candidates, Evidence, Rows, aux_view
+from library.audit.findings import Finding, finding, joint_p, sides_of, test_groups
+from library.audit.intervals import Interval, auc_interval
+from library.audit.one_run_epsilon import OneRunBound, one_run_bounds
+from library.audit.permutation import dataset_level_p
+from library.audit.rates import auc
+from library.audit.verdict import Verdict, leaks, verdict
+from library.seeding import stream_seed
+
+logger = logging.getLogger(__name__)
+PERMUTED_FITS = 3
+
+
+@dataclass(frozen=True)
+class Control:
+    """Something that must be at chance, or the audit is invalid."""
+
+    name: str
+    auc: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that is known of one LoRA after its audit."""
+
+    findings: dict[str, Finding]
+    controls: dict[str, Control]
+    controls_p: float
+    p_max: float
+    worst: str
+    epsilon: Sequence[OneRunBound]
+    epsilon_is_valid: bool  # the split threw a fair coin per group
+    dataset_p: float
+    verdict: Verdict
+    profiles: dict[str, list[tuple[int, float, float]]]  # attack -> (timestep, AUC on, AUC off), test sides
+    scores: dict[str, Rows]
+    scores_off: dict[str, Rows]
+
+
+def examine(
+    evidence: Evidence,
+    candidates: Candidates,
+    blind: Mapping[str, Rows],
+    *,
+    inclusion: str,
+    target_fpr: float,
+    seed: int,
+    undefended: Mapping[str, Finding] | None = None,
+    extra: Mapping[str, tuple[Rows, str]] | None = None,
+    notes: Sequence[str] = (),
+    battery: Sequence[Attack] = ATTACKS,
+) -> Examination:
+    """Score everything once.
+
+    Args:
+        blind: scores of attackers that never asked the model.
+        undefended: findings on an undefended LoRA of the same split; attacks that fail there are not credited.
+        extra: scores of attacks that bring their own sweep (shadow LoRAs).
+        notes: why the audit is invalid whatever its figures.
+        battery: the attacks; the primary one must be among them.
+    """
+    aux = aux_view(candidates, seed)
+    scores, scores_off, chosen = battery_scores(evidence, aux, battery)
+    for name, (rows, choice) in (extra or {}).items():
+        scores[name], chosen[name] = rows, choice
+    findings = {
+        name: finding(name, chosen[name], rows, scores_off.get(name), candidates, target_fpr, seed)
+        for name, rows in scores.items()
+    }
+    p_max, worst = joint_p(scores, candidates, seed)
+    control_rows = {f"{name}, LoRA off": rows for name, rows in scores_off.items() if np.ptp(rows) > 0}
+    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates)}
+    controls_p, failed = joint_p(control_rows, candidates, seed)
+    test = np.flatnonzero(candidates.is_test)
+    groups = [candidates.groups[int(row)] for row in test]
+    uncredited = [name for name in findings if undefended and name in undefended and not works(undefended[name])]
+    return Examination(
+        findings=findings,
+        controls={name: control(name, rows, candidates, seed) for name, rows in control_rows.items()},
+        controls_p=controls_p,
+        p_max=p_max,
+        worst=worst,
+        epsilon=one_run_bounds(scores[PRIMARY][test], candidates.is_member[test], groups),
+        epsilon_is_valid=inclusion == "bernoulli",
+        dataset_p=dataset_level_p(scores[PRIMARY][test], candidates.is_member[test], groups)[0],
+        verdict=verdict(findings, PRIMARY, p_max, controls_p, failed, notes, uncredited),
+        profiles=profiles(evidence, candidates),
+        scores=scores,
+        scores_off=scores_off,
+    )
+
+
+def battery_scores(
+    evidence: Evidence, aux: AuxView, battery: Sequence[Attack]
+) -> tuple[dict[str, Rows], dict[str, Rows], dict[str, str]]:
+    """Scores of every attack with the adapter on and off, and what each chose."""
+    scores, scores_off, chosen = {}, {}, {}
+    base = evidence.without_adapter()
+    for attack in battery:
+        if attack.possible(evidence.plan):
+            scores[attack.name], chosen[attack.name] = attack.score(evidence, aux)
+            scores_off[attack.name] = attack.score(base, aux)[0]
+            logger.info("scored %s (%s)", attack.name, chosen[attack.name])
+    return scores, scores_off, chosen
+
+
+def works(found: Finding) -> bool:
+    """Whether an attack succeeds at all: significant, interval clear of chance."""
+    return leaks(found, found.p)
+
+
+def permuted_fit(evidence: Evidence, aux: AuxView, candidates: Candidates) -> Rows:
+    """[n] mean scores of the primary attack fitted on aux labels that were dealt anew among groups."""
+    primary = next(attack for attack in ATTACKS if attack.name == PRIMARY)
+    groups = np.array(candidates.groups, dtype=str)[aux.rows]
+    names, position = np.unique(groups, return_inverse=True)
+    label_of = np.zeros(len(names), dtype=bool)
+    label_of[position] = aux.labels
+    total = np.zeros(len(candidates.pixels))
+    for draw in range(PERMUTED_FITS):
+        order = np.random.default_rng(stream_seed(aux.seed, "permuted fit", draw)).permutation(len(names))
+        dealt = AuxView(aux.rows, label_of[order][position], aux.folds, aux.seed)
+        total += primary.score(evidence, dealt)[0]
+    return total / PERMUTED_FITS
+
+
+def control(name: str, rows: Rows, candidates: Candidates, seed: int) -> Control:
+    """AUC of a control on the test sides."""
+    test = sides_of(rows, candidates, "test")
+    generator = np.random.default_rng(stream_seed(seed, "bootstrap", name))
+    return Control(name, auc(*test), auc_interval(*test, *test_groups(candidates), generator))
+
+
+def profiles(evidence: Evidence, candidates: Candidates) -> dict[str, list[tuple[int, float, float]]]:
+    """AUC against the timestep for the loss and the caption's worth, on and off (shown, never chosen from)."""
+    base = evidence.without_adapter()
+    found = {}
+    for name, caption_counts in (("loss", False), ("caption gain", True)):
+        rows = []
+        for place, step in enumerate(evidence.plan.noise_timesteps):
+            areas = []
+            for state in (evidence, base):
+                values = -state.losses("on")[:, place]
+                if caption_counts:
+                    values = state.losses("on", caption=False)[:, place] + values
+                areas.append(auc(*sides_of(values, candidates, "test")))
+            rows.append((step, areas[0], areas[1]))
+        found[name] = rows
+    return found

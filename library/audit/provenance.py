@@ -1,0 +1,84 @@
+"""What a LoRA file says of its own making, and whether it belongs to this base."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from library.audit.adapter_keys import kohya_named
+from library.check import InputError, shortened
+from library.tensor_files import read_tensors, state_fingerprint, write_tensors
+
+PREFIX = "ss_privacy_"
+KEPT_APART = ("base_fingerprint",)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Facts of the training; None where the file is silent."""
+
+    method: str
+    settings: Mapping[str, str]
+    exposures: float | None
+    defended: bool | None
+    fingerprint: str  # of the tensors: a stamp in the metadata does not change it
+    shape: str  # of names and ranks: untrained adapters of this shape are shared
+
+
+def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Provenance:
+    """Read the ss_privacy_* keys."""
+    stated = {name.removeprefix(PREFIX): text for name, text in metadata.items() if name.startswith(PREFIX)}
+    settings = {name: text for name, text in stated.items() if name not in KEPT_APART and not name.startswith("audit_")}
+    if "ss_network_dim" in metadata:
+        settings["network_dim"] = metadata["ss_network_dim"]
+    alpha = stated.get("param_alpha")
+    method = stated.get("method", "another trainer")
+    defended = None if alpha is None else float(alpha) > 0
+    if method == "DPLoRA":
+        defended = True
+    exposures = stated.get("exposures_per_image")
+    shapes = {name: value.new_zeros(value.shape) for name, value in tensors.items() if not name.endswith("alpha")}
+    return Provenance(
+        method="LoRA" if defended is False else method,
+        settings=settings,
+        exposures=None if exposures is None else float(exposures),
+        defended=defended,
+        fingerprint=state_fingerprint(tensors),
+        shape=state_fingerprint(shapes),
+    )
+
+
+def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, base_hashes: Mapping[str, str]) -> None:
+    """Raises: InputError when the file names another base than the one that was opened."""
+    known = {f"{PREFIX}base_fingerprint": base_fingerprint, **base_hashes}
+    for name, here in known.items():
+        stated = metadata.get(name)
+        if stated and here and stated != here:
+            raise InputError(f"'{file}' was trained on another base model ({name} {stated[:12]}, the one here is "
+                             f"{here[:12]}); give its own base with --pretrained_model_name_or_path")  # fmt: skip
+
+
+def check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: InputError when tensors hold NaN or infinity."""
+    bad = sorted(name for name, value in tensors.items() if not value.float().isfinite().all())
+    if bad:
+        raise InputError(f"'{file}' has NaN or infinity in {len(bad)} tensors: {shortened(bad, 3)}; it is broken")
+
+
+def read_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, str], Provenance]:
+    """Tensors of a LoRA file under kohya's names, its metadata, and what it says of itself.
+
+    Raises:
+        InputError: no safetensors file, or NaN in it.
+    """
+    tensors, metadata = read_tensors(file)
+    weights = kohya_named(tensors, metadata)
+    check_finite(file, weights)
+    return weights, metadata, provenance(weights, metadata)
+
+
+def stamp(file: Path, facts: Mapping[str, str]) -> None:
+    """Add measured figures to a LoRA's metadata; its tensors and their hash stay as they are."""
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, tensors, {**metadata, **facts})

@@ -1,0 +1,147 @@
+"""The whole examination: verdicts, controls, the report's files and what they must not hold."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from library.audit.battery import ATTACKS
+from library.audit.candidate_pictures import require_resolvable
+from library.audit.examination import examine
+from library.audit.findings import finding
+from library.audit.outcome import Outcome, adaptation_utility, as_json, stamp_facts
+from library.audit.report import report_html, write_report
+from library.audit.risk_list import Risk
+from library.audit.sweep_plan import LITE
+from library.audit.verdict import verdict
+from library.check import InputError
+from tests.audit_planted import planted_candidates, planted_evidence
+
+CANDIDATES = planted_candidates(60)
+BATTERY = [attack for attack in ATTACKS if attack.name in ("loss", "loss_calibrated", "clid", "clid_vector", "fusion")]
+
+
+def examined(leak, blind=None, **options):
+    scores = np.random.default_rng(1).normal(size=len(CANDIDATES.pixels)) if blind is None else blind
+    evidence = planted_evidence(CANDIDATES, leak)
+    return evidence, examine(
+        evidence,
+        CANDIDATES,
+        {"pictures alone": scores},
+        inclusion="bernoulli",
+        target_fpr=0.05,
+        seed=0,
+        battery=BATTERY,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def leaking():
+    evidence, examination = examined(2.0)
+    return Outcome(
+        "run <1>", "LoRA", {"param_alpha": "0"}, 40.0, False, examination, CANDIDATES,
+        adaptation_utility(evidence, CANDIDATES), {"profile": "lite"},
+        {attack.name: attack.passes(LITE) for attack in ATTACKS},
+    )  # fmt: skip
+
+
+def test_a_planted_leak_is_called_a_leak(leaking):
+    assert leaking.examination.verdict.word == "leak"
+    assert leaking.main.auc_interval[0] > 0.9 and leaking.examination.p_max < 0.001
+    assert max(bound.epsilon for bound in leaking.examination.epsilon) > 1
+
+
+def test_no_leak_is_no_evidence_and_says_how_large_a_leak_could_have_hidden():
+    examination = examined(0.0)[1]
+    assert examination.verdict.word == "no evidence"
+    assert f"AUC {examination.verdict.least_detectable_auc:.2f}" in examination.verdict.sentence
+
+
+def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
+    examination = examined(2.0, blind=CANDIDATES.is_member + 0.1 * np.random.default_rng(0).normal(size=240))[1]
+    assert examination.verdict.word == "invalid" and "pictures alone" in examination.verdict.sentence
+
+
+def test_a_note_makes_the_audit_invalid():
+    examination = examined(0.0, notes=["the LoRA changes nothing"])[1]
+    assert examination.verdict.word == "invalid" and "changes nothing" in examination.verdict.sentence
+
+
+def test_inverted_leakage_is_a_leak(leaking):
+    findings = {
+        name: dataclasses.replace(one, auc=0.2, auc_flipped=0.8, auc_interval=(0.12, 0.28), p=0.0001)
+        for name, one in leaking.examination.findings.items()
+    }
+    said = verdict(findings, "fusion", 0.0001, 0.5, "", [])
+    assert said.word == "leak" and "inverted" in said.sentence
+
+
+def test_attacks_that_fail_on_the_undefended_lora_show_nothing_about_a_defence(leaking):
+    flat = {
+        name: dataclasses.replace(one, auc=0.5, auc_flipped=0.5, auc_interval=(0.4, 0.6), p=0.9)
+        for name, one in leaking.examination.findings.items()
+    }
+    said = verdict(flat, "fusion", 0.9, 0.5, "", [], uncredited=list(flat))
+    assert said.word == "no evidence" and any("undefended" in reason for reason in said.reasons)
+
+
+def test_the_threshold_comes_from_the_aux_sides_and_its_realised_rate_is_shown():
+    scores = np.where(CANDIDATES.is_test, 5.0, 0.0) + np.random.default_rng(0).normal(size=240)
+    found = finding("loss", "", scores, None, CANDIDATES, 0.05, 0)
+    assert found.transfer.fpr > 0.9  # a shift between aux and test sides is laid bare, not tuned away
+    assert found.transfer.threshold < 5
+
+
+def test_rates_that_the_sample_cannot_resolve_are_left_out_and_say_what_they_need(leaking):
+    by_rate = {rate.fpr: rate for rate in leaking.main.low_rates}
+    assert by_rate[0.05].tpr is not None and by_rate[0.001].tpr is None and by_rate[0.001].needed == 1000
+
+
+def test_a_rate_beyond_the_aux_sample_is_refused_before_the_sweep():
+    with pytest.raises(InputError, match="target_fpr=0.001 needs 1000 non-members on the aux side, got 60"):
+        require_resolvable(CANDIDATES, 0.001)
+
+
+def test_the_same_audit_twice_gives_the_same_figures():
+    assert examined(0.5)[1].findings == examined(0.5)[1].findings
+
+
+def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
+    content = json.loads(json.dumps(as_json(leaking)))
+    for one in content["findings"]:
+        assert one["members"] == one["non_members"] == 60 and len(one["auc_interval"]) == 2
+        assert one["auc_off"] is not None and one["access"] and one["unet_passes_per_image"] > 0
+    assert content["images"] == {side: 60 for side in sorted(set(CANDIDATES.sides))}
+
+
+def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
+    risk = Risk("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==")
+    folder = tmp_path / "audit"
+    text = write_report(leaking, [leaking], [risk], folder).read_text()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
+    assert {file.name for file in folder.iterdir()} == {"report.html", "findings.json", "scores.csv"}
+    assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    assert "cat &amp; dog.png" in text and "run &lt;1&gt;" in text and "Leak detected" in text
+    assert "cat" not in (folder / "findings.json").read_text() + (folder / "scores.csv").read_text()
+
+
+def test_a_comparison_shows_every_run_and_the_course_over_exposures(leaking):
+    other = dataclasses.replace(leaking, label="early", exposures=10.0)
+    text = report_html(leaking, [leaking, other], [])
+    assert "Side by side" in text and "AUC against exposures" in text and "Privacy against fit" in text
+
+
+def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):
+    write_report(leaking, [leaking], [], tmp_path / "audit")
+    lines = (tmp_path / "audit" / "scores.csv").read_text().splitlines()
+    assert len(lines) == 241 and lines[0].startswith("pixels,side,loss") and "fusion_off" in lines[0]
+
+
+def test_the_stamp_holds_aggregates_only(leaking):
+    facts = stamp_facts(leaking)
+    assert all(name.startswith("ss_privacy_audit_") for name in facts)
+    assert facts["ss_privacy_audit_verdict"] == "leak" and facts["ss_privacy_audit_images"] == "60+60"
+    assert "ss_privacy_audit_tpr_at_0.05_fpr" in facts
