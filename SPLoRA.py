@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
         attack_batch_size=attack_batch, attack_lr=config.attack_lr, attack_weight_decay=config.attack_weight_decay,
         attack_dropout=config.attack_dropout, separate_noise=config.separate_noise, proxy_mode=config.proxy_mode,
         gain_limit=config.gain_limit, eval_draws=config.attack_eval_draws)
-    optimizer, guard = accelerator.prepare(optimizer), interruption.FiniteGuard()
+    optimizer, guard, done = accelerator.prepare(optimizer), interruption.FiniteGuard(), saved["done"]
     players = state.Players(network, optimizer, schedule, game.proxy, game.attacker, accelerator.scaler)
     state.load_players(config.resume, players)
     game.watch.remember(saved["checks"])
@@ -120,7 +120,6 @@ def main(arguments: list[str]) -> int:
         tensor_files.write_whole(folder.config(), toml_config.resolved_toml(DOOR, config))
 
     # The game
-    done = saved["done"]
     with interruption.StopSignal() as stop, records.Recorder(
             folder, config.logging_dir, total=plan.total_steps, done=done, active=is_main,
             images_per_step=game.members.images_per_step()) as recorder:
@@ -151,7 +150,9 @@ def main(arguments: list[str]) -> int:
                 return 1 if guard.is_lost() else 130
         writer.finish(done)
         painter.show("final", done, recorder)
-    say(game.watch.verdict(), messages.how_to_use(folder, sample_folder.write_sheet(folder)), sep="\n")
+    if is_main:
+        say(records.learning_in_words(folder.log()), game.watch.verdict(),
+            messages.how_to_use(folder, sample_folder.write_sheet(folder)), sep="\n")
     return 0
 
 

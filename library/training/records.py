@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -91,6 +92,7 @@ class Recorder:
         self._write({"step": done, "epoch": epoch, **figures})
         for name, value in figures.items():
             self._writer.add_scalar(f"epoch/{name}", value, done)
+        self._bar.write(f"epoch {epoch}: {look_in_words(figures)}")
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
         """Show previews in TensorBoard, by number, never by prompt."""
@@ -98,10 +100,6 @@ class Recorder:
 
         for index, image in enumerate(images):
             self._writer.add_image(f"preview/{index:02d}", np.asarray(image), done, dataformats="HWC")
-
-    def say(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        self._bar.write(text)
 
     def _write(self, record: dict[str, Any]) -> None:
         plain = {
@@ -116,3 +114,21 @@ class Recorder:
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= done]
         write_whole(self.log, "".join(f"{line}\n" for line in kept))
+
+
+def look_in_words(figures: dict[str, float]) -> str:
+    """An epoch's look at the aux sides in one line, with the images it rests on."""
+    parts = []
+    for side, name in (("members_aux", "members-aux"), ("non_members_aux", "non-members-aux")):
+        parts.append(f"{name} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})")
+    text = f"adaptation loss at fixed noise: {', '.join(parts)}"
+    if "proxy_balanced_accuracy" in figures:
+        text += f"; proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}"
+    return text
+
+
+def learning_in_words(log: Path) -> str:
+    """The first and the last look of a whole run, a resumed one too, from its log."""
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    looks = [record for record in records if "adaptation_loss_members_aux" in record]
+    return f"before: {look_in_words(looks[0])}\nafter:  {look_in_words(looks[-1])}"
