@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.diffusion.model_files import LatentDiffusion
+from library.diffusion.model_files import LatentDiffusion, load_model
 from library.diffusion.text import encode_text, tokenize
 
 
@@ -51,6 +51,14 @@ def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to
     """Deterministic DDIM step from one share of signal to another with a given noise prediction."""
     clean = (latents - (1 - alpha_from) ** 0.5 * prediction) / alpha_from**0.5
     return noised(clean, prediction, alpha_to)
+
+
+def open_model(path: str) -> tuple[LatentDiffusion, bool]:
+    """The base model on the GPU where there is one, and whether it computes in bf16 (there it does)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(path)
+    model.prepare(device, full_precision_vae=True, gradient_checkpointing=False)
+    return model, device.type == "cuda"
 
 
 def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:

@@ -56,7 +56,7 @@ def examine(
     target_fpr: float,
     seed: int,
     undefended: Mapping[str, Finding] | None = None,
-    extra: Mapping[str, tuple[Rows, str]] | None = None,
+    extra: Mapping[str, tuple[Rows, Rows, str]] | None = None,
     notes: Sequence[str] = (),
     battery: Sequence[Attack] = ATTACKS,
 ) -> Examination:
@@ -65,14 +65,14 @@ def examine(
     Args:
         blind: scores of attackers that never asked the model.
         undefended: findings on an undefended LoRA of the same split; attacks that fail there are not credited.
-        extra: scores of attacks that bring their own sweep (shadow LoRAs).
+        extra: scores, scores on the base, and settings of attacks that bring their own sweep (shadow LoRAs).
         notes: why the audit is invalid whatever its figures.
         battery: the attacks; the primary one must be among them.
     """
     aux = aux_view(candidates, seed)
     scores, scores_off, chosen = battery_scores(evidence, aux, battery)
-    for name, (rows, choice) in (extra or {}).items():
-        scores[name], chosen[name] = rows, choice
+    for name, (rows, rows_off, choice) in (extra or {}).items():
+        scores[name], scores_off[name], chosen[name] = rows, rows_off, choice
     findings = {
         name: finding(name, chosen[name], rows, scores_off.get(name), candidates, target_fpr, seed)
         for name, rows in scores.items()

@@ -125,7 +125,7 @@ def histogram_figure(on: Rows, off: Rows, candidates: Candidates) -> str:
             axes.stairs(sign * counts, bins, fill=True, color=colour, alpha=0.45, label=label)
     axes.axhline(0, color=QUIET, linewidth=1)
     axes.set(
-        xlabel="score of the main attack (standard deviations of non-members)",
+        xlabel="score of the main attack, in spreads of non-members",
         ylabel="pictures (LoRA on above, off below)",
     )
     axes.set_yticks(axes.get_yticks(), [f"{abs(tick):.0f}" for tick in axes.get_yticks()])

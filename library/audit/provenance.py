@@ -19,6 +19,7 @@ class Provenance:
     """Facts of the training; None where the file is silent."""
 
     method: str
+    trainer: str  # the door that trained it; empty where unknown
     settings: Mapping[str, str]
     exposures: float | None
     defended: bool | None
@@ -41,6 +42,7 @@ def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pr
     shapes = {name: value.new_zeros(value.shape) for name, value in tensors.items() if not name.endswith("alpha")}
     return Provenance(
         method="LoRA" if defended is False else method,
+        trainer=stated.get("method", ""),
         settings=settings,
         exposures=None if exposures is None else float(exposures),
         defended=defended,

@@ -1,9 +1,13 @@
 """The sweep of one LoRA, with what the base alone answered shared among all LoRAs of the same base and pictures."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
 
 from library.audit.denoiser import Denoiser
 from library.audit.evidence import Evidence
@@ -25,6 +29,31 @@ class Stores:
     gradients_fresh: str
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How the work is dealt out."""
+
+    batch_size: int
+    workers: int  # threads
+
+
+def effort_of(batch_size: int, on_gpu: bool) -> Effort:
+    """One thread on a GPU, else one per core that this process may use."""
+    return Effort(batch_size, 1 if on_gpu else len(os.sched_getaffinity(0)))
+
+
+def fill(
+    folder: Path,
+    pictures: Sequence[Picture],
+    ask: Callable[[list[Picture]], dict[str, Tensor]],
+    effort: Effort,
+    name: str,
+) -> None:
+    """Fill one store under a progress bar."""
+    with tqdm(total=len(pictures), desc=name, unit="image") as bar:
+        fill_store(RecordStore(folder), pictures, ask, effort.batch_size, bar.update, effort.workers)
+
+
 def stores_of(
     records: Path, shared: Path, plan: SweepPlan, *, base: str, adapter: str, shape: str, preprocess: str, kind: str
 ) -> Stores:
@@ -36,6 +65,8 @@ def stores_of(
         preprocess: VAE, clip skip, token length.
         kind: device and number format.
     """
+    for folder in (records.parent, records, shared.parent, shared):
+        private_folder(folder)
     common = (plan.fingerprint(), base, preprocess, kind)
     return Stores(
         on=str(records / store_key("on", adapter, *common)),
@@ -50,15 +81,9 @@ def sweep_all(
     pictures: Sequence[Picture],
     plan: SweepPlan,
     stores: Stores,
-    *,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[str], Callable[[int], object]],
+    effort: Effort,
 ) -> None:
     """Ask everything that is not cached yet, the base first.
-
-    Args:
-        progress: given the name of a part, returns what to call with the number of pictures done.
 
     Raises:
         InputError: when the LoRA makes the model answer with NaN.
@@ -74,9 +99,22 @@ def sweep_all(
         denoiser.switch(state)
         name = ("gradients" if ask == asker.gradients else "passes") + f", LoRA {state}"
         try:
-            fill_store(RecordStore(Path(folder)), pictures, ask, batch_size, progress(name), workers)
+            fill(Path(folder), pictures, ask, effort, name)
         except FloatingPointError as error:
             raise InputError(f"with the LoRA {state}, {error}; the file is broken or made for another base") from error
+
+
+def sweep_shadow(
+    denoiser: Denoiser,
+    pictures: Sequence[Picture],
+    plan: SweepPlan,
+    folder: Path,
+    effort: Effort,
+) -> None:
+    """Ask a shadow LoRA what the likelihood ratio needs."""
+    denoiser.switch("on")
+    asker = Asker(denoiser, plan, min(pictures[0].latent.shape[1:]))
+    fill(folder, pictures, asker.passes, effort, "shadow LoRA")
 
 
 def evidence_of(stores: Stores, keys: Sequence[str], plan: SweepPlan) -> Evidence:
@@ -112,16 +150,13 @@ def draw_all(
     images: int,
     steps: int,
     guidance: float,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[str], Callable[[int], object]],
+    effort: Effort,
 ) -> tuple[Records, Records]:
     """Drawings of the pictures' captions with the LoRA on and off, as statistics; cached like the sweep."""
     answers = []
     for folder, state in ((stores.on, "on"), (stores.off, "off")):
         denoiser.switch(state)
-        store = RecordStore(Path(f"{folder}-{images}x{steps}x{guidance:g}"))
-        ask = draw_records(denoiser, images, steps, guidance)
-        fill_store(store, pictures, ask, batch_size, progress(f"drawings, LoRA {state}"), workers)
-        answers.append(store.gather([picture.key for picture in pictures]))
+        place, ask = Path(f"{folder}-{images}x{steps}x{guidance:g}"), draw_records(denoiser, images, steps, guidance)
+        fill(place, pictures, ask, effort, f"drawings, LoRA {state}")
+        answers.append(RecordStore(place).gather([picture.key for picture in pictures]))
     return answers[0], answers[1]

@@ -1,5 +1,6 @@
 """The verdict in plain words: leak, no evidence (and what could have hidden), or invalid."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,17 +56,17 @@ def verdict(
                 f"control '{failed_control}' tells members from non-members without the LoRA "
                 f"(p = {controls_p:.4f} over all controls): the two sides differ in themselves"
             )
-        return Verdict("invalid", "This audit is invalid: " + "; ".join(reasons) + ".", reasons, detectable)
+        return Verdict("invalid", "Nothing can be concluded: " + "; ".join(reasons) + ".", reasons, detectable)
     if leaks(main, main.p) or (leaks(worst, p_max)):
         shown = main if leaks(main, main.p) and main.auc_flipped >= worst.auc_flipped - 0.02 else worst
         inverted = " (inverted: members score lower, which gives them away as well)" if shown.auc < 0.5 else ""
         sentence = (
-            f"Leak detected: with this file, a member picture can be told from a non-member in "
-            f"{100 * shown.auc_flipped:.0f} of 100 pairs{inverted}; 50 would be guessing."
+            f"With this file, a member picture can be told from a non-member in "
+            f"{math.floor(100 * shown.auc_flipped)} of 100 pairs{inverted}; 50 would be guessing."
         )
         return Verdict("leak", sentence, [f"{shown.name}: p = {shown.p:.4f}, max over attacks {p_max:.4f}"], detectable)
     sentence = (
-        f"No evidence of a leak in {size}. That is no proof of privacy: a leak below AUC "
+        f"The attacks do not tell {size} apart. That is no proof of privacy: a leak below AUC "
         f"{detectable:.2f} would mostly go unseen in a sample of this size."
     )
     reasons = [f"max-over-attacks p = {p_max:.3f}"]

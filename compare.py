@@ -1,0 +1,118 @@
+"""Trains several LoRAs on one split, audits all of them, and writes one table."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from library import toml_config
+from library.audit.comparison import comparison_rows, markdown, read_findings
+from library.check import InputError
+from library.tensor_files import write_whole
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``compare.py --config_file FILE [--output_dir DIR]``; finished LoRAs of an earlier call are kept."""
+    plan, output = read_plan(arguments)
+    started = time.monotonic()
+    trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
+    train_all(trained, output, plan["compare"].get("jobs", 1))
+    for run in plan["runs"]:
+        if "checkpoint_of" in run:
+            take_checkpoint(run, output)
+    folders = [output / run["name"] for run in plan["runs"]]
+    options = [word for name, value in plan["audit"].items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InputError("the audit stopped; its message stands above")
+    titles = [run.get("title", run["name"]) for run in plan["runs"]]
+    named = {title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)}
+    rows = comparison_rows(named)
+    table = markdown(rows)
+    write_whole(output / "table.md", table)
+    write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
+    print(f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}; {(time.monotonic() - started) / 60:.0f} minutes")
+    return 0
+
+
+def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
+    """The comparison's TOML and its output folder. Raises: InputError with everything that is wrong."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    unknown = [name for name in given if name not in ("--config_file", "--output_dir")]
+    if unknown or len(arguments) % 2 or "--config_file" not in given:
+        words = " ".join(arguments) or "nothing"
+        raise InputError(f"compare.py takes --config_file FILE and --output_dir DIR, got {words}")
+    try:
+        plan = toml.loads(Path(given["--config_file"]).read_text(encoding="utf-8"))
+    except (OSError, toml.TomlDecodeError) as error:
+        raise InputError(f"config_file '{given['--config_file']}' cannot be read: {error}") from error
+    runs = plan.get("runs", [])
+    names = [run.get("name") for run in runs]
+    if not runs or None in names or len(set(names)) < len(names):
+        raise InputError("a comparison needs [[runs]] with names that differ")
+    plan.setdefault("audit", {})
+    output = given.get("--output_dir") or plan.setdefault("compare", {}).get("output_dir") or "output/compare"
+    return plan, Path(output)
+
+
+def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
+    """Train what is not there yet; the first run draws the split, the others reuse it, ``jobs`` at a time."""
+    waiting = [run for run in runs if not finished(output / run["name"])]
+    at_work: dict[str, subprocess.Popen[bytes]] = {}
+    split = output / runs[0]["name"] / "split.json"
+    while waiting or at_work:
+        while waiting and len(at_work) < jobs and (waiting[0] is runs[0] or split.is_file()):
+            run = waiting.pop(0)
+            at_work[run["name"]] = start_training(run, output, None if run is runs[0] else split)
+        time.sleep(1)
+        for name in [name for name, process in at_work.items() if process.poll() is not None]:
+            if at_work.pop(name).returncode != 0:
+                for process in at_work.values():
+                    process.terminate()
+                raise InputError(f"training '{name}' stopped; see {output / name}.txt")
+            print(f"trained {name}", flush=True)
+
+
+def start_training(run: dict[str, Any], output: Path, split: Path | None) -> subprocess.Popen[bytes]:
+    """Start one door in its own process, one torch thread each, its words in a file beside the folder."""
+    own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
+    own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
+    flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"training {run['name']}", flush=True)
+    with (output / f"{run['name']}.txt").open("wb") as words:
+        command = [sys.executable, str(HERE / f"{run['door']}.py"), *flags, "--overwrite"]
+        return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finished(folder: Path) -> bool:
+    """Whether an earlier call trained this LoRA to its end."""
+    config = folder / "config.toml"
+    if not config.is_file():
+        return False
+    options = {name: value for table in toml.loads(config.read_text()).values() for name, value in table.items()}
+    return (folder / f"{options['output_name']}.safetensors").is_file()
+
+
+def take_checkpoint(run: dict[str, Any], output: Path) -> None:
+    """An early stop: the LoRA file of an earlier epoch, in an output folder of its own."""
+    source, target = output / run["checkpoint_of"], output / run["name"]
+    files = sorted(source.glob(f"*-{int(run['epoch']):06d}.safetensors"))
+    if not files:
+        raise InputError(f"'{source}' has no LoRA of epoch {run['epoch']}; save it with save_every_n_epochs")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.toml", "split.json"):
+        shutil.copy2(source / name, target / name)
+    shutil.copy2(files[0], target / f"{files[0].stem[: -len('-000000')]}.safetensors")
+
+
+if __name__ == "__main__":
+    sys.exit(toml_config.run(main))

@@ -1,0 +1,83 @@
+"""The comparison: its table, its plan, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import toml
+
+import compare
+from library.audit.comparison import COLUMNS, comparison_rows, markdown, read_findings
+from library.check import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def found(name: str, area: float, p: float) -> dict:
+    rates = [{"fpr": 0.05, "tpr": 0.4}, {"fpr": 0.001, "tpr": None}]
+    return {
+        "name": name, "title": name.title(), "auc": area, "auc_interval": [area - 0.05, area + 0.05], "p": p,
+        "low_rates": rates, "transfer": {"balanced_accuracy": 0.75}, "members": 100, "non_members": 120,
+    }  # fmt: skip
+
+
+def content(defended: bool, area: float, p: float, **utility: float) -> dict:
+    return {
+        "findings": [found("map_mlp", area, p), found("fusion", area, p), found("loss", 0.5, 0.9)],
+        "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
+        "utility": {"member_loss_relative": 0.8, **utility}, "verdict": {"word": "leak"},
+    }  # fmt: skip
+
+
+def test_the_table_has_the_papers_figures_and_the_stronger_attacks_beside_them():
+    rows = comparison_rows(
+        {"LoRA": content(False, 0.9, 0.001, vae_frechet_distance=1.5), "SPLoRA": content(True, 0.6, 0.2)}
+    )
+    assert rows[0]["auc_deviation"] == pytest.approx(0.8) and rows[0]["asr"] == 0.75 and rows[0]["tpr_at_5_fpr"] == 0.4
+    assert rows[1]["paper_attack_is_credited"] is True and rows[1]["credited_attacks"] == ["map_mlp", "fusion"]
+    text = markdown(rows)
+    assert text.splitlines()[2].startswith("| LoRA | 80 | 1.50 | - | 80.0 % | 75.0 | 0.80 | 40.0 | 0.90 [0.85, 0.95]")
+    assert text.splitlines()[0].count("|") == len(COLUMNS) + 1 and "not FID" in text
+
+
+def test_an_attack_that_fails_without_a_defence_is_not_credited():
+    rows = comparison_rows({"LoRA": content(False, 0.52, 0.4), "SPLoRA": content(True, 0.5, 0.9)})
+    assert not any(row["paper_attack_is_credited"] for row in rows)
+
+
+def test_a_folder_without_findings_is_named(tmp_path):
+    with pytest.raises(InputError, match="was not audited"):
+        read_findings(tmp_path)
+
+
+def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
+    plan, output = compare.read_plan(["--config_file", str(ROOT / "configs" / "compare_demo.toml")])
+    kinds = [run.get("checkpoint_of", run.get("door")) for run in plan["runs"]]
+    assert kinds == ["PLoRA", "lora", "PLoRA", "SPLoRA"] and output == Path("output/compare_demo")
+    configs = [toml.load(ROOT / run["config_file"]) for run in plan["runs"] if "config_file" in run]
+    assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
+
+
+def test_an_early_checkpoint_becomes_an_output_folder_of_its_own(tmp_path):
+    source = tmp_path / "lora"
+    source.mkdir()
+    (source / "config.toml").write_text('[saving]\noutput_name = "demo"\n')
+    (source / "split.json").write_text("{}")
+    (source / "demo-000002.safetensors").write_bytes(b"early")
+    compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 2}, tmp_path)
+    assert (tmp_path / "early" / "demo.safetensors").read_bytes() == b"early"
+    assert compare.finished(tmp_path / "early") and not compare.finished(source)
+    with pytest.raises(InputError, match="has no LoRA of epoch 3; save it with save_every_n_epochs"):
+        compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 3}, tmp_path)
+
+
+@pytest.mark.parametrize("words", [[], ["--config_file"], ["--config_file", "a.toml", "--profile", "full"]])
+def test_words_that_the_comparison_does_not_take_are_refused(words):
+    with pytest.raises(InputError, match="compare.py takes --config_file FILE and --output_dir DIR"):
+        compare.read_plan(words)
+
+
+def test_a_comparison_without_names_is_refused(tmp_path):
+    (tmp_path / "plan.toml").write_text('[[runs]]\ndoor = "PLoRA"\n')
+    with pytest.raises(InputError, match="needs .*runs.* with names that differ"):
+        compare.read_plan(["--config_file", str(tmp_path / "plan.toml")])
