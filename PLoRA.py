@@ -91,7 +91,8 @@ def main(arguments: list[str]) -> int:
         batch_size=config.train_batch_size, accumulation=config.gradient_accumulation_steps, k_steps=config.k_steps,
         attack_batch_size=attack_batch, attack_lr=config.attack_lr, attack_weight_decay=config.attack_weight_decay,
         attack_dropout=config.attack_dropout, separate_noise=config.separate_noise, proxy_mode=config.proxy_mode,
-        gain_limit=config.gain_limit, eval_draws=config.attack_eval_draws)
+        gain_limit=config.gain_limit, min_snr_gamma=config.min_snr_gamma, debiased=config.debiased_estimation_loss,
+        eval_draws=config.attack_eval_draws)
     optimizer, guard, done = accelerator.prepare(optimizer), interruption.FiniteGuard(), saved["done"]
     players = state.Players(network, optimizer, schedule, game.proxy, game.attacker, accelerator.scaler)
     state.load_players(config.resume, players)
@@ -107,9 +108,8 @@ def main(arguments: list[str]) -> int:
             metadata.full_facts(config.output_name, config.training_comment, len(repeats), plan.total_steps),
             no_metadata=config.no_metadata, full=config.metadata == "full")
 
-    keep = checkpoints.KeepRule(
-        config.save_every_n_epochs, config.save_every_n_steps, config.save_last_n_epochs, config.save_last_n_steps,
-        config.save_last_n_epochs_state, config.save_last_n_steps_state)
+    keep = checkpoints.KeepRule(config.save_every_n_epochs, config.save_every_n_steps, config.save_last_n_epochs,
+        config.save_last_n_steps, config.save_last_n_epochs_state, config.save_last_n_steps_state)
     writer = saver.Saver(folder, plan, keep, players, config.save_precision, config.save_state,
                          config.save_state_on_train_end, options, sides.hash(), facts, game.watch.checks, is_main)
     painter = Painter(accelerator, model, prompts, folder, config.sample_sampler, config.clip_skip,

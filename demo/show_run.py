@@ -1,6 +1,6 @@
 """A sheet of one demo run: each prompt's private picture beside what the base and the LoRA paint for it.
 
-python demo/show_run.py OUTPUT_DIR SHEET.png
+python demo/show_run.py OUTPUT_DIR SHEET.png [PROMPTS.txt]
 """
 
 import json
@@ -35,9 +35,9 @@ def distance(one: Image.Image, other: Image.Image) -> float:
     return float(np.sqrt(((small[0] - small[1]) ** 2).mean()))
 
 
-def main(output: Path, sheet_file: Path) -> None:
+def main(output: Path, sheet_file: Path, prompts: Path) -> None:
     """Paste the three rows, print the mean distances to the private pictures."""
-    captions = captions_of(HERE.parent / "configs" / "demo_prompts.txt")
+    captions = captions_of(prompts)
     rows = {"private": [private_picture(caption) for caption in captions]}
     for stage in ("base", "final"):
         files = sorted((output / "sample").glob(f"*_{stage}_[0-9][0-9].png"))
@@ -63,4 +63,6 @@ def main(output: Path, sheet_file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(
+        Path(sys.argv[1]), Path(sys.argv[2]), Path((sys.argv[3:] or [HERE.parent / "configs" / "demo_prompts.txt"])[0])
+    )

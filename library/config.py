@@ -115,6 +115,9 @@ class Config:
     lr_scheduler_num_cycles: int = option("optimizer", 1, "restarts of cosine_with_restarts", least=1)
     lr_scheduler_power: float = option("optimizer", 1.0, "power of polynomial", above=0)
 
+    min_snr_gamma: float | None = option("optimizer", None, "min-SNR weight of the adaptation loss (5 is usual); unset: none", above=0)
+    debiased_estimation_loss: bool = option("optimizer", False, "weigh the adaptation loss by 1/sqrt(SNR): high noise counts more")
+
     train_batch_size: int = option("schedule", 1, "images per device and pass", least=1)
     gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1)
     max_train_steps: int = option("schedule", 1600, "optimizer steps", least=1, shapes_weights=False)

@@ -68,7 +68,7 @@ PLANNED = """
     base_weights base_weights_multiplier lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio
     lr_scheduler_type lr_scheduler_args fused_backward_pass cpu_offload_checkpointing fp8_base fp8_base_unet
     torch_compile dynamo_backend ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph loss_type huber_schedule
-    huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred v_pred_like_loss
+    huber_c huber_scale scale_v_pred_loss_like_noise_pred v_pred_like_loss
     zero_terminal_snr noise_offset noise_offset_random_strength adaptive_noise_scale multires_noise_iterations
     multires_noise_discount ip_noise_gamma ip_noise_gamma_random_strength min_timestep max_timestep masked_loss
     alpha_mask conditioning_data_dir save_n_epoch_ratio metadata_title metadata_author metadata_description

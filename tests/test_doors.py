@@ -162,7 +162,8 @@ def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     for step in range(config.max_train_steps):
         (batch,) = members.of_step(step)
         generator = stream(config.seed, "noise", "members", step, 0, 0)
-        denoiser.error_map(batch.latents(generator), batch.tokens, generator).mean().backward()
+        error_map, _ = denoiser.error_map(batch.latents(generator), batch.tokens, generator)
+        error_map.mean(dim=(1, 2, 3)).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
 from library.data.split import Split
 from library.diffusion.denoising import Denoiser, fixed_draws
+from library.diffusion.loss_weights import loss_weights
 from library.diffusion.model_files import LatentDiffusion
 from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
 from library.privacy.vigilance import Vigilance, check_proxy
@@ -36,6 +37,8 @@ class Game:
     separate_noise: bool
     proxy_mode: str
     gain_limit: float | None
+    min_snr_gamma: float | None  # weights of L alone; the proxy sees the map as it is
+    debiased: bool
     eval_draws: int  # fixed (timestep, noise) pairs per image in a check
 
     @classmethod
@@ -43,7 +46,7 @@ class Game:
         cls, accelerator: Accelerator, model: LatentDiffusion, pictures: Pictures, split: Split, size: tuple[int, int],
         *, seed: int, clip_skip: int, batch_size: int, accumulation: int, k_steps: int, attack_batch_size: int,
         attack_lr: float, attack_weight_decay: float, attack_dropout: float, separate_noise: bool, proxy_mode: str,
-        gain_limit: float | None, eval_draws: int,
+        gain_limit: float | None, min_snr_gamma: float | None, debiased: bool, eval_draws: int,
     ) -> "Game":  # fmt: skip
         """A fresh proxy attacker with its Adam, facing this model and these pictures.
 
@@ -75,6 +78,8 @@ class Game:
             separate_noise=separate_noise,
             proxy_mode=proxy_mode,
             gain_limit=gain_limit,
+            min_snr_gamma=min_snr_gamma,
+            debiased=debiased,
             eval_draws=eval_draws,
         )  # fmt: skip
 
@@ -111,7 +116,7 @@ class Game:
         maps, is_member = [], []
         use = ("attack", step, turn, accelerator.process_index)
         for part, batch in enumerate(self.pictures.batches_by_shape(rows, len(rows), *use)):
-            maps.append(self._error_map(batch, *use, part))
+            maps.append(self._error_map(batch, *use, part)[0])
             is_member.append(batch.is_member)
         return maps, is_member
 
@@ -121,16 +126,19 @@ class Game:
         CE is exactly 0 where no attacker plays.
         """
         use = (step, part, self.accelerator.process_index)
-        error_map = self._error_map(batch, "members", *use)
-        adaptation = error_map.mean()
+        error_map, timesteps = self._error_map(batch, "members", *use)
+        weights = loss_weights(
+            self.denoiser.scheduler, timesteps, min_snr_gamma=self.min_snr_gamma, debiased=self.debiased
+        )
+        adaptation = (error_map.mean(dim=(1, 2, 3)) * weights.to(error_map.device)).mean()
         if not self.k_steps:
             return adaptation, torch.zeros_like(adaptation)
-        watched = self._error_map(batch, "gain", *use) if self.separate_noise else error_map
+        watched = self._error_map(batch, "gain", *use)[0] if self.separate_noise else error_map
         with frozen(self.proxy, self.proxy_mode) as adversary:
             return adaptation, member_cross_entropy(adversary, watched, self.gain_limit)
 
-    def _error_map(self, batch: Batch, *purpose: str | int) -> Tensor:
-        """[B, C, h, w] with posterior draw, timesteps and noise from the stream of this purpose."""
+    def _error_map(self, batch: Batch, *purpose: str | int) -> tuple[Tensor, Tensor]:
+        """Map [B, C, h, w] and timesteps [B]; posterior draw, timesteps and noise come from this purpose's stream."""
         generator = stream(self.seed, "noise", *purpose)
         with self.accelerator.autocast():
             return self.denoiser.error_map(batch.latents(generator), batch.tokens, generator)

@@ -170,20 +170,38 @@ def logarithms(values: NDArray[np.floating]) -> Rows:
     return np.log(np.maximum(values.astype(np.float64), 1e-20))
 
 
-def best_classifier(features: Rows, aux: AuxView) -> Scored:
-    """Logistic regression or 200 boosted trees, whichever has the better aux AUC."""
+def against_untrained(evidence: Evidence, norms: str) -> Rows:
+    """[n, F / 2] log norms of the up factors, minus those of an untrained adapter on the same base and picture."""
+    on, fresh = (_mean_over_timesteps(records[norms]) for records in (evidence.on, evidence.off))
+    return logarithms(on)[:, 1::2] - logarithms(fresh)[:, 1::2]
+
+
+def _mean_over_timesteps(norms: NDArray[np.floating]) -> NDArray[np.floating]:
+    return norms.mean(1) if norms.ndim == 3 else norms
+
+
+def best_gradient_classifier(evidence: Evidence, norms: str, aux: AuxView) -> Scored:
+    """Logistic regression or 200 boosted trees on log norms, or logistic against an untrained adapter: best on aux."""
+    features = logarithms(_mean_over_timesteps(evidence.on[norms]))
     linear, named = best_logistic(features, aux)
-    return best_of({named: linear, "200 trees": cross_fitted(features, aux, boosted_trees(200, aux.seed))}, aux)
+    calibrated_linear, calibrated_named = best_logistic(against_untrained(evidence, norms), aux)
+    trees = cross_fitted(features, aux, boosted_trees(200, aux.seed))
+    return best_of({named: linear, "200 trees": trees, f"untrained, {calibrated_named}": calibrated_linear}, aux)
 
 
 def gsa1(evidence: Evidence, aux: AuxView) -> Scored:
     """Norms per factor of the gradient of the mean loss over timesteps (arXiv 2308.06405)."""
-    return best_classifier(logarithms(evidence.on["gradient_of_mean"]), aux)
+    return best_gradient_classifier(evidence, "gradient_of_mean", aux)
 
 
 def gsa2(evidence: Evidence, aux: AuxView) -> Scored:
     """Norms per factor of the gradient at each timestep, averaged."""
-    return best_classifier(logarithms(evidence.on["gradient_norms"].mean(1)), aux)
+    return best_gradient_classifier(evidence, "gradient_norms", aux)
+
+
+def gradient_along(evidence: Evidence, aux: AuxView) -> Scored:
+    """-<gradient, LoRA>: for members the loss would fall further if the LoRA were stronger. Nothing is fitted."""
+    return -evidence.on["gradient_products"].astype(np.float64).sum(1), "nothing"
 
 
 def map_mlp(evidence: Evidence, aux: AuxView) -> Scored:
@@ -213,6 +231,8 @@ def fusion_features(evidence: Evidence) -> Rows:
 
 def fusion(evidence: Evidence, aux: AuxView) -> Scored:
     """All profiles in one linear classifier with the held-out scores of the gradient attacks (arXiv 2411.07449)."""
-    norms = evidence.on["gradient_of_mean"], evidence.on["gradient_norms"].mean(1)
-    learned = [best_logistic(logarithms(one), aux)[0] for one in norms]
-    return best_logistic(np.column_stack([fusion_features(evidence), *learned]), aux)
+    learned = [
+        best_logistic(against_untrained(evidence, norms), aux)[0] for norms in ("gradient_of_mean", "gradient_norms")
+    ]
+    along = gradient_along(evidence, aux)[0]
+    return best_logistic(np.column_stack([fusion_features(evidence), along, *learned]), aux)

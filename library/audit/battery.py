@@ -93,6 +93,15 @@ ATTACKS = (
     Attack("clid_vector", "CLiD, trees", "GB", True, True, _clid_full, attacks.clid_vector),
     Attack("gsa1", "GSA1, LoRA gradients", "WB", True, True, lambda plan: plan.passes()["gradients"], attacks.gsa1),
     Attack("gsa2", "GSA2, LoRA gradients", "WB", True, True, lambda plan: plan.passes()["gradients"], attacks.gsa2),
+    Attack(
+        "gradient_along",
+        "Gradient along the LoRA",
+        "WB",
+        True,
+        False,
+        lambda plan: plan.passes()["gradients"],
+        attacks.gradient_along,
+    ),
     Attack("map_mlp", "Loss-map MLP of the released method", "GB", True, True, lambda plan: 1, attacks.map_mlp),
     Attack("fusion", "All profiles, linear", "WB", True, True, _everything, attacks.fusion),
 )

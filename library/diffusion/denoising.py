@@ -18,8 +18,10 @@ class Denoiser:
         self.latent_scale = latent_scale  # 0.18215 for SD 1.x
         self.clip_skip = clip_skip
 
-    def error_map(self, latents: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Squared error at one random timestep and noise per image, [B, C, h, w] fp32 (arXiv 2402.11989 eq. 1).
+    def error_map(self, latents: Tensor, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Squared error [B, C, h, w] fp32 at one random timestep and noise per image, and the timesteps [B].
+
+        arXiv 2402.11989 eq. 1.
 
         Args:
             latents: [B, C, h, w] unscaled latents.
@@ -28,7 +30,7 @@ class Denoiser:
         """
         timesteps = torch.randint(0, self.timestep_count(), (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        return self.error_map_at(latents, tokens, timesteps, noise)
+        return self.error_map_at(latents, tokens, timesteps, noise), timesteps
 
     def error_map_at(self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """The same at given timesteps [B] and noise [B, C, h, w]; the target is the model's own (noise or velocity)."""
