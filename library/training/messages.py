@@ -37,7 +37,8 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
             f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
             "  ComfyUI: copy it to models/loras and add a Load LoRA node",
             f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
-            f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+            f"  before you share it: bash audit.sh {lora.parent}",
+        f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
         ]
     )
 
