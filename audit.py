@@ -89,7 +89,8 @@ def score(
     silent = np.array_equal(answers.on["noise"], answers.off["noise"])
     aux = evidence.aux_view(cast.candidates, config.audit_seed)
     found = examination.examine(
-        answers, cast.candidates, blind.blind_controls(cast.paths(), cast.captions(), aux), inclusion=cast.inclusion,
+        answers, cast.candidates, blind.blind_controls(cast.paths(), cast.captions(), aux),
+        inclusion=cast.inclusion if run.settings["nonmember_share"] == 0.5 else "uneven coins",
         target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended,
         extra={"lira": shadows.shadow_scores(answers, cast.candidates.groups, keys, run.audit / "shadows",
                                              config.shadow_loras, config.audit_seed)} if config.shadow_loras else None,

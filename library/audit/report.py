@@ -197,9 +197,11 @@ def controls_section(outcome: Outcome) -> list[str]:
 def epsilon_section(outcome: Outcome) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     examination = outcome.examination
-    note = ("Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
-            if examination.epsilon_is_valid else
-            "The split did not throw a coin per picture: these numbers are indicative, not a valid bound.")  # fmt: skip
+    note = (
+        "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
+        if examination.epsilon_is_valid
+        else "The split did not throw a fair coin per group: the numbers are indicative, no valid bound."
+    )
     rows = [
         (str(bound.guesses), str(bound.correct), f"{bound.epsilon:.2f}", f"{bound.ceiling:.2f}",
          f"{bound.gaussian_epsilon:.2f}")

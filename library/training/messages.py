@@ -38,7 +38,7 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
             "  ComfyUI: copy it to models/loras and add a Load LoRA node",
             f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
             f"  before you share it: bash audit.sh {lora.parent}",
-        f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+            f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
         ]
     )
 
