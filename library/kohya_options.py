@@ -4,6 +4,12 @@ RENAMED = {
     "caption_extention": "caption_extension",
 }
 
+# Old switches that stand for another option; the door says so once.
+STAND_FOR = {
+    "use_8bit_adam": ("optimizer_type", "AdamW8bit"),
+    "use_lion_optimizer": ("optimizer_type", "Lion"),
+}
+
 # Accepted without effect, because what they ask for already happens; the door says so once.
 WITHOUT_EFFECT = {
     "sdpa": "PyTorch's scaled-dot-product attention is always used",
@@ -11,28 +17,36 @@ WITHOUT_EFFECT = {
     "mem_eff_attn": "PyTorch's scaled-dot-product attention is used instead",
     "max_data_loader_n_workers": "latents are cached before the first step, there is no loader to feed",
     "persistent_data_loader_workers": "latents are cached before the first step, there is no loader to feed",
-    "prior_loss_weight": "no regularisation images are read, so there is no prior loss to weigh",
+    "skip_cache_check": "cache files are found by a fingerprint of picture, VAE and size; there is nothing to check",
+    "cache_info": "sizes are read with the pictures' pixels, which the split needs anyway",
+    "console_log_simple": "messages are plain lines already",
+    "ddp_gradient_as_bucket_view": "gradients are averaged by the trainer itself, without buckets",
+    "ddp_static_graph": "gradients are averaged by the trainer itself, without buckets",
 }
 
 _UPLOAD = "the output folder holds split.json and states; upload the finished LoRA by hand"
-_ACCELERATE = "several GPUs go through accelerate; set GPUS in the launcher"
+_ACCELERATE = "several GPUs go through accelerate; set gpus in the launcher"
 _HALF = "the LoRA stays fp32 and frozen weights take the dtype of mixed_precision; use mixed_precision"
 _VALIDATION = (
-    "the split already holds images out; use nonmember_share or --split_file (log.jsonl carries the aux losses)"
+    "the four-sided split already holds images out (nonmember_share, --split_file); "
+    "aux_loss_every_n_epochs and aux_loss_every_n_steps say how often its aux sides are looked at"
 )
-_LATER = "not part of this suite yet"
+_SDXL = "it belongs to kohya's SDXL, SD3 and FLUX scripts; this suite trains SD 1.x and 2.x"
+_FP8 = "frozen weights take the dtype of mixed_precision; use bf16 and gradient_checkpointing to save memory"
 
 REFUSED = {
-    "use_8bit_adam": 'write optimizer_type = "AdamW8bit"',
-    "use_lion_optimizer": f"{_LATER}; optimizer_type takes AdamW and AdamW8bit",
     "full_fp16": _HALF,
     "full_bf16": _HALF,
     "lowram": _HALF,
     "highvram": _HALF,
-    "dataset_class": "it imports arbitrary code; give a folder",
+    "fp8_base": _FP8,
+    "fp8_base_unet": _FP8,
+    "dataset_class": "it imports arbitrary code; give a metadata file (in_json) or a dataset (dataset_name)",
     "debug_dataset": "--dry_run shows the data and prints the resolved options",
     "output_config": "--dry_run prints the resolved options, and every run writes config.toml",
-    "wandb_api_key": "a secret must not reach config.toml; set the environment variable",
+    "wandb_api_key": "a secret must not reach config.toml; set the environment variable WANDB_API_KEY",
+    "log_config": "the options name your folders and would leave the machine; config.toml keeps them beside the LoRA",
+    "console_log_file": "a message may name a private file; redirect the terminal (2> FILE) if you want it kept",
     "deepspeed": _ACCELERATE,
     "zero_stage": _ACCELERATE,
     "offload_optimizer_device": _ACCELERATE,
@@ -58,28 +72,12 @@ REFUSED = {
     "initial_epoch": "--resume continues epoch, step and data order by itself",
     "initial_step": "--resume continues epoch, step and data order by itself",
     "skip_until_initial_step": "--resume continues epoch, step and data order by itself",
-    "color_aug": "latents are cached, and a colour change would need the pictures again",
-    "random_crop": "latents are cached, and a random crop would need the pictures again",
+    "cpu_offload_checkpointing": "it is experimental in kohya; use gradient_checkpointing",
+    "fused_backward_pass": _SDXL,
+    "cache_text_encoder_outputs_to_disk": (
+        "text states are made in seconds and stay in memory; on disk they would be one more file that betrays captions"
+    ),
+    "disable_mmap_load_safetensors": _SDXL,
+    "sdxl": _SDXL,
+    "metadata_is_negative_embedding": "a LoRA is no embedding; leave it out",
 }
-
-# Known to kohya and planned: refused by name until they work, instead of being called unknown.
-PLANNED = """
-    v2 v_parameterization vae tokenizer_cache_dir network_args network_weights dim_from_weights scale_weight_norms
-    base_weights base_weights_multiplier lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio
-    lr_scheduler_type lr_scheduler_args fused_backward_pass cpu_offload_checkpointing fp8_base fp8_base_unet
-    torch_compile dynamo_backend ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph loss_type huber_schedule
-    huber_c huber_scale scale_v_pred_loss_like_noise_pred v_pred_like_loss
-    zero_terminal_snr noise_offset noise_offset_random_strength adaptive_noise_scale multires_noise_iterations
-    multires_noise_discount ip_noise_gamma ip_noise_gamma_random_strength min_timestep max_timestep masked_loss
-    alpha_mask conditioning_data_dir save_n_epoch_ratio metadata_title metadata_author metadata_description
-    metadata_license metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from
-    metadata_trigger_phrase metadata_preprocessor metadata_is_negative_embedding log_with log_prefix
-    log_tracker_name log_tracker_config wandb_run_name log_config console_log_level console_log_file
-    console_log_simple dataset_config reg_data_dir in_json dataset_repeats skip_cache_check cache_info
-    keep_tokens_separator secondary_separator enable_wildcard caption_prefix caption_suffix weighted_captions
-    caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_min
-    token_warmup_step flip_aug face_crop_aug_range resize_interpolation cache_text_encoder_outputs
-    cache_text_encoder_outputs_to_disk disable_mmap_load_safetensors
-""".split()
-for _name in PLANNED:
-    REFUSED.setdefault(_name, _LATER)

@@ -1,7 +1,6 @@
 """From a TOML file and flags to one checked Config; every fault is reported at once, with its file and section."""
 
 import dataclasses
-import os
 import re
 import secrets
 import sys
@@ -15,7 +14,8 @@ import toml
 
 from library.check import Faults, InputError, did_you_mean
 from library.config import TRAINERS, Config, fields_of
-from library.kohya_options import REFUSED, RENAMED, WITHOUT_EFFECT
+from library.kohya_options import REFUSED, RENAMED, STAND_FOR, WITHOUT_EFFECT
+from library.option_checks import check_together
 
 TYPES = typing.get_type_hints(Config)
 
@@ -125,7 +125,12 @@ def _known(door: str, given: dict[str, Given], faults: Faults, notice: Callable[
     kept: dict[str, Given] = {}
     for written, entry in given.items():
         name = RENAMED.get(written, written)
-        if name in known:
+        if name in STAND_FOR:
+            if entry.value not in (False, None, ""):
+                name, value = STAND_FOR[name]
+                notice(f"{entry.origin}: '{written}' is taken as {name} = \"{value}\"")
+                kept.setdefault(name, Given(value, entry.origin))
+        elif name in known:
             kept[name] = entry
         elif name in TYPES:
             used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
@@ -151,6 +156,8 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
         if wanted is int and not isinstance(value, bool):
             return int(value) if isinstance(value, (int, str)) or float(value).is_integer() else int("not whole")
         if wanted is float and not isinstance(value, bool):
+            if isinstance(value, list) and len(value) == 1:  # kohya's text_encoder_lr is a list, one rate an encoder
+                value = value[0]
             return float(value)
         if wanted is str and not isinstance(value, bool) and (isinstance(value, str) or name == "resolution"):
             return str(value)
@@ -190,59 +197,6 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
             faults.add(f"{name} must be above {facts['above']}, {where}")
         elif facts["most"] is not None and value > facts["most"]:
             faults.add(f"{name} must be at most {facts['most']}, {where}")
-
-
-def check_together(door: str, config: Config, faults: Faults) -> None:
-    """Faults that show only when several options are read together, and paths that are not there."""
-    for name in ("train_data_dir", "nonmember_data_dir", "split_file", "sample_prompts", "resume"):
-        path = getattr(config, name)
-        if path and not Path(path).exists():
-            faults.add(f"{name} '{path}' does not exist")
-    if door not in TRAINERS:
-        return
-    if not config.pretrained_model_name_or_path:
-        faults.add("pretrained_model_name_or_path is needed: a diffusers folder or an SD 1.x checkpoint file")
-    elif not Path(config.pretrained_model_name_or_path).exists():
-        faults.add(f"pretrained_model_name_or_path '{config.pretrained_model_name_or_path}' does not exist here")
-    if not config.train_data_dir:
-        faults.add("train_data_dir is needed: the folder with your pictures")
-    if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
-        faults.add("param_alpha and param_beta are both 0, the ratio would divide by 1e-5; set param_beta = 1.0")
-    if config.param_alpha > 0 and config.k_steps == 0:
-        faults.add(
-            "k_steps 0 switches the attacker off, but param_alpha is "
-            f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
-        )
-    if config.network_train_unet_only and config.network_train_text_encoder_only:
-        faults.add("network_train_unet_only and network_train_text_encoder_only exclude each other")
-    if not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.resolution.strip()):
-        faults.add(f"resolution must be '512' or 'width,height' in pixels, got {config.resolution!r}")
-    if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
-        faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0:
-        faults.add(
-            f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
-            "use constant_with_warmup"
-        )
-    if "/" in config.output_name or "\\" in config.output_name or config.output_name.startswith("."):
-        faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
-    if config.training_comment and config.metadata != "full":
-        faults.add('training_comment would be dropped: free text enters the LoRA with metadata = "full" only')
-    if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.add("several processes need one seed: set --seed")
-    _check_device(config, faults)
-
-
-def _check_device(config: Config, faults: Faults) -> None:
-    """What only a CUDA GPU can do."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    if config.optimizer_type == "AdamW8bit":
-        faults.add('optimizer_type AdamW8bit needs a CUDA GPU and there is none here; use optimizer_type = "AdamW"')
-    if config.mixed_precision == "fp16":
-        faults.add('mixed_precision fp16 needs a CUDA GPU and there is none here; use "bf16" or "no"')
 
 
 def resolved_toml(door: str, config: Config) -> str:

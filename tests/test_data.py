@@ -269,7 +269,7 @@ def test_membership_belongs_to_the_picture_whatever_the_order() -> None:
     """R1 of method.md: shuffling, bucketing and re-opening never move a picture to another side."""
     pictures = make_pictures(30, 11, shapes=((4, 8, 8), (4, 4, 8), (4, 8, 4)))
     for seed in range(3):
-        for batch in pictures.batches_by_shape(list(torch.randperm(30, generator=stream(seed)).tolist()), 4, "look"):
+        for batch in pictures.batches_by_shape(list(torch.randperm(30, generator=stream(seed)).tolist()), 4, 0, "look"):
             assert batch.is_member.tolist() == [row < 11 for row in batch.rows]
 
 

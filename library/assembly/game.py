@@ -115,27 +115,28 @@ class Game:
         rows = self.aux_members.take(start, self.batch_size) + self.aux_non_members.take(start, self.batch_size)
         maps, is_member = [], []
         use = ("attack", step, turn, accelerator.process_index)
-        for part, batch in enumerate(self.pictures.batches_by_shape(rows, len(rows), *use)):
+        for part, batch in enumerate(self.pictures.batches_by_shape(rows, len(rows), step, *use)):
             maps.append(self._error_map(batch, *use, part)[0])
             is_member.append(batch.is_member)
         return maps, is_member
 
     def member_losses(self, batch: Batch, step: int, part: int) -> tuple[Tensor, Tensor]:
-        """L and CE of a member batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
+        """L and CE of a training batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
 
-        CE is exactly 0 where no attacker plays.
+        CE is the mean over the batch's members; exactly 0 where no attacker plays or no member is in the batch.
         """
         use = (step, part, self.accelerator.process_index)
         error_map, timesteps = self._error_map(batch, "members", *use)
-        weights = loss_weights(
+        weights = batch.weights * loss_weights(
             self.denoiser.scheduler, timesteps, min_snr_gamma=self.min_snr_gamma, debiased=self.debiased
         )
         adaptation = (error_map.mean(dim=(1, 2, 3)) * weights.to(error_map.device)).mean()
-        if not self.k_steps:
+        if not self.k_steps or not batch.is_member.any():  # regularisation images are public: nobody to protect
             return adaptation, torch.zeros_like(adaptation)
         watched = self._error_map(batch, "gain", *use)[0] if self.separate_noise else error_map
         with frozen(self.proxy, self.proxy_mode) as adversary:
-            return adaptation, member_cross_entropy(adversary, watched, self.gain_limit)
+            members = batch.is_member.to(watched.device)
+            return adaptation, member_cross_entropy(adversary, watched[members], self.gain_limit)
 
     def _error_map(self, batch: Batch, *purpose: str | int) -> tuple[Tensor, Tensor]:
         """Map [B, C, h, w] and timesteps [B]; posterior draw, timesteps and noise come from this purpose's stream."""
@@ -173,7 +174,7 @@ class Game:
         place = {row: index for index, row in enumerate(rows)}
         steps = self.denoiser.timestep_count()
         for draw in range(self.eval_draws):
-            for batch in self.pictures.batches_by_shape(rows, max(8, self.batch_size), "check"):
+            for batch in self.pictures.plain_batches(rows, max(8, self.batch_size)):
                 names = [self.pictures.examples[row].pixels for row in batch.rows]
                 generators = [stream(0, "fixed look", name, draw) for name in names]
                 timesteps, noise = fixed_draws(generators, draw, self.eval_draws, tuple(batch.mean.shape[1:]), steps)

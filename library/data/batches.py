@@ -20,7 +20,10 @@ class Batch:
     mean: Tensor  # [B, C, h, w] posterior mean, unscaled
     std: Tensor  # [B, C, h, w] posterior standard deviation, unscaled
     tokens: Tensor  # [B, pieces, 77]
-    is_member: Tensor  # [B] bool
+    token_weights: Tensor | None  # [B, pieces, 77] of the text states; None where all are 1
+    is_member: Tensor  # [B] bool; regularisation images are not
+    weights: Tensor  # [B] of the adaptation loss: 1, or prior_loss_weight for a regularisation image
+    mask: Tensor | None  # [B, 1, h, w] 0 .. 1, weight of the adaptation loss per latent pixel; None = 1 everywhere
     rows: tuple[int, ...]  # which pictures, as rows of the picture list
 
     def latents(self, generator: torch.Generator) -> Tensor:
@@ -73,26 +76,33 @@ class Pictures:
         """Whether all latents share one shape."""
         return len({self.shape(row) for row in range(len(self.moments))}) == 1
 
-    def batch(self, rows: Sequence[int], *use: str | int) -> Batch:
-        """Put rows of one shape together; ``use`` names the occasion, from which shuffled captions are drawn."""
+    def batch(self, rows: Sequence[int], step: int, *use: str | int) -> Batch:
+        """Put rows of one shape together for one optimizer step; ``use`` names the occasion that draws are made for."""
         return Batch(
             mean=torch.stack([self.moments[row].mean for row in rows]),
             std=torch.stack([self.moments[row].std for row in rows]),
-            tokens=torch.stack([self._tokens_of(row, *use) for row in rows]),
+            tokens=torch.stack([self._tokens_of(row, step, *use) for row in rows]),
+            token_weights=None,
             is_member=torch.tensor([self.is_member[row] for row in rows]),
+            weights=torch.ones(len(rows)),
+            mask=None,
             rows=tuple(rows),
         )
 
-    def batches_by_shape(self, rows: Sequence[int], most: int, *use: str | int) -> list[Batch]:
+    def batches_by_shape(self, rows: Sequence[int], most: int, step: int, *use: str | int) -> list[Batch]:
         """Put rows of any shapes into batches of one shape with at most ``most`` pictures."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
             by_shape.setdefault(self.shape(row), []).append(row)
         return [
-            self.batch(same[start : start + most], *use)
+            self.batch(same[start : start + most], step, *use)
             for same in by_shape.values()
             for start in range(0, len(same), most)
         ]
+
+    def plain_batches(self, rows: Sequence[int], most: int) -> list[Batch]:
+        """Rows as they are: whole captions, nothing dropped, shuffled, mirrored or cropped by chance."""
+        return self.batches_by_shape(rows, most, 0, "check")
 
     def _tokens_of(self, row: int, *use: str | int) -> Tensor:
         if not self.shuffle_caption:
