@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from library.audit.candidate_pictures import find_cast
 from library.check import InputError
 from library.data.duplicates import near_duplicates
 from library.data.examples import Example
@@ -136,3 +137,15 @@ def test_near_duplicates_across_sides_are_found() -> None:
     pairs = near_duplicates(split, most_bits=1)
     assert pairs and all((left in members) and (right not in members) for left, right in pairs)
     assert all(bin(int(left[:-4]) ^ int(right[:-4])).count("1") <= 1 for left, right in pairs)
+
+
+def test_a_reused_split_is_the_same_split_to_an_audit_though_its_file_differs(tmp_path: Path) -> None:
+    """An attack is credited against a defence only if it works on the undefended LoRA of the same sides."""
+    examples = [example(index) for index in range(12)]
+    first = drawn(12)
+    write_split(first, tmp_path / "first.json")
+    reused = reuse_split(tmp_path / "first.json", examples[::-1])
+    write_split(reused, tmp_path / "second.json")
+    assert (tmp_path / "first.json").read_bytes() != (tmp_path / "second.json").read_bytes()
+    hashes = {find_cast(tmp_path / name, examples).split_hash for name in ("first.json", "second.json")}
+    assert hashes == {first.hash()} == {reused.hash()}

@@ -17,7 +17,7 @@ from library.data.buckets import assign_buckets, parse_resolution
 from library.data.examples import Example, open_picture
 from library.data.folders import read_folder
 from library.data.latents import encoded_moments, fitted_pixels
-from library.data.split import SIDES, read_split_file
+from library.data.split import SIDES, read_split_file, sides_hash
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.model_files import LatentDiffusion
 
@@ -67,7 +67,7 @@ def find_cast(split_file: Path, examples: Sequence[Example]) -> Cast:
     if missing:
         faults.add(f"{len(missing)} pictures of the split are missing: {shortened(missing)}; put them back")
     faults.raise_if_any()
-    digest = hashlib.sha256(split_file.read_bytes()).hexdigest()
+    digest = sides_hash((entry["pixels"], entry["side"]) for entry in entries)
     unique = {entry["pixels"]: entry for entry in reversed(entries)}
     kept = [entry for entry in entries if unique[entry["pixels"]] is entry or _on_two_sides(entry, unique)]
     candidates = Candidates(

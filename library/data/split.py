@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,16 @@ class Split:
 
     def hash(self) -> str:
         """SHA-256 (hex) over who is where: names the split without naming a picture."""
-        entries = sorted(f"{example.pixels} {side}" for side in SIDES for example in self.sides[side])
-        return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+        return sides_hash((example.pixels, side) for side in SIDES for example in self.sides[side])
 
     def sizes(self) -> dict[str, int]:
         """Images per side."""
         return {side: len(self.sides[side]) for side in SIDES}
+
+
+def sides_hash(entries: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 (hex) over (pixels, side) pairs in any order: two files with the same sides have the same hash."""
+    return hashlib.sha256("\n".join(sorted(f"{pixels} {side}" for pixels, side in entries)).encode()).hexdigest()
 
 
 def draw_split(
