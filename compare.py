@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -65,20 +66,23 @@ def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
 
 def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
     """Train what is not there yet; the first run draws the split, the others reuse it, ``jobs`` at a time."""
-    waiting = [run for run in runs if not finished(output / run["name"])]
+    waiting = [run for run in runs if not finished(run, output)]
     at_work: dict[str, subprocess.Popen[bytes]] = {}
     split = output / runs[0]["name"] / "split.json"
-    while waiting or at_work:
-        while waiting and len(at_work) < jobs and (waiting[0] is runs[0] or split.is_file()):
-            run = waiting.pop(0)
-            at_work[run["name"]] = start_training(run, output, None if run is runs[0] else split)
-        time.sleep(1)
-        for name in [name for name, process in at_work.items() if process.poll() is not None]:
-            if at_work.pop(name).returncode != 0:
-                for process in at_work.values():
-                    process.terminate()
-                raise InputError(f"training '{name}' stopped; see {output / name}.txt")
-            print(f"trained {name}", flush=True)
+    try:
+        while waiting or at_work:
+            while waiting and len(at_work) < jobs and (waiting[0] is runs[0] or split.is_file()):
+                run = waiting.pop(0)
+                at_work[run["name"]] = start_training(run, output, None if run is runs[0] else split)
+            time.sleep(1)
+            for name in [name for name, process in at_work.items() if process.poll() is not None]:
+                if at_work.pop(name).returncode != 0:
+                    raise InputError(f"training '{name}' stopped; see {output / name}.txt")
+                mark_finished(next(run for run in runs if run["name"] == name), output)
+                print(f"trained {name}", flush=True)
+    finally:  # whatever stops the comparison stops its trainings too; each saves what it has
+        for process in at_work.values():
+            process.terminate()
 
 
 def start_training(run: dict[str, Any], output: Path, split: Path | None) -> subprocess.Popen[bytes]:
@@ -93,13 +97,15 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def finished(folder: Path) -> bool:
-    """Whether an earlier call trained this LoRA to its end."""
-    config = folder / "config.toml"
-    if not config.is_file():
-        return False
-    options = {name: value for table in toml.loads(config.read_text()).values() for name, value in table.items()}
-    return (folder / f"{options['output_name']}.safetensors").is_file()
+def mark_finished(run: dict[str, Any], output: Path) -> None:
+    """Note with which settings a training came to its end."""
+    write_whole(output / f"{run['name']}.trained.json", json.dumps(run, sort_keys=True))
+
+
+def finished(run: dict[str, Any], output: Path) -> bool:
+    """Whether an earlier call trained this LoRA to its end with these very settings; a stopped run left no note."""
+    note = output / f"{run['name']}.trained.json"
+    return note.is_file() and note.read_text(encoding="utf-8") == json.dumps(run, sort_keys=True)
 
 
 def take_checkpoint(run: dict[str, Any], output: Path) -> None:
@@ -115,4 +121,8 @@ def take_checkpoint(run: dict[str, Any], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(toml_config.run(main))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(toml_config.run(main))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,6 +1,8 @@
 """The comparison: its table, its plan, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_a_folder_without_findings_is_named(tmp_path):
 def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
     plan, output = compare.read_plan(["--config_file", str(ROOT / "configs" / "compare_demo.toml")])
     kinds = [run.get("checkpoint_of", run.get("door")) for run in plan["runs"]]
-    assert kinds == ["PLoRA", "lora", "PLoRA", "SPLoRA"] and output == Path("output/compare_demo")
+    assert kinds == ["PLoRA", "lora", "lora", "PLoRA", "SPLoRA", "SPLoRA"] and output == Path("output/compare_demo")
     configs = [toml.load(ROOT / run["config_file"]) for run in plan["runs"] if "config_file" in run]
     assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
 
@@ -66,9 +68,36 @@ def test_an_early_checkpoint_becomes_an_output_folder_of_its_own(tmp_path):
     (source / "demo-000002.safetensors").write_bytes(b"early")
     compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 2}, tmp_path)
     assert (tmp_path / "early" / "demo.safetensors").read_bytes() == b"early"
-    assert compare.finished(tmp_path / "early") and not compare.finished(source)
     with pytest.raises(InputError, match="has no LoRA of epoch 3; save it with save_every_n_epochs"):
         compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 3}, tmp_path)
+
+
+def test_a_stopped_training_or_one_of_other_settings_is_trained_again(tmp_path):
+    """A stopped run has a LoRA under its final name, so the file alone says nothing."""
+    run = {"name": "lora", "door": "PLoRA", "max_train_epochs": 6}
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "last.safetensors").write_bytes(b"half")
+    assert not compare.finished(run, tmp_path)
+    compare.mark_finished(run, tmp_path)
+    assert compare.finished(run, tmp_path) and not compare.finished({**run, "max_train_epochs": 8}, tmp_path)
+
+
+def test_whatever_stops_the_comparison_stops_its_trainings(tmp_path, monkeypatch):
+    started = []
+
+    def start(run, output, split):
+        seconds, status = run["seconds"], run["status"]
+        command = [sys.executable, "-c", f"import sys, time; time.sleep({seconds}); sys.exit({status})"]
+        started.append(subprocess.Popen(command))
+        (output / "a").mkdir(exist_ok=True)
+        (output / "a" / "split.json").write_text("{}")
+        return started[-1]
+
+    monkeypatch.setattr(compare, "start_training", start)
+    runs = [{"name": "a", "seconds": 1, "status": 3}, {"name": "b", "seconds": 60, "status": 0}]
+    with pytest.raises(InputError, match="training 'a' stopped"):
+        compare.train_all(runs, tmp_path, jobs=2)
+    assert [process.wait(10) for process in started] == [3, -15]
 
 
 @pytest.mark.parametrize("words", [[], ["--config_file"], ["--config_file", "a.toml", "--profile", "full"]])
