@@ -31,7 +31,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "k_dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
     "dpmsolver": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
+    "dpmsingle": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
 }
 logger = logging.getLogger(__name__)
 
