@@ -75,8 +75,8 @@ def main(arguments: list[str]) -> int:
         cycles=config.lr_scheduler_num_cycles, power=config.lr_scheduler_power)
     say(messages.split_in_words(sides.sizes(), sides.inclusion), plan.in_words(repeats), sep="\n")
     if config.dry_run:
-        say(memory.estimate_in_words(model, max(sizes), trained, pick(config, memory.MemoryRules)),
-            toml_config.resolved_toml(DOOR, config), sep="\n")
+        say(memory.estimate_in_words(model, max(sizes), sum(map(torch.numel, trained)), config.train_batch_size,
+            pick(config, memory.MemoryRules)), toml_config.resolved_toml(DOOR, config), sep="\n")
         return 0
 
     # The proxy attacker, and the pictures that both players look at
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     def facts(done: int) -> dict[str, str]:
         return metadata.written(
             metadata.network_facts(config.network_module, config.network_dim, config.network_alpha, size,
-                                   config.clip_skip, model.scheduler.config.prediction_type, model.base_facts()),
+                                   config.clip_skip, model.scheduler.config.prediction_type, model.file_hashes),
             metadata.privacy_facts(DOOR, options, epochs=plan.epochs(done), exposures=plan.exposures(done, repeats),
                                    verdict=game.watch.word(), base_fingerprint=model.fingerprint),
             metadata.full_facts(config.output_name, config.training_comment, len(repeats), plan.total_steps),

@@ -56,7 +56,6 @@ def test_an_sd2_file_opens_bit_for_bit_and_its_unused_layer_is_left_out(second) 
     model = open_base(rules(file, v2=True), config_folder=folder)
     assert_same_weights(model, parts)
     assert model.is_v2 and not model.predicts_velocity()
-    assert model.base_facts()["ss_base_model_version"] == "sd_v2"
 
 
 def test_v2_is_checked_against_the_file_both_ways(second, model_folder: Path) -> None:
@@ -79,8 +78,7 @@ def test_a_single_sd2_file_is_what_the_flag_says_and_a_notice_says_so(second, ca
     with caplog.at_level(logging.INFO, logger="library"):
         assert not open_base(rules(file, v2=True), config_folder=folder).predicts_velocity()
         model = open_base(rules(file, v2=True, v_parameterization=True), config_folder=folder)
-    assert model.predicts_velocity() and model.base_facts()["ss_base_model_version"] == "sd_v2_v"
-    assert model.base_facts()["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+    assert model.predicts_velocity()
     told = [record.getMessage() for record in caplog.records if "does not state its target" in record.getMessage()]
     assert len(told) == 2 and "taken as noise" in told[0] and "taken as velocity" in told[1]
 
@@ -97,6 +95,11 @@ def test_everything_said_wrongly_of_a_base_is_reported_at_once(model_folder: Pat
     with pytest.raises(InputError) as caught:
         open_base(rules(model_folder, v2=True, v_parameterization=True, clip_skip=3, vae="nowhere"))
     assert len(str(caught.value).splitlines()) == 4 and "clip_skip must be at most 2" in str(caught.value)
+
+
+def test_zero_terminal_snr_is_for_velocity_models(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="zero_terminal_snr is for velocity models.*v_parameterization"):
+        open_base(rules(model_folder, zero_terminal_snr=True))
 
 
 def test_zero_terminal_snr_reaches_the_schedule_and_keeps_the_rest(velocity_folder: Path) -> None:
@@ -130,8 +133,7 @@ def test_shipped_dimensions_are_the_published_ones(folder: Path, parameters, tex
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False)
     model = LatentDiffusion(None, text_encoder, vae, unet, None, "", {}, False)
-    trained = [torch.empty(9_437_000, device="meta")]
-    words = memory.estimate_in_words(model, (512, 512), trained, memory.MemoryRules(1, False, False, False))
+    words = memory.estimate_in_words(model, (512, 512), 9_437_000, 1, memory.MemoryRules(False, False, False))
     assert f"estimated: {gigabytes} GB" in words and "VAE 0.17" in words and "Adam 0.15" in words
 
 

@@ -15,7 +15,7 @@ from library.config import Config
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.memory import saved_activations
 from library.diffusion.model_files import load_model
-from library.diffusion.previews import SAMPLERS, PreviewRules, decoded, paint, prompts_for, sampler_of
+from library.diffusion.previews import SAMPLERS, PreviewRules, decoded, paint, prompts_for, sampler_of, text_states
 from library.diffusion.prompt_files import Prompt, read_prompts
 from library.rules import pick
 from tests import tiny
@@ -98,6 +98,11 @@ def test_what_the_previews_cannot_do_is_refused_with_its_reason(tmp_path: Path) 
     assert "belongs to FLUX" in str(caught.value) and "without a ControlNet" in str(caught.value)
 
 
+def preview_rules(**changed: object) -> PreviewRules:
+    """kohya's defaults, but for what is given."""
+    return pick(dataclasses.replace(Config(), **changed), PreviewRules)
+
+
 def schedule(prediction_type: str, zero_snr: bool = False) -> DDPMScheduler:
     """SD 1.x's own."""
     more = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
@@ -161,7 +166,7 @@ def test_a_prompts_own_sampler_is_checked_against_the_schedule_before_training(t
     model = load_model(str(model_folder))
     model.scheduler = schedule("v_prediction", zero_snr=True)
     file = written(tmp_path / "p.txt", "a\nb --ss lms\nc --ss heun\n")
-    rules = pick(dataclasses.replace(Config(), sample_prompts=file), PreviewRules)
+    rules = preview_rules(sample_prompts=file)
     with pytest.raises(InputError) as caught:
         prompts_for(model, rules, (16, 16), 1)
     assert len(str(caught.value).splitlines()) == 2
@@ -172,7 +177,7 @@ def test_a_prompts_own_sampler_is_checked_against_the_schedule_before_training(t
 def test_every_sampler_paints(model_folder: Path, tmp_path: Path, sampler: str) -> None:
     model = load_model(str(model_folder))
     prompts = read(written(tmp_path / "p.txt", f"a cat --s 4 --ss {sampler}\n"))
-    one, again = (paint(model, prompts, clip_skip=1, max_token_length=75)[0] for _ in range(2))
+    one, again = (paint(model, prompts, preview_rules())[0] for _ in range(2))
     assert one.size == (16, 16) and one.tobytes() == again.tobytes()
 
 
@@ -180,10 +185,21 @@ def test_clip_skip_and_the_target_change_what_is_painted(model_folder: Path, tmp
     """Clip skip changes the text states; a model of velocity is painted as one."""
     model = load_model(str(model_folder))
     prompts = read(written(tmp_path / "p.txt", "a cat --s 4\n"))
-    plain = paint(model, prompts, clip_skip=1, max_token_length=75)[0].tobytes()
-    assert paint(model, prompts, clip_skip=2, max_token_length=75)[0].tobytes() != plain
+    plain = paint(model, prompts, preview_rules())[0].tobytes()
+    assert paint(model, prompts, preview_rules(clip_skip=2))[0].tobytes() != plain
     model.scheduler = schedule("v_prediction")
-    assert paint(model, prompts, clip_skip=1, max_token_length=75)[0].tobytes() != plain
+    assert paint(model, prompts, preview_rules())[0].tobytes() != plain
+
+
+def test_prompts_are_weighted_where_the_training_weighs_captions(model_folder: Path) -> None:
+    """Without weighted_captions brackets are letters; with them they change no letter but the states."""
+    model = load_model(str(model_folder))
+    plain, marked = (text_states(model, [text], preview_rules()) for text in ("a cat", "a (cat:1.5)"))
+    assert torch.equal(plain, text_states(model, ["a cat"], preview_rules(weighted_captions=True)))
+    weighted = text_states(model, ["a (cat:1.5)"], preview_rules(weighted_captions=True))
+    changed = ((weighted - plain).abs().amax(2) > 0).nonzero()[:, 1].tolist()  # tokens: start, a, c, a, t
+    assert changed == [2, 3, 4] and torch.allclose(weighted[0, 2:5], 1.5 * plain[0, 2:5])
+    assert not torch.equal(marked, plain)
 
 
 class Overflowing(torch.nn.Module):

@@ -111,7 +111,7 @@ def other_vae(place: Path) -> Path:
 def test_a_velocity_sd2_model_with_another_vae_trains_paints_and_can_be_audited(
     flags, tmp_path: Path, velocity_folder: Path
 ) -> None:
-    """The LoRA's labels are SD 2.x's, and the audit opens the same base from config.toml."""
+    """And the audit opens the same base, VAE and schedule from config.toml."""
     (tmp_path / "prompts.txt").write_text("a cat --s 2 --ss euler\n")
     options = {"pretrained_model_name_or_path": velocity_folder, "v2": True, "v_parameterization": True,
                "vae": other_vae(tmp_path / "vae"), "zero_terminal_snr": True, "max_token_length": 150,
@@ -119,8 +119,6 @@ def test_a_velocity_sd2_model_with_another_vae_trains_paints_and_can_be_audited(
     assert SPLoRA.main(flags(**options)) == 0
     out = tmp_path / "out"
     tensors, metadata = read_tensors(out / "last.safetensors")
-    assert metadata["ss_v2"] == "True" and metadata["ss_base_model_version"] == "sd_v2_v"
-    assert metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert metadata["modelspec.prediction_type"] == "v"
     assert tensors["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"].dim() == 2
     assert any(value.abs().sum() > 0 for name, value in tensors.items() if "lora_up" in name)

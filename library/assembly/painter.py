@@ -32,7 +32,6 @@ class Painter:
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
         with self.accelerator.autocast():
-            images = paint(self.model, self.prompts, clip_skip=self.rules.clip_skip,
-                           max_token_length=self.rules.max_token_length)  # fmt: skip
+            images = paint(self.model, self.prompts, self.rules)
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
         recorder.pictures(done, images)

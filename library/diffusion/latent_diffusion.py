@@ -41,17 +41,6 @@ class LatentDiffusion:
         rescaled = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
         return f"{self.scheduler.config.prediction_type}{' zero SNR' if rescaled else ''}"
 
-    def base_facts(self) -> dict[str, str]:
-        """What a LoRA's metadata says of its base: kohya's version labels, and the hashes of the file."""
-        velocity = self.predicts_velocity()
-        second = f"stable-diffusion-v2-{'768-v' if velocity else '512'}"
-        return {
-            "ss_v2": str(self.is_v2),
-            "ss_base_model_version": ("sd_v2" if self.is_v2 else "sd_v1") + ("_v" if velocity else ""),
-            "modelspec.architecture": f"{second if self.is_v2 else 'stable-diffusion-v1'}/lora",
-            **self.file_hashes,
-        }
-
     def prepare(self, device: torch.device, *, full_precision_vae: bool, gradient_checkpointing: bool) -> None:
         """Move the parts to the device for training, the VAE in a dtype that it survives.
 

@@ -1,6 +1,5 @@
 """How much memory a training step is going to take, estimated without running it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ OPTIMIZER_BYTES = 16  # a trained number in fp32, its gradient, and Adam's two m
 class MemoryRules:
     """What changes the memory of a step."""
 
-    train_batch_size: int
     gradient_checkpointing: bool
     separate_noise: bool
     no_half_vae: bool
@@ -62,13 +60,14 @@ def saved_activations(
 
 
 def estimate_in_words(
-    model: LatentDiffusion, size: tuple[int, int], trained: Sequence[Tensor], rules: MemoryRules
+    model: LatentDiffusion, size: tuple[int, int], trained: int, batch_size: int, rules: MemoryRules
 ) -> str:
     """The estimated memory of one step: this run's, and that of other batch sizes, with and without checkpointing.
 
     Args:
         size: training size (width, height) in pixels, the largest bucket.
-        trained: the trainable tensors.
+        trained: trainable numbers.
+        batch_size: images of one pass.
     """
     factor, element = model.latent_factor(), model.unet.dtype.itemsize
     frozen = frozen_bytes(model, full_precision_vae=rules.no_half_vae)
@@ -79,14 +78,13 @@ def estimate_in_words(
         * saved_activations(model.unet, latent_size, width, gradient_checkpointing=checkpointing)
         for checkpointing in (False, True)
     }  # fmt: skip
-    lora = OPTIMIZER_BYTES * sum(tensor.numel() for tensor in trained)
-    fixed, batch = sum(frozen.values()) + lora, rules.train_batch_size
-    activations = batch * per_image[rules.gradient_checkpointing]
+    lora = OPTIMIZER_BYTES * trained
+    fixed, activations = sum(frozen.values()) + lora, batch_size * per_image[rules.gradient_checkpointing]
     weights = ", ".join(f"{name} {part / 1e9:.2f}" for name, part in frozen.items())
     lines = [
         f"memory of a step, estimated: {(fixed + activations) / 1e9:.2f} GB = weights {sum(frozen.values()) / 1e9:.2f} "
         f"({weights}) + LoRA, gradients and Adam {lora / 1e9:.2f} + activations "
-        f"{activations / 1e9:.2f} (batch {batch}, {size[0]} x {size[1]} pixels)",
+        f"{activations / 1e9:.2f} (batch {batch_size}, {size[0]} x {size[1]} pixels)",
         "  GB at batch size" + "".join(f"{count:>8}" for count in BATCHES),
     ]
     for checkpointing, name in ((False, "  as it is       "), (True, "  checkpointing  ")):

@@ -127,5 +127,10 @@ def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults, *, is_f
         faults.add(f"v_parameterization is set, and '{path}' predicts noise; leave --v_parameterization out")
     changes: dict[str, object] = {"prediction_type": wanted}
     if rules.zero_terminal_snr:  # arXiv 2305.08891
+        if not rules.v_parameterization:
+            faults.add(
+                "zero_terminal_snr is for velocity models: in the last step a noise model's input is its answer; leave "
+                "it out, or take a base that predicts velocity (v_parameterization)"
+            )
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return DDPMScheduler.from_config(model.scheduler.config, **changes)

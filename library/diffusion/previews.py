@@ -13,7 +13,7 @@ from torch import Tensor
 from library.check import Faults, InputError
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.prompt_files import Prompt, read_prompts
-from library.diffusion.text import encode_text, tokenize
+from library.diffusion.text import encode_text, tokenize, tokenize_weighted
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -38,12 +38,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreviewRules:
-    """What is painted, and how; clip skip and caption length are those of the training."""
+    """What is painted, and how; prompts are read as the training reads captions."""
 
     sample_prompts: str | None
     sample_sampler: str
     clip_skip: int
     max_token_length: int
+    weighted_captions: bool
 
 
 def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, int], seed: int) -> list[Prompt]:
@@ -91,21 +92,17 @@ def _follows_zero_snr(name: str) -> bool:
 
 
 @torch.no_grad()
-def paint(
-    model: LatentDiffusion, prompts: list[Prompt], *, clip_skip: int, max_token_length: int
-) -> list[Image.Image]:  # fmt: skip
+def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
     """One picture a prompt, with whatever is injected into the model; the same seed gives the same start noise."""
     pipeline = diffusers.StableDiffusionPipeline(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
         scheduler=model.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    device = model.unet.device
     pictures = []
     for prompt in prompts:
         pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
-        tokens = tokenize(model.tokenizer, [prompt.text, prompt.negative], max_token_length).to(device)
-        states = encode_text(model.text_encoder, tokens, clip_skip).to(model.unet.dtype)
+        states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
         latents = pipeline(
             prompt_embeds=states[:1], negative_prompt_embeds=states[1:], width=prompt.width, height=prompt.height,
             guidance_scale=prompt.guidance, num_inference_steps=prompt.steps,
@@ -113,6 +110,16 @@ def paint(
         ).images  # fmt: skip
         pictures += pipeline.image_processor.postprocess(decoded(model.vae, latents), output_type="pil")
     return pictures
+
+
+def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Tensor:
+    """Hidden states of prompts, [B, T, D], read as the training reads captions: pieces, clip skip, weights or none."""
+    device = model.unet.device
+    if not rules.weighted_captions:
+        tokens = tokenize(model.tokenizer, texts, rules.max_token_length)
+        return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip)
+    tokens, weights = tokenize_weighted(model.tokenizer, texts, rules.max_token_length)
+    return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip, weights.to(device))
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:

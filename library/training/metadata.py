@@ -34,25 +34,24 @@ def is_allowed(name: str) -> bool:
 
 def network_facts(
     network_module: str, network_dim: int, network_alpha: float, resolution: tuple[int, int], clip_skip: int,
-    prediction_type: str, base_facts: Mapping[str, str],
+    prediction_type: str, model_hashes: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """The keys that WebUIs read.
-
-    Args:
-        base_facts: version labels of the base model, without which WebUIs mislabel the LoRA, and hashes of its file.
-    """
+    """The keys that WebUIs read, for an SD 1.x LoRA."""
     facts = {
+        "ss_v2": "False",
+        "ss_base_model_version": "sd_v1",
         "ss_network_module": network_module,
         "ss_network_dim": str(network_dim),
         "ss_network_alpha": str(network_alpha),
         "ss_network_args": json.dumps({}),
         "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.resolution": f"{resolution[0]}x{resolution[1]}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "modelspec.title": "LoRA",
-        **base_facts,
+        **model_hashes,
     }
     if clip_skip > 1:
         facts["modelspec.encoder_layer"] = str(clip_skip)
