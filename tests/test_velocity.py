@@ -145,7 +145,7 @@ def test_another_vae_makes_the_latent_cache_anew(flags, tmp_path: Path) -> None:
     assert counts[0] == counts[1] and counts[2] == 2 * counts[0]
 
 
-def test_a_run_says_all_that_is_wrong_with_base_and_prompts_and_writes_nothing(flags, tmp_path: Path) -> None:
+def test_a_door_says_all_that_is_wrong_with_the_base_and_writes_nothing(flags, tmp_path: Path) -> None:
     """A velocity flag on a model of noise, an SD 2.x flag on SD 1.x."""
     with pytest.raises(InputError) as caught:
         SPLoRA.main(flags(v2=True, v_parameterization=True))

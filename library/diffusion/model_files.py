@@ -80,6 +80,8 @@ def load_model(
     """
     transformers.utils.logging.disable_progress_bar()
     place = Path(path)
+    if tokenizer_cache_dir and not hub.is_hub_id(path):
+        logger.info("tokenizer_cache_dir changes nothing here: '%s' is no hub id, no tokenizer is fetched", path)
     if place.is_dir():
         model = open_folder(place, dtype)
     elif place.is_file():

@@ -48,11 +48,7 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
     faults = Faults()
     try:
-        weights: dict[str, tuple[Any, dict[str, Tensor]]] = {
-            "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
-            "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
-            "text encoder": (text_encoder, text_encoder_tensors(text_encoder, checkpoint, is_v2)),
-        }
+        weights = converted(unet, vae, text_encoder, checkpoint, is_v2)
     except KeyError as error:
         raise InputError(f"'{file}' lacks {error} and perhaps more; the file is incomplete, fetch it again") from error
     for name, (part, state) in weights.items():
@@ -69,6 +65,17 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
         file_hashes=hashes,
         is_v2=is_v2,
     )
+
+
+def converted(
+    unet: Any, vae: Any, text_encoder: Any, checkpoint: Mapping[str, Tensor], is_v2: bool
+) -> dict[str, tuple[Any, dict[str, Tensor]]]:
+    """Each part with the tensors that a file has for it, under diffusers' names. Raises: KeyError for some gaps."""
+    return {
+        "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
+        "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
+        "text encoder": (text_encoder, text_encoder_tensors(text_encoder, checkpoint, is_v2)),
+    }
 
 
 def text_encoder_tensors(text_encoder: Any, checkpoint: Mapping[str, Tensor], is_v2: bool) -> dict[str, Tensor]:
