@@ -1,4 +1,4 @@
-"""Hub ids: opened like the folder they stand for, nothing needless fetched, offline from the cache, errors with a way out."""
+"""Hub ids: opened like the folder they stand for, offline from the cache, and errors with a way out."""
 
 import json
 import logging
