@@ -14,6 +14,7 @@ from library.check import Faults
 from library.data import batches, buckets, duplicates, folders, split
 from library.diffusion import memory, model_files, previews
 from library.privacy import objectives
+from library.rules import pick
 from library.training import checkpoints, course, interruption, messages, metadata, optimizers
 from library.training import output_folder, records, sample_folder, saver, state, stepping
 from networks import protocol
@@ -46,8 +47,8 @@ def main(arguments: list[str]) -> int:
             inclusion=config.inclusion, seed=seed)
         sides.require_aux(attack_batch if config.k_steps else 1)
     with faults.gathered():
-        model = model_files.load_model(config.pretrained_model_name_or_path, stepping.DTYPES[config.mixed_precision])
-        prompts = previews.read_prompts(config.sample_prompts, size, seed, model.side_multiple())
+        model = model_files.open_base(pick(config, model_files.ModelRules), stepping.DTYPES[config.mixed_precision])
+        prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
     faults.raise_if_any()
     duplicates.warn_of_near_duplicates(sides)
     sizes = buckets.assign_buckets(
@@ -74,8 +75,8 @@ def main(arguments: list[str]) -> int:
         cycles=config.lr_scheduler_num_cycles, power=config.lr_scheduler_power)
     say(messages.split_in_words(sides.sizes(), sides.inclusion), plan.in_words(repeats), sep="\n")
     if config.dry_run:
-        say(memory.estimate_in_words(model, max(sizes), sum(map(torch.numel, trained)), config.train_batch_size),
-            toml_config.resolved_toml(DOOR, config), sep="\n")
+        say(memory.estimate_in_words(model, max(sizes), sum(map(torch.numel, trained)), config.train_batch_size,
+            pick(config, memory.MemoryRules)), toml_config.resolved_toml(DOOR, config), sep="\n")
         return 0
 
     # The proxy attacker, and the pictures that both players look at
@@ -112,8 +113,7 @@ def main(arguments: list[str]) -> int:
         config.save_last_n_steps, config.save_last_n_epochs_state, config.save_last_n_steps_state)
     writer = saver.Saver(folder, plan, keep, players, config.save_precision, config.save_state,
                          config.save_state_on_train_end, options, sides.hash(), facts, game.watch.checks, is_main)
-    painter = Painter(accelerator, model, prompts, folder, config.sample_sampler, config.clip_skip,
-                      config.max_token_length)
+    painter = Painter(accelerator, model, prompts, folder, pick(config, previews.PreviewRules))
     if is_main:
         output_folder.make_folder(folder, clear=config.overwrite and not config.resume)
         split.write_split(sides, folder.split())

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     config = toml_config.read_config(DOOR, command_line.outputs_named(arguments, toml_config.TYPES))
     messages.show_library_messages(wanted=True)
     torch.set_num_threads(1)  # the sweep has a thread per core of its own
-    given = {name: getattr(config, name) for name in ("pretrained_model_name_or_path", "train_data_dir")}
+    given = {name: getattr(config, name) for name in ("pretrained_model_name_or_path", "vae", "train_data_dir")}
     listed = runs.find_runs(
         [*config.outputs, *([config.undefended] if config.undefended else [])], config.checkpoints,
         defaults=dataclasses.asdict(config), overrides={name: value for name, value in given.items() if value},
@@ -113,7 +113,7 @@ def ask_model(
 ) -> tuple[Finding, dict[str, float]] | None:
     """Open the model, put the LoRA in, ask what is not cached yet; returns what drawings show, where asked for."""
     settings, plan, (weights, metadata, origin) = run.settings, PLANS[config.profile], adapter
-    model, on_gpu = denoiser.open_model(settings["pretrained_model_name_or_path"])
+    model, on_gpu = denoiser.open_model(settings)
     provenance.check_base(run.lora, metadata, model.fingerprint, model.file_hashes)
     asked, effort = with_adapter(run, model, weights, on_gpu), sweeping.effort_of(config.sweep_batch_size, on_gpu)
     sizes = candidate_pictures.training_sizes(cast.examples, settings, model.side_multiple())
@@ -122,14 +122,14 @@ def ask_model(
     stores = sweeping.stores_of(
         run.audit / "records", Path(config.cache_dir) / "audit", plan, base=model.fingerprint,
         adapter=origin.fingerprint, shape=origin.shape, kind="cuda bf16" if on_gpu else "cpu fp32",
-        preprocess=f"{settings['clip_skip']} {settings['max_token_length']}")
+        preprocess=f"{settings['clip_skip']} {settings['max_token_length']} {model.schedule_in_words()}")
     sweeping.sweep_all(asked, pictures, plan, stores, effort)
     sweeping.write_index(run.sweep_index(plan.name), stores, [picture.key for picture in pictures])
     if config.shadow_loras:
         trainer, options = Path(__file__).with_name(f"{origin.trainer}.py"), run.lora.parent / "config.toml"
         for file, place in shadows.train_shadows(run.split, cast.candidates, run.audit / "shadows", trainer, options,
                                                  config.shadow_loras, config.audit_seed, plan.name):
-            model, _ = denoiser.open_model(settings["pretrained_model_name_or_path"])
+            model, _ = denoiser.open_model(settings)
             shadow = with_adapter(run, model, provenance.read_adapter(file)[0], on_gpu)
             sweeping.sweep_shadow(shadow, pictures, plan, place, effort)
     if config.generated_images == 0:

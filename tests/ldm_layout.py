@@ -1,9 +1,10 @@
-"""Writes a model under the names of an original SD 1.x checkpoint: the inverse of what diffusers reads."""
+"""Writes a model under the names of an original SD 1.x or 2.x checkpoint: the inverse of what diffusers reads."""
 
 import json
 import re
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -90,15 +91,42 @@ def original_tensors(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encode
     for name, value in vae.state_dict().items():
         is_attention = "attn_1" in vae_name(name) and value.dim() == 2
         tensors[vae_name(name)] = value[:, :, None, None] if is_attention else value
-    for name, value in text_encoder.state_dict().items():
-        tensors["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = value
+    if unet.config.use_linear_projection:
+        tensors |= open_clip_tensors(text_encoder)
+    else:
+        for name, value in text_encoder.state_dict().items():
+            tensors["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = value
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
-def build(folder: Path) -> tuple[Path, UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    """A config folder of SD 1.x's shape, narrow, and a model of it with random weights."""
+def open_clip_tensors(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+    """OpenCLIP's names: one matrix for queries, keys and values; and a 24th layer that SD 2.x does not use."""
+    own = {name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
+    prefix, width = "cond_stage_model.model.", text_encoder.config.hidden_size
+    tensors = {
+        f"{prefix}positional_embedding": own["embeddings.position_embedding.weight"],
+        f"{prefix}token_embedding.weight": own["embeddings.token_embedding.weight"],
+        f"{prefix}text_projection": torch.eye(width),
+        f"{prefix}logit_scale": torch.tensor(1.0),
+    }
+    for kind in ("weight", "bias"):
+        tensors[f"{prefix}ln_final.{kind}"] = own[f"final_layer_norm.{kind}"]
+        for index in range(text_encoder.config.num_hidden_layers):
+            layer, block = f"encoder.layers.{index}.", f"{prefix}transformer.resblocks.{index}."
+            parts = [own[f"{layer}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            tensors[f"{block}attn.in_proj_{kind}"] = torch.cat(parts)
+            tensors[f"{block}attn.out_proj.{kind}"] = own[f"{layer}self_attn.out_proj.{kind}"]
+            for new, old in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"),
+                             ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
+                tensors[f"{block}{old}.{kind}"] = own[f"{layer}{new}.{kind}"]
+        tensors[f"{prefix}transformer.resblocks.23.ln_1.{kind}"] = torch.ones(width)
+    return tensors
+
+
+def build(folder: Path, second: bool = False) -> tuple[Path, UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+    """A config folder of SD 1.x's or SD 2.x's shape, narrow, and a model of it with random weights."""
     vocabulary = tiny.write_tokenizer(folder / "tokenizer")
-    unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    unet, vae = UNet2DConditionModel(**UNET, use_linear_projection=second), AutoencoderKL(**VAE)
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=vocabulary, **tiny.TEXT))
     unet.save_config(folder / "unet")
     vae.save_config(folder / "vae")

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from library.data.folders import read_folder
 from library.data.split import SIDES, draw_split
 from library.diffusion.model_files import load_model
-from library.diffusion.previews import read_prompts
+from library.diffusion.prompt_files import read_prompts
 from library.diffusion.text import encode_text, tokenize
 from library.seeding import stream
 from library.toml_config import read_config
@@ -54,7 +54,7 @@ def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_
         for example in split.sides[side]:
             assert side_of.setdefault(groups[example.path.stem], side) == side
     members = {example.caption for example in split.members()}
-    assert all(prompt.text in members for prompt in read_prompts(config.sample_prompts, (64, 64), 0, 16))
+    assert all(prompt.text in members for prompt in read_prompts(config.sample_prompts, (64, 64), 0, 16, ["ddim"]))
 
 
 def test_a_lora_on_the_demo_base_means_the_same_to_diffusers(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from transformers import CLIPTokenizer
 from library.check import InputError
 from library.diffusion.denoising import Denoiser, fixed_draws
 from library.diffusion.loss_weights import loss_weights
-from library.diffusion.memory import saved_activations
 from library.diffusion.model_files import SD15_FOLDER, load_model
-from library.diffusion.previews import SAMPLERS, paint, read_prompts
 from library.diffusion.text import encode_text, tokenize
 from library.seeding import stream
 from tests import ldm_layout
@@ -103,7 +101,6 @@ def test_what_a_file_lacks_is_named(tmp_path: Path, original, lost: str, message
     [
         ("lora_unet_mid_block.alpha", "is a LoRA, no base model"),
         ("conditioner.embedders.0.x", "is an SDXL checkpoint"),
-        ("cond_stage_model.transformer.encoder.layers.0.x", "without 'text_model.'"),
         ("something.else", "no whole SD 1.x checkpoint: it has no UNet"),
     ],
 )
@@ -130,7 +127,7 @@ def test_every_broken_part_of_a_diffusers_folder_is_reported(tmp_path: Path, mod
 
 
 def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no unet, vae, text_encoder, tokenizer, scheduler"):
+    with pytest.raises(InputError, match="has no unet, vae, text_encoder, scheduler, tokenizer"):
         load_model(str(tmp_path))
 
 
@@ -215,38 +212,3 @@ def test_fixed_draws_belong_to_the_picture_and_spread_over_the_schedule() -> Non
         assert ((timesteps >= 250 * draw) & (timesteps < 250 * (draw + 1))).all()
         alone = fixed_draws([stream(0, "q", draw)], draw, 4, (4, 8, 8), 1000)
         assert timesteps[1] == alone[0][0] and torch.equal(noise[1], alone[1][0])
-
-
-def test_activations_are_counted_without_running_the_model(model_folder: Path) -> None:
-    unet = load_model(str(model_folder)).unet
-    small, large = (saved_activations(unet, size, 16) for size in ((8, 8), (16, 16)))
-    assert 3.5 * small < large < 16.5 * small
-
-
-def test_prompts_read_kohyas_letters_and_report_every_bad_line(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("# comment\na cat --n dog --w 32 --h 16 --d 5 --l 2.5 --s 7\na red-hot -- thing\n")
-    first, second = read_prompts(str(file), (16, 16), 9, 4)
-    assert (first.text, first.negative, first.width, first.height, first.seed, first.guidance, first.steps) == (
-        "a cat",
-        "dog",
-        32,
-        16,
-        5,
-        2.5,
-        7,
-    )
-    assert (second.text, second.seed) == ("a red-hot -- thing", 9)
-    file.write_text("a --w 30\nb --zz 3\nc --s many\n")
-    with pytest.raises(InputError) as caught:
-        read_prompts(str(file), (16, 16), 9, 4)
-    assert len(str(caught.value).splitlines()) == 3
-
-
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_paints(model_folder: Path, tmp_path: Path, sampler: str) -> None:
-    (tmp_path / "p.txt").write_text("a cat --s 4\n")
-    model = load_model(str(model_folder))
-    prompts = read_prompts(str(tmp_path / "p.txt"), (16, 16), 1, 4)
-    one, again = (paint(model, prompts, sampler=sampler, clip_skip=1, max_token_length=75)[0] for _ in range(2))
-    assert one.size == (16, 16) and one.tobytes() == again.tobytes()

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.previews import Prompt, paint
+from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.previews import PreviewRules, paint
+from library.diffusion.prompt_files import Prompt
 from library.training.output_folder import OutputFolder
 from library.training.records import Recorder
 from library.training.sample_folder import write_previews
@@ -19,9 +20,7 @@ class Painter:
     model: LatentDiffusion
     prompts: list[Prompt]
     folder: OutputFolder
-    sampler: str
-    clip_skip: int
-    max_token_length: int
+    rules: PreviewRules
 
     def show(self, stage: str, done: int, recorder: Recorder, wanted: bool = True) -> None:
         """Paint every prompt after ``done`` steps; nothing to do without prompts or beside the main process.
@@ -33,7 +32,6 @@ class Painter:
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
         with self.accelerator.autocast():
-            images = paint(self.model, self.prompts, sampler=self.sampler, clip_skip=self.clip_skip,
-                           max_token_length=self.max_token_length)  # fmt: skip
+            images = paint(self.model, self.prompts, self.rules)
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
         recorder.pictures(done, images)

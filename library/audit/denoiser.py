@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.diffusion.model_files import LatentDiffusion, load_model
+from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.text import encode_text, tokenize
+from library.rules import pick
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to
     return noised(clean, prediction, alpha_to)
 
 
-def open_model(path: str) -> tuple[LatentDiffusion, bool]:
-    """The base model on the GPU where there is one, and whether it computes in bf16 (there it does)."""
+def open_model(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
+    """The base model of a training on the GPU where there is one, and whether it computes in bf16 (there it does).
+
+    Args:
+        settings: options of the training: base, VAE, target and noise schedule are opened as they were trained with.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(path)
+    model = open_base(pick(settings, ModelRules))
     model.prepare(device, full_precision_vae=True, gradient_checkpointing=False)
     return model, device.type == "cuda"
 

@@ -31,7 +31,7 @@ def drawn_latents(denoiser: Denoiser, batch: Sequence[Picture], draw: int, steps
     here = torch.stack([starting_noise(picture.identity, draw, shape) for picture in batch]).to(denoiser.device)
     states = denoiser.encode_text([picture.caption for picture in batch])
     both = torch.cat([states, denoiser.encode_text([""] * len(batch))])
-    count = len(denoiser.alphas_cumprod)
+    count = int((denoiser.alphas_cumprod > 0).sum())  # a step without any signal says nothing of the picture
     timesteps = [round(count * (steps - place) / steps) - 1 for place in range(steps)]
     for place, timestep in enumerate(timesteps):
         asked = torch.full((2 * len(batch),), timestep, dtype=torch.int64, device=denoiser.device)

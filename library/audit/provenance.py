@@ -58,7 +58,8 @@ def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, b
         stated = metadata.get(name)
         if stated and here and stated != here:
             raise InputError(f"'{file}' was trained on another base model ({name} {stated[:12]}, the one here is "
-                             f"{here[:12]}); give its own base with --pretrained_model_name_or_path")  # fmt: skip
+                             f"{here[:12]}); give its own base with --pretrained_model_name_or_path, and its VAE with "
+                             "--vae if it had another")  # fmt: skip
 
 
 def check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,19 @@
 """Previews: pictures that the model paints for prompts, through diffusers' own pipeline."""
 
-import re
+import inspect
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from PIL import Image
+from torch import Tensor
 
-from library.check import Faults
-from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.text import encode_text, tokenize
+from library.check import Faults, InputError
+from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.prompt_files import Prompt, read_prompts
+from library.diffusion.text import encode_text, tokenize, tokenize_weighted
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -29,93 +31,106 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "k_dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
     "dpmsolver": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
+    "dpmsingle": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
 }
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One line of the prompts file."""
+class PreviewRules:
+    """What is painted, and how; prompts are read as the training reads captions."""
 
-    text: str
-    negative: str
-    width: int  # pixels
-    height: int  # pixels
-    seed: int
-    guidance: float  # classifier-free guidance scale
-    steps: int
+    sample_prompts: str | None
+    sample_sampler: str
+    clip_skip: int
+    max_token_length: int
+    weighted_captions: bool
 
 
-def read_prompts(file: str | None, size: tuple[int, int], seed: int, multiple: int) -> list[Prompt]:
-    """Prompts, one a line, # comments; kohya's ``--n --w --h --d --l --s`` behind the text. No file, no prompts.
+def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, int], seed: int) -> list[Prompt]:
+    """The prompts of ``sample_prompts``, each with a sampler that works for this model.
+
+    Args:
+        size: (width, height) in pixels where a prompt states none.
+        seed: of the start noise where a prompt states none.
 
     Raises:
-        InputError: unknown letters, numbers that are none, sizes the model cannot paint; no prompt at all.
+        InputError: everything that is wrong with the file, and samplers that cannot follow the noise schedule.
     """
-    if file is None:
-        return []
+    samplers = sorted(SAMPLERS, key=lambda name: name != rules.sample_sampler)
+    prompts = read_prompts(rules.sample_prompts, size, seed, model.side_multiple(), samplers)
     faults = Faults()
-    prompts: list[Prompt] = []
-    lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        text, *options = re.split(r"\s--(?=[a-z]+\s)", line)
-        given = {"n": "", "w": str(size[0]), "h": str(size[1]), "d": str(seed), "l": "7.5", "s": "30"}
-        for option in options:
-            letter, _, value = option.partition(" ")
-            if letter not in given:
-                faults.add(
-                    f"sample_prompts '{file}' line {number}: unknown --{letter}; known are --n --w --h --d --l --s"
-                )
-            given[letter] = value.strip()
-        try:
-            prompt = Prompt(
-                text.strip(),
-                given["n"],
-                int(given["w"]),
-                int(given["h"]),
-                int(given["d"]),
-                float(given["l"]),
-                int(given["s"]),
-            )
-        except ValueError:
-            faults.add(f"sample_prompts '{file}' line {number}: --w --h --d --s take whole numbers, --l a number")
-            continue
-        if prompt.width % multiple or prompt.height % multiple or min(prompt.width, prompt.height) <= 0:
-            faults.add(
-                f"sample_prompts '{file}' line {number}: --w and --h must be multiples of {multiple}, got "
-                f"{prompt.width} x {prompt.height}"
-            )
-        if prompt.steps < 1:
-            faults.add(f"sample_prompts '{file}' line {number}: --s must be at least 1, got {prompt.steps}")
-        prompts.append(prompt)
-    if not prompts:
-        faults.add(f"sample_prompts '{file}' holds no prompt")
+    for name in sorted({prompt.sampler for prompt in prompts}):
+        with faults.gathered():
+            sampler_of(name, model.scheduler)
     faults.raise_if_any()
     return prompts
 
 
+def sampler_of(name: str, scheduler: Any) -> Any:
+    """A sampler on the training's own noise schedule, with its prediction type and its rescaling to zero SNR.
+
+    Raises:
+        InputError: a schedule that ends in zero SNR (arXiv 2305.08891), which only some samplers can start from.
+    """
+    kind, extra = SAMPLERS[name]
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        if scheduler.config.prediction_type != "v_prediction":
+            raise InputError(
+                "previews cannot start from zero SNR with a model that predicts noise: the first step divides by zero; "
+                "leave zero_terminal_snr or sample_prompts out"
+            )
+        if not _follows_zero_snr(name):
+            able = ", ".join(other for other in SAMPLERS if _follows_zero_snr(other))
+            raise InputError(f"sampler '{name}' cannot start from zero SNR (zero_terminal_snr); use one of {able}")
+        extra = {**extra, "timestep_spacing": "trailing"}  # begins at the very last timestep
+    return getattr(diffusers, kind).from_config(scheduler.config, **extra)
+
+
+def _follows_zero_snr(name: str) -> bool:
+    return "rescale_betas_zero_snr" in inspect.signature(getattr(diffusers, SAMPLERS[name][0]).__init__).parameters
+
+
 @torch.no_grad()
-def paint(
-    model: LatentDiffusion, prompts: list[Prompt], *, sampler: str, clip_skip: int, max_token_length: int
-) -> list[Image.Image]:
+def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
     """One picture a prompt, with whatever is injected into the model; the same seed gives the same start noise."""
-    name, extra = SAMPLERS[sampler]
-    scheduler = getattr(diffusers, name).from_config(model.scheduler.config, **extra)
     pipeline = diffusers.StableDiffusionPipeline(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=model.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    device = model.unet.device
     pictures = []
     for prompt in prompts:
-        tokens = tokenize(model.tokenizer, [prompt.text, prompt.negative], max_token_length).to(device)
-        states = encode_text(model.text_encoder, tokens, clip_skip).to(model.unet.dtype)
-        pictures += pipeline(
+        pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
+        states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
+        latents = pipeline(
             prompt_embeds=states[:1], negative_prompt_embeds=states[1:], width=prompt.width, height=prompt.height,
             guidance_scale=prompt.guidance, num_inference_steps=prompt.steps,
-            generator=torch.Generator().manual_seed(prompt.seed),
+            generator=torch.Generator().manual_seed(prompt.seed), output_type="latent",
         ).images  # fmt: skip
+        pictures += pipeline.image_processor.postprocess(decoded(model.vae, latents), output_type="pil")
     return pictures
+
+
+def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Tensor:
+    """Hidden states of prompts, [B, T, D], read as the training reads captions: pieces, clip skip, weights or none."""
+    device = model.unet.device
+    if not rules.weighted_captions:
+        tokens = tokenize(model.tokenizer, texts, rules.max_token_length)
+        return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip)
+    tokens, weights = tokenize_weighted(model.tokenizer, texts, rules.max_token_length)
+    return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip, weights.to(device))
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
+    with torch.autocast(vae.device.type, enabled=False):
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        if not pixels.isfinite().all() and vae.dtype != torch.float32:
+            logger.warning("the VAE overflowed in %s; this preview is decoded again in fp32", vae.dtype)
+            dtype = vae.dtype
+            pixels = vae.float().decode(latents.float() / vae.config.scaling_factor).sample
+            vae.to(dtype)
+    if not pixels.isfinite().all():
+        logger.warning("a preview holds NaN or Inf, shown as grey: the LoRA has diverged, or the model cannot paint")
+    return torch.nan_to_num(pixels.float(), nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,89 @@
+"""Models named by hub id (owner/name): the files that are needed, kept in the hub's cache, offline from then on.
+
+HF_HUB_OFFLINE and the cache's place (HF_HOME) are huggingface_hub's own business and count here as everywhere.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from library.check import InputError
+from library.diffusion.weight_files import first_line
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SETTINGS = ("model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "scheduler/*.json")
+TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt")
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model-*-of-*.safetensors",
+    "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
+    "text_encoder/model-*-of-*.safetensors",
+)  # fmt: skip
+VAE = (
+    "config.json", "diffusion_pytorch_model.safetensors",
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no path here can be a repository of the hub."""
+    return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
+
+
+def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
+    """The folder of a repository's files in the local cache, fetched first where they are not there.
+
+    Raises:
+        InputError: what the hub or the cache said, and the way out.
+    """
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+    except (OSError, ValueError, EntryNotFoundError, httpx.HTTPError) as error:
+        raise InputError(
+            f"{option_name} '{name}' is no path here, and as a hub id it could not be opened: {_reason(error)}. "
+            "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
+        ) from error
+
+
+def tokenizer_of(name: str, folder: Path, tokenizer_cache_dir: str | None) -> Path:
+    """Where the tokenizer of a fetched model lies: kept in ``tokenizer_cache_dir``, under the repository's name.
+
+    Args:
+        folder: of the fetched model; None for the dir leaves the tokenizer there.
+    """
+    if tokenizer_cache_dir is None:
+        return folder / "tokenizer"
+    kept = kept_tokenizer(name, tokenizer_cache_dir)
+    if not kept.is_dir() and (folder / "tokenizer").is_dir():
+        _copy_whole(folder / "tokenizer", kept)
+    return kept
+
+
+def kept_tokenizer(name: str, tokenizer_cache_dir: str) -> Path:
+    """The folder that ``tokenizer_cache_dir`` has for a repository, as kohya names it."""
+    return Path(tokenizer_cache_dir) / name.replace("/", "_")
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder (the cache holds links: their content) under a temporary name, then rename it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        shutil.copytree(source, temporary / "copy")
+        os.replace(temporary / "copy", target)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, LocalEntryNotFoundError):
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set, and the local cache does not hold it"
+        return "the hub does not answer, and the local cache does not hold it"
+    return first_line(error)

@@ -1,0 +1,72 @@
+"""A frozen latent diffusion model: its parts, what they fit, and what names them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class LatentDiffusion:
+    """The parts of a frozen latent diffusion model, and the hashes that name its file."""
+
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any  # in fp32 until ``prepare``
+    unet: Any
+    scheduler: Any  # DDPMScheduler: the noise schedule and the prediction type
+    fingerprint: str  # SHA-256 (hex) over the weight files, a replaced VAE's included
+    file_hashes: dict[str, str]  # kohya's ss_sd_model_hash and ss_new_sd_model_hash; empty for a folder
+    is_v2: bool  # SD 2.x: OpenCLIP-H's text encoder, linear projections in the UNet
+
+    def latent_factor(self) -> int:
+        """Pixels per latent side."""
+        return latent_factor(self.vae)
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """[C, h, w] of the latents for a training size (width, height) in pixels."""
+        factor = self.latent_factor()
+        return (self.unet.config.in_channels, size[1] // factor, size[0] // factor)
+
+    def side_multiple(self) -> int:
+        """Pixel sides must be multiples of this, so that the UNet's levels fit together again."""
+        return self.latent_factor() * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def predicts_velocity(self) -> bool:
+        """Whether the UNet's answer is the velocity (arXiv 2202.00512), not the noise."""
+        return bool(self.scheduler.config.prediction_type == "v_prediction")
+
+    def schedule_in_words(self) -> str:
+        """What the UNet predicts, and whether its schedule was rescaled to zero SNR: names caches of its answers."""
+        rescaled = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
+        return f"{self.scheduler.config.prediction_type}{' zero SNR' if rescaled else ''}"
+
+    def prepare(self, device: torch.device, *, full_precision_vae: bool, gradient_checkpointing: bool) -> None:
+        """Move the parts to the device for training, the VAE in a dtype that it survives.
+
+        Args:
+            full_precision_vae: keep the VAE in fp32 whatever the other parts are in.
+            gradient_checkpointing: recompute activations of UNet and text encoder in the backward pass.
+        """
+        for part in (self.text_encoder, self.unet):
+            part.to(device)
+        self.vae.to(device, vae_dtype(self.unet.dtype, device, full_precision=full_precision_vae))
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.text_encoder.gradient_checkpointing_enable()
+            self.unet.train()  # no dropout or batch statistics in either, but checkpointing asks for the mode
+            self.text_encoder.train()
+
+
+def latent_factor(vae: Any) -> int:
+    """Pixels per latent side of a VAE."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def vae_dtype(training: torch.dtype, device: torch.device, *, full_precision: bool) -> torch.dtype:
+    """The training dtype, but never fp16, whose range some VAEs leave: bf16 where the GPU has it, else fp32."""
+    if full_precision:
+        return torch.float32
+    if training != torch.float16:
+        return training
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -1,0 +1,182 @@
+"""Prompts of the previews, in kohya's three formats: .txt (one a line), .toml and .json."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from library.check import Faults, did_you_mean
+
+LETTERS = {
+    "n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "l": "scale", "s": "sample_steps",
+    "ss": "sample_sampler", "g": "guidance_scale", "cn": "controlnet_image",
+}  # fmt: skip
+REFUSED = {
+    "guidance_scale": "distilled guidance belongs to FLUX; the scale of classifier-free guidance is --l (scale)",
+    "controlnet_image": "the previews paint without a ControlNet; leave it out",
+}
+KEYS = ("prompt", *(key for key in LETTERS.values() if key not in REFUSED))
+GUIDANCE, STEPS = 7.5, 30  # kohya's
+OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
+Entries = Iterator[tuple[str, Mapping[str, Any]]]  # where it stands, and what it says under kohya's keys
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One preview to paint."""
+
+    text: str
+    negative: str
+    width: int  # pixels
+    height: int  # pixels
+    seed: int
+    guidance: float  # classifier-free guidance scale
+    steps: int
+    sampler: str
+
+
+def read_prompts(
+    file: str | None, size: tuple[int, int], seed: int, multiple: int, samplers: list[str]
+) -> list[Prompt]:
+    """The prompts of a file. No file, no prompts.
+
+    Args:
+        size: (width, height) in pixels where a prompt states none.
+        seed: of the start noise where a prompt states none.
+        multiple: sides must be multiples of this many pixels.
+        samplers: known names, the one for prompts that state none first.
+
+    Raises:
+        InputError: unknown keys, numbers that are none, sizes the model cannot paint; no prompt at all; all at once.
+    """
+    if file is None:
+        return []
+    faults = Faults()
+    defaults = {"negative_prompt": "", "width": size[0], "height": size[1], "seed": seed, "scale": GUIDANCE,
+                "sample_steps": STEPS, "sample_sampler": samplers[0]}  # fmt: skip
+    found = [
+        _prompt(where, {**defaults, **given}, multiple, samplers, faults) for where, given in _entries(file, faults)
+    ]
+    if not found:
+        faults.add(f"sample_prompts '{file}' holds no prompt")
+    faults.raise_if_any()
+    return [prompt for prompt in found if prompt is not None]
+
+
+def _entries(file: str, faults: Faults) -> Entries:
+    """What a file says, prompt by prompt."""
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".txt":
+            yield from _of_lines(file, text)
+        elif path.suffix == ".toml":
+            yield from _of_table(file, toml.loads(text), faults)
+        elif path.suffix == ".json":
+            content = json.loads(text)
+            read = _of_list if isinstance(content, list) else _of_table
+            yield from read(file, content, faults)
+        else:
+            faults.add(f"sample_prompts '{file}' must end in .txt, .toml or .json")
+    except (toml.TomlDecodeError, ValueError, IndexError) as error:
+        faults.add(f"sample_prompts '{file}' cannot be read: {error}")
+
+
+def _of_lines(file: str, text: str) -> Entries:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield f"sample_prompts '{file}' line {number}", _of_line(line)
+
+
+def _of_line(line: str) -> dict[str, Any]:
+    """The text of a line and the options behind it, under kohya's keys; an unknown letter stays as ``--letter``."""
+    text, *options = OPTION.split(line)
+    given: dict[str, Any] = {"prompt": text.strip()}
+    for option in options:
+        letter, _, value = option.partition(" ")
+        given[LETTERS.get(letter, f"--{letter}")] = value.strip()
+    return given
+
+
+def _of_table(file: str, content: Any, faults: Faults) -> Entries:
+    """kohya's [prompt] with [[prompt.subset]]: the table's values stand for every subset that states none."""
+    table = content.get("prompt") if isinstance(content, Mapping) else None
+    if not isinstance(table, Mapping):
+        faults.add(f"sample_prompts '{file}' must hold a table [prompt], with [[prompt.subset]] for several prompts")
+        return
+    strange = [key for key in content if key != "prompt"]
+    if strange:
+        faults.add(f"sample_prompts '{file}': {', '.join(strange)} stands beside [prompt]; put it into that table")
+    shared = {key: value for key, value in table.items() if key != "subset"}
+    for number, subset in enumerate(table.get("subset", [{}]), 1):
+        yield f"sample_prompts '{file}' prompt {number}", {**shared, **subset}
+
+
+def _of_list(file: str, entries: Any, faults: Faults) -> Entries:
+    """A JSON list: each entry a line as in a .txt file, or an object with kohya's keys."""
+    for number, entry in enumerate(entries, 1):
+        where = f"sample_prompts '{file}' prompt {number}"
+        if isinstance(entry, str):
+            yield where, _of_line(entry)
+        elif isinstance(entry, Mapping):
+            yield where, entry
+        else:
+            faults.add(f"{where} must be a text or an object, got {entry!r}")
+
+
+def _prompt(
+    where: str, given: Mapping[str, Any], multiple: int, samplers: list[str], faults: Faults
+) -> Prompt | None:  # fmt: skip
+    """One checked prompt, or None after a fault."""
+    before = len(faults.messages)
+    letters = {key: f"--{letter}" for letter, key in LETTERS.items()}
+    for key in given:
+        if key in REFUSED:
+            faults.add(f"{where}: {letters[key]} ({key}) is not taken: {REFUSED[key]}")
+        elif key not in KEYS:
+            known = ", ".join(letters[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
+            faults.add(f"{where}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
+    if not isinstance(given.get("prompt"), str) or not isinstance(given["negative_prompt"], str):
+        faults.add(f"{where}: prompt is needed, and it and negative_prompt are texts")
+    numbers: dict[str, float] = {}
+    for key, kind in (("width", int), ("height", int), ("seed", int), ("sample_steps", int), ("scale", float)):
+        try:
+            numbers[key] = _number(given[key], kind)
+        except (ValueError, TypeError, OverflowError):
+            wanted = "a whole number" if kind is int else "a number"
+            faults.add(f"{where}: {letters[key]} ({key}) takes {wanted}, got {given[key]!r}")
+    sides = [numbers[key] for key in ("width", "height") if key in numbers]
+    if any(side % multiple or side <= 0 for side in sides):
+        shown = " x ".join(f"{side:g}" for side in sides)
+        faults.add(f"{where}: --w and --h must be multiples of {multiple} pixels, got {shown}")
+    for key, least in (("sample_steps", 1), ("seed", 0)):
+        if numbers.get(key, least) < least:
+            faults.add(f"{where}: {letters[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
+    if given["sample_sampler"] not in samplers:
+        faults.add(f"{where}: sampler {given['sample_sampler']!r} is unknown; known are {', '.join(sorted(samplers))}")
+    if len(faults.messages) > before:
+        return None
+    return Prompt(
+        text=given["prompt"],
+        negative=given["negative_prompt"],
+        width=int(numbers["width"]),
+        height=int(numbers["height"]),
+        seed=int(numbers["seed"]),
+        guidance=numbers["scale"],
+        steps=int(numbers["sample_steps"]),
+        sampler=given["sample_sampler"],
+    )
+
+
+def _number(value: Any, kind: type) -> float:
+    """A number from a text or a number. Raises: ValueError for booleans, fractions of a whole number, infinities."""
+    number = kind(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number - number != 0:
+        raise ValueError(value)
+    if kind is int and number != int(number):
+        raise ValueError(value)
+    return number

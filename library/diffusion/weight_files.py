@@ -1,0 +1,92 @@
+"""Weight files: read without running anything in them, laid into a part of a model, and named by their hashes."""
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from library.check import Faults, InputError, shortened
+from library.tensor_files import read_tensors
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file; a pickle is opened without running anything in it.
+
+    Raises:
+        InputError: truncated files, pickles with more in them than tensors, other endings.
+    """
+    if file.suffix not in ENDINGS:
+        raise InputError(f"'{file}' is no checkpoint: its name ends in none of {', '.join(ENDINGS)}")
+    if file.suffix == ".safetensors":
+        return read_tensors(file)[0]
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"'{file}' was not opened: its pickle holds more than tensors and could run code on loading. Convert it to "
+            ".safetensors on a machine you can lose, or get a .safetensors of it"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"'{file}' cannot be read ({first_line(error)}); fetch it again") from error
+    while isinstance(content, Mapping) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise InputError(f"'{file}' holds no table of tensors, but a {type(content).__name__}")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def fill(part: nn.Module, state: Mapping[str, Tensor], where: str, faults: Faults) -> None:
+    """Load tensors under diffusers' names into a part; names and shapes that do not fit are faults."""
+    own = part.state_dict()
+    if not any(name.startswith("text_model.") for name in own):
+        state = {name.removeprefix("text_model."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    missing = [name for name in own if name not in state and not name.endswith("position_ids")]
+    compare_names(where, missing, [name for name in state if name not in own], faults)
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if misshapen:
+        faults.add(f"{where}: {len(misshapen)} tensors have another shape: {shortened(misshapen, 3)}")
+    elif not missing:
+        part.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+
+
+def compare_names(where: str, missing: list[str], unexpected: list[str], faults: Faults) -> None:
+    """Faults for tensors that a part wants and a file lacks, and the other way round."""
+    if missing:
+        faults.add(f"{where}: {len(missing)} tensors are missing: {shortened(sorted(missing), 4)}")
+    if unexpected:
+        faults.add(f"{where}: {len(unexpected)} tensors are unexpected: {shortened(sorted(unexpected), 4)}")
+
+
+def file_hashes(file: Path) -> dict[str, str]:
+    """kohya's two names for a checkpoint: 8 hex of 64 KiB at offset 1 MiB, and the SHA-256 of the whole file."""
+    with file.open("rb") as stream:
+        whole = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0x100000)
+        short = hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]
+    return {"ss_sd_model_hash": short, "ss_new_sd_model_hash": whole}
+
+
+def folder_fingerprint(folder: Path, parts: Iterable[str] = ("text_encoder", "unet", "vae")) -> str:
+    """SHA-256 (hex) over the weight files in subfolders of a diffusers folder, by name and content."""
+    digest = hashlib.sha256()
+    for name in parts:
+        for file in sorted((folder / name).iterdir()):
+            if file.suffix in (".safetensors", ".bin"):
+                with file.open("rb") as stream:
+                    digest.update(f"{name}/{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one's own."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
