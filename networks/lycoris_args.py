@@ -1,7 +1,9 @@
 """What lycoris.kohya takes in network_args and does not check itself, and its traps (read and measured in 4.1.3)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from library.check import Faults, did_you_mean
 from networks.lora_args import check_known
@@ -18,6 +20,7 @@ REFUSED = {
     "dylora": "it draws from Python's own random numbers, so a resumed run would not be the same run",
     "tlora": "its files are read by no client named here",
 }
+TIME_EMBEDDING = "TimestepEmbedding"
 WITH_UP_FACTORS = ("lora", "locon")
 IGNORE_DROPOUT = ("loha", "lokr")  # unless bypass_mode is on
 
@@ -53,6 +56,26 @@ def check_lycoris(given: Mapping[str, str], network_dropout: float, from_weights
             faults.add(f"network_args: {name} acts on up factors, and algo={algo} has none; leave it out")
     if given.get("decompose_both", "True").lower() == "false":
         faults.add("network_args: LyCORIS takes decompose_both=False for True; leave it out to switch it off")
+
+
+@contextmanager
+def sound_presets(module: Any) -> Iterator[None]:
+    """While it lasts, no preset names the time embedding's layers twice: by class and by name 4.1.3 trips over them."""
+    before, network = module.PRESET, module.LycorisNetworkKohya
+    listed = network.UNET_TARGET_REPLACE_MODULE
+    module.PRESET = {name: _named_once(preset) for name, preset in before.items()}
+    network.UNET_TARGET_REPLACE_MODULE = [kind for kind in listed if kind != TIME_EMBEDDING]
+    try:
+        yield
+    finally:
+        module.PRESET, network.UNET_TARGET_REPLACE_MODULE = before, listed
+
+
+def _named_once(preset: Any) -> Any:
+    if not any(name.startswith("time_embedding") for name in preset.get("unet_target_name", [])):
+        return preset
+    kinds = [kind for kind in preset.get("unet_target_module", []) if kind != TIME_EMBEDDING]
+    return {**preset, "unet_target_module": kinds}
 
 
 def float_or_zero(text: str | None) -> float:

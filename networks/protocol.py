@@ -7,7 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -169,7 +169,10 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
     arguments = {"neuron_dropout": rules.network_dropout, "dropout": rules.network_dropout, **given}
     parts = (model.vae, model.text_encoder, model.unet)
     try:
-        with class_state_kept(module):
+        with (
+            class_state_kept(module),
+            lycoris_args.sound_presets(module) if name == lycoris_args.MODULE else nullcontext(),
+        ):
             if not rules.dim_from_weights:
                 return module.create_network(1.0, rules.network_dim, rules.network_alpha, *parts, **arguments)
             file = str(rules.network_weights)
