@@ -15,9 +15,10 @@ KNOWN = (
     "dora_wd", "wd_on_output", "full_matrix", "bypass_mode", "rs_lora", "unbalanced_factorization", "decompose_both",
     "factor", "loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio",
 )  # fmt: skip
-ALGORITHMS = ("lora", "locon", "loha", "lokr", "glora", "full", "ia3", "diag-oft", "boft")
+ALGORITHMS = ("lora", "locon", "loha", "lokr", "glora", "full", "diag-oft", "boft")
 REFUSED = {
     "dylora": "it draws from Python's own random numbers, so a resumed run would not be the same run",
+    "ia3": "its preset in LyCORIS 4.1.3 finds no layer of Stable Diffusion, and the network is empty",
     "tlora": "its files are read by no client named here",
 }
 TIME_EMBEDDING = "TimestepEmbedding"

@@ -36,7 +36,6 @@ KINDS: Mapping[str, tuple[frozenset[str], ...]] = {
     "full difference": (frozenset({"diff"}), frozenset({"diff", "diff_b"})),
     "GLoRA": (frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"}),),
     "OFT": (frozenset({"oft_blocks", "alpha"}), frozenset({"oft_blocks", "rescale", "alpha"})),
-    "IA3": (frozenset({"weight", "on_input"}),),
     "norm": (frozenset({"w_norm"}), frozenset({"w_norm", "b_norm"})),
 }
 WITH_DORA = ("LoRA", "LoCon with a core", "LoHa", "LoKr")
@@ -121,7 +120,9 @@ def check_lora(tensors: Mapping[str, Tensor]) -> None:
     wrong += [name for name, value in tensors.items() if not value.is_floating_point()]
     wrong += [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     wrong += [name for name, value in tensors.items() if name.endswith(".alpha") and value.dim() != 0]
-    if wrong or not modules:
+    if not modules:
+        raise BrokenNetworkError("the LoRA was not written: it has no module")
+    if wrong:
         raise BrokenNetworkError(
             f"the LoRA was not written: {len(wrong)} tensors are missing, misnamed, misshapen or not finite, e.g. "
             f"{shortened(wrong, 3)}"
