@@ -231,7 +231,8 @@ def test_the_contracts_calls_come_in_kohyas_order(model_folder, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("call", "more"),
-    [("prepare_grad_etc", {}), ("get_trainable_params", {}), ("apply_max_norm_regularization", {"scale_weight_norms": 1.0}),
+    [("prepare_grad_etc", {}), ("get_trainable_params", {}),
+     ("apply_max_norm_regularization", {"scale_weight_norms": 1.0}),
      ("enable_gradient_checkpointing", {"gradient_checkpointing": True})],
 )  # fmt: skip
 def test_a_module_without_a_needed_call_is_refused_by_the_calls_name(model_folder, monkeypatch, call, more) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     Raises:
         BrokenNetworkError: names, shapes or values that a client would misread.
     """
-    named = with_client_names(state)
+    named = with_one_attention_alpha(with_client_names(state))
     tensors = {name: value.detach().to("cpu", DTYPES[save_precision]) for name, value in named.items()}
     check_lora(tensors)
     write_tensors(path, tensors, with_hashes(tensors, metadata))
@@ -66,6 +67,28 @@ def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
 def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put ``text_model_`` into text-encoder names that lack it: transformers 5.6 dropped the level, clients did not."""
     return {re.sub(r"^lora_te_(?!text_model_)", "lora_te_text_model_", name): value for name, value in state.items()}
+
+
+def with_one_attention_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same changes under one alpha where attention layers of the UNet have several: the up factors take the rest.
+
+    diffusers 0.42 finds a differing alpha of convolutions and feed-forwards, but not of an attention's projections:
+    those would act with the most frequent alpha of the file (measured). Files of one alpha stay as they are.
+    """
+    unet = {name: value for name, value in tensors.items() if name.startswith("lora_unet_")}
+    modules = {name: parts for name, parts in modules_of(unet).items() if set(parts) == next(iter(KINDS["LoRA"]))}
+    alphas = {name: float(parts["alpha"]) for name, parts in modules.items()}
+    attention = {alpha for name, alpha in alphas.items() if re.search(r"attn[12]_to_", name)}
+    if not attention:
+        return dict(tensors)
+    common = Counter(alphas.values()).most_common(1)[0][0]
+    if attention == {common}:
+        return dict(tensors)
+    changed = dict(tensors)
+    for name, alpha in alphas.items():
+        changed[f"{name}.lora_up.weight"] = tensors[f"{name}.lora_up.weight"] * (alpha / common)
+        changed[f"{name}.alpha"] = torch.full_like(tensors[f"{name}.alpha"], common)
+    return changed
 
 
 def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
