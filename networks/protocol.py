@@ -156,7 +156,7 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
     try:
         module = import_module(name)
     except ImportError as error:
-        way_out = "pip install --no-deps lycoris-lora==4.1.3 einops" if name == lycoris_args.MODULE else f"use {OWN}"
+        way_out = "pip install lycoris-lora==4.1.3" if name == lycoris_args.MODULE else f"use {OWN}"
         raise InputError(f"network_module '{name}' cannot be imported ({error}); {way_out}") from error
     maker = "create_network_from_weights" if rules.dim_from_weights else "create_network"
     if not hasattr(module, maker):

@@ -69,6 +69,19 @@ def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path,
     assert sum(1 for name in {key.partition(".")[0] for key in tensors} if name.startswith("lora_te_")) == 12
 
 
+@pytest.mark.parametrize(
+    ("options", "prefixes"),
+    [({"network_train_unet_only": True, "mixed_precision": "bf16", "gradient_checkpointing": True}, {"lora_unet"}),
+     ({"network_train_text_encoder_only": True}, {"lora_te_text"})],
+    ids=["UNet", "text encoder"],
+)  # fmt: skip
+def test_one_part_alone_trains_and_stands_alone_in_the_file(flags, tmp_path: Path, options, prefixes) -> None:
+    assert PLoRA.main(flags(network_module=LYCORIS, network_args="algo=loha", **options)) == 0
+    tensors = load_file(tmp_path / "out" / "last.safetensors")
+    assert {"_".join(name.split("_")[: 2 if name.startswith("lora_unet") else 3]) for name in tensors} == prefixes
+    assert any(value.abs().sum() > 0 for name, value in tensors.items() if name.endswith("hada_w2_a"))
+
+
 @pytest.mark.parametrize("algo", ["loha", "lokr"])
 def test_the_file_says_what_the_network_computes_and_reloads_exactly(model_folder, tmp_path: Path, algo: str) -> None:
     """The change formed from the file, merged into the base, gives the live network's output; so does a reload."""

@@ -262,15 +262,27 @@ def test_locon_dropouts_blocks_and_norms_resume_exactly_through_the_door(flags, 
     assert steps[-1]["mean_key_norm"] <= steps[-1]["max_key_norm"] == pytest.approx(0.02)
 
 
-def test_looks_at_the_aux_sides_are_without_dropout(flags, tmp_path: Path) -> None:
-    """A module dropout of 0.95 leaves the first look as it is without: the base's own losses."""
-    for name, more in (("plain", []), ("drop", ["--network_args", "module_dropout=0.95"])):
-        assert PLoRA.main([*flags(output_dir=tmp_path / name, max_train_steps=1, learning_rate="0.5"), *more]) == 0
-    lora = load_file(tmp_path / "drop" / "last.safetensors")
-    moved = [name for name, value in lora.items() if "lora_up" in name and value.abs().sum() > 0]
-    look = [record for record in records(tmp_path / "drop") if "adaptation_loss_members_aux" in record][-1]
-    first = [record for record in records(tmp_path / "drop") if "adaptation_loss_members_aux" in record][0]
-    assert moved and look["adaptation_loss_members_aux"] != first["adaptation_loss_members_aux"]
+def test_dropout_acts_in_the_loras_own_step_alone(flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attacker, the looks at the aux sides and the previews meet the LoRA as it will be shared: without dropout."""
+    from library.assembly.game import Game
+
+    networks, modes = [], {}
+    honest = protocol.inject
+    monkeypatch.setattr(protocol, "inject", lambda *given: networks.append(found := honest(*given)) or found)
+
+    def noting(name: str):
+        call = getattr(Game, name)
+
+        def noted(self, *given):
+            modes.setdefault(name, set()).add(networks[0][0].training)
+            return call(self, *given)
+
+        return noted
+
+    for name in ("attacker_turn", "check_aux", "member_losses"):
+        monkeypatch.setattr(Game, name, noting(name))
+    assert PLoRA.main([*flags(max_train_steps=3, network_dropout=0.5), "--gradient_accumulation_steps", "2"]) == 0
+    assert modes == {"attacker_turn": {False}, "check_aux": {False}, "member_losses": {True}}
 
 
 def test_training_starts_from_network_weights_and_checks_that_they_fit(
