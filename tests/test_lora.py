@@ -17,8 +17,9 @@ from library.seeding import stream
 from library.tensor_files import read_tensors, tensor_hash
 from library.training.lora_file import BrokenNetworkError, check_lora, write_lora
 from library.training.metadata import FileRules, is_allowed, network_facts, reduced
-from networks.lora import LoRAModule, create_network, create_network_from_weights
+from networks.lora import create_network, create_network_from_weights
 from networks.lora_args import Dropouts
+from networks.lora_module import LoRAModule
 from networks.lora_targets import text_targets, unet_targets
 
 NO_DROPOUT = Dropouts(0.0, 0.0, 0.0)

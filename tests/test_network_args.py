@@ -10,8 +10,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from library.check import InputError
 from library.diffusion.model_files import SD15_FOLDER, load_model
 from library.seeding import seed_modules, stream
-from networks.lora import LoRAModule, create_network
+from networks.lora import create_network
 from networks.lora_args import Dropouts
+from networks.lora_module import LoRAModule
 from networks.lora_targets import blocks_of, checked_targets
 
 SHAPE = {"conv_dim": "4", "conv_alpha": "2"}
