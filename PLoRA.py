@@ -63,11 +63,8 @@ def main(arguments: list[str]) -> int:
 
     # The LoRA
     torch.manual_seed(seeding.stream_seed(seed, "network"))
-    network = protocol.inject(
-        config.network_module, config.network_dim, config.network_alpha, config.network_dropout, model,
-        accelerator.device, text_encoder=not config.network_train_unet_only,
-        unet=not config.network_train_text_encoder_only)
-    groups = network.prepare_optimizer_params(config.text_encoder_lr, config.unet_lr, config.learning_rate)
+    network, stated = protocol.inject(pick(config, protocol.NetworkRules), model, accelerator.device, options)
+    groups = protocol.parameter_groups(network, model, config.text_encoder_lr, config.unet_lr, config.learning_rate)
     optimizer = optimizers.build_optimizer(groups, config.optimizer_type, config.optimizer_args)
     trained = optimizers.trained_parameters(optimizer)
     schedule = optimizers.build_schedule(
@@ -100,13 +97,14 @@ def main(arguments: list[str]) -> int:
     game.watch.remember(saved["checks"])
 
     # What is written, and when
+    about = pick(config, metadata.FileRules)
+
     def facts(done: int) -> dict[str, str]:
         return metadata.written(
-            metadata.network_facts(config.network_module, config.network_dim, config.network_alpha, size,
-                                   config.clip_skip, model.scheduler.config.prediction_type, model.file_hashes),
+            metadata.network_facts(about, stated, size, model.scheduler.config.prediction_type, model.file_hashes),
             metadata.privacy_facts(DOOR, options, epochs=plan.epochs(done), exposures=plan.exposures(done, repeats),
                                    verdict=game.watch.word(), base_fingerprint=model.fingerprint),
-            metadata.full_facts(config.output_name, config.training_comment, len(repeats), plan.total_steps),
+            metadata.full_facts(about, len(repeats), plan.total_steps),
             no_metadata=config.no_metadata, full=config.metadata == "full")
 
     keep = checkpoints.KeepRule(config.save_every_n_epochs, config.save_every_n_steps, config.save_last_n_epochs,
@@ -128,15 +126,16 @@ def main(arguments: list[str]) -> int:
             painter.show("base", 0, recorder, wanted=config.sample_at_first)
         for step in range(done, plan.total_steps):
             seeding.seed_modules(seed, step, accelerator.process_index)
-            network.on_epoch_start(model.text_encoder, model.unet)
             figures = game.attacker_turn(step) if config.update_order == "attacker_first" else {}
             parts, sums = game.members.of_step(step), torch.zeros(3, device=accelerator.device)
             for part, batch in enumerate(parts):
+                protocol.before_pass(network, model, starts_epoch=part == 0 and plan.starts_epoch(step))
                 adaptation, attack_loss = game.member_losses(batch, step, part)
                 loss = objectives.sum_objective(adaptation, attack_loss, config.param_alpha)
                 accelerator.backward(loss / len(parts))
                 sums += torch.stack([loss, adaptation, attack_loss]).detach() / len(parts)
             figures |= stepping.take_step(accelerator, optimizer, schedule, trained, config.max_grad_norm, sums, guard)
+            figures |= protocol.after_step(network, config.scale_weight_norms, accelerator.device)
             figures |= game.attacker_turn(step) if config.update_order == "lora_first" else {}
             done, epoch = step + 1, plan.epoch_of(step)
             recorder.step(done, epoch, figures)

@@ -10,29 +10,15 @@ import numpy as np
 import torch
 
 from library import toml_config
-from library.audit import (
-    blind,
-    candidate_pictures,
-    command_line,
-    denoiser,
-    evidence,
-    examination,
-    generation,
-    outcome,
-    provenance,
-    report,
-    risk_list,
-    runs,
-    shadows,
-    sweeping,
-)
+from library.audit import blind, candidate_pictures, command_line, denoiser, evidence, examination, generation
+from library.audit import outcome, provenance, report, risk_list, runs, shadows, sweeping
 from library.audit.battery import ATTACKS, PRIMARY
 from library.audit.findings import Finding
 from library.audit.sweep_plan import PLANS
 from library.config import Config
 from library.diffusion import model_files
 from library.training import messages
-from networks import lora
+from networks import base_weights, lora
 
 DOOR = Path(__file__).stem
 GUIDANCE = 2.0  # of the drawings
@@ -43,7 +29,8 @@ def main(arguments: list[str]) -> int:
     config = toml_config.read_config(DOOR, command_line.outputs_named(arguments, toml_config.TYPES))
     messages.show_library_messages(wanted=True)
     torch.set_num_threads(1)  # the sweep has a thread per core of its own
-    given = {name: getattr(config, name) for name in ("pretrained_model_name_or_path", "vae", "train_data_dir")}
+    given = {name: getattr(config, name) for name in (
+        "pretrained_model_name_or_path", "vae", "train_data_dir", "base_weights", "base_weights_multiplier")}
     listed = runs.find_runs(
         [*config.outputs, *([config.undefended] if config.undefended else [])], config.checkpoints,
         defaults=dataclasses.asdict(config), overrides={name: value for name, value in given.items() if value},
@@ -114,6 +101,7 @@ def ask_model(
     """Open the model, put the LoRA in, ask what is not cached yet; returns what drawings show, where asked for."""
     settings, plan, (weights, metadata, origin) = run.settings, PLANS[config.profile], adapter
     model, on_gpu = denoiser.open_model(settings)
+    base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
     provenance.check_base(run.lora, metadata, model.fingerprint, model.file_hashes)
     asked, effort = with_adapter(run, model, weights, on_gpu), sweeping.effort_of(config.sweep_batch_size, on_gpu)
     sizes = candidate_pictures.training_sizes(cast.examples, settings, model.side_multiple())
@@ -130,6 +118,7 @@ def ask_model(
         for file, place in shadows.train_shadows(run.split, cast.candidates, run.audit / "shadows", trainer, options,
                                                  config.shadow_loras, config.audit_seed, plan.name):
             model, _ = denoiser.open_model(settings)
+            base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
             shadow = with_adapter(run, model, provenance.read_adapter(file)[0], on_gpu)
             sweeping.sweep_shadow(shadow, pictures, plan, place, effort)
     if config.generated_images == 0:

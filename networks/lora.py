@@ -1,6 +1,5 @@
-"""LoRA behind kohya's module protocol: low-rank layers, where they go, and their names in the file."""
+"""LoRA and LoCon behind kohya's module protocol: the network of low-rank layers, fresh or from a file."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,77 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import InputError, shortened
+from library.check import Faults, InputError, shortened
 from library.tensor_files import read_tensors
-
-UNET_PREFIX = "lora_unet"
-TEXT_PREFIX = "lora_te_text_model_encoder_layers"
-TEXT_LAYERS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
+from library.training.lora_file import kind_of, modules_of
+from networks.lora_args import (
+    KNOWN,
+    RANKS,
+    ArgumentReader,
+    LearningPlan,
+    check_known,
+    read_dropouts,
+    read_learning,
+    read_ranks,
 )  # fmt: skip
-LAYERS_PER_BLOCK = 10  # of a transformer block: 2 attentions of 4, and 2 of the feed-forward
-
-
-class LoRAModule(nn.Module):
-    """One low-rank correction: layer(x) + up(down(x)) * alpha / rank * multiplier (arXiv 2106.09685 eq. 3)."""
-
-    def __init__(
-        self, lora_name: str, layer: nn.Module, *, rank: int, alpha: float, dropout: float, multiplier: float
-    ) -> None:
-        """
-        Args:
-            layer: Linear or Conv2d; it is not registered as a child.
-            alpha: 0 means alpha = rank.
-        """
-        super().__init__()
-        self.lora_name = lora_name
-        self.rank = rank
-        self.multiplier = multiplier
-        if isinstance(layer, nn.Conv2d):
-            self.lora_down: nn.Module = nn.Conv2d(
-                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False
-            )
-            self.lora_up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        elif isinstance(layer, nn.Linear):
-            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
-            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            raise TypeError(f"{lora_name}: a {type(layer).__name__} takes no LoRA")
-        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)
-        self.alpha: Tensor
-        self.register_buffer("alpha", torch.tensor(float(alpha or rank)))
-        self.scale = float(alpha or rank) / rank
-        self.dropout = dropout
-        self._layer = [layer]  # in a list, so that it is no child
-        self._original_forward = layer.forward
-
-    def apply_to(self) -> None:
-        """Take the layer's place in the model."""
-        self._layer[0].forward = self.forward  # type: ignore[method-assign, assignment]
-
-    def remove(self) -> None:
-        """Give the layer its own forward back."""
-        self._layer[0].forward = self._original_forward  # type: ignore[method-assign]
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Layer output plus the correction; with multiplier 0 the layer's own output bit for bit."""
-        outputs = self._original_forward(inputs)
-        if self.multiplier == 0:
-            return outputs
-        low = self.lora_down(inputs)
-        if self.dropout and self.training:
-            low = nn.functional.dropout(low, self.dropout)
-        return outputs + self.lora_up(low) * (self.scale * self.multiplier)
+from networks.lora_module import LoRAModule
+from networks.lora_targets import UNET_PREFIX, Blocks, all_layers, blocks_of, checked_targets
+from networks.weight_change import merge_weights
 
 
 class LoRANetwork(nn.Module):
     """All LoRA modules of a model, under kohya's names, so that ``state_dict()`` is the file's content."""
 
-    def __init__(self, unet_loras: list[LoRAModule], text_encoder_loras: list[LoRAModule]) -> None:
+    def __init__(
+        self, unet_loras: list[LoRAModule], text_encoder_loras: list[LoRAModule], learning: LearningPlan, blocks: Blocks
+    ) -> None:
         super().__init__()
         self.unet_loras = unet_loras
         self.text_encoder_loras = text_encoder_loras
+        self.learning = learning
+        self.blocks = blocks
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool, apply_unet: bool) -> None:
         """Inject into the parts asked for; the other part gets no LoRA and none in the file."""
@@ -97,6 +54,23 @@ class LoRANetwork(nn.Module):
         for lora in self.modules_of_both():
             lora.remove()
 
+    def merge_to(
+        self, text_encoder: Any, unet: Any, weights_sd: Mapping[str, Tensor], dtype: Any = None, device: Any = None
+    ) -> None:
+        """Add the network's change to the model's own weights, in their dtype and on their device."""
+        multiplier = self.modules_of_both()[0].multiplier if self.modules_of_both() else 1.0
+        merge_weights(unet, text_encoder, weights_sd, multiplier)
+
+    def load_weights(self, file: str | Path) -> dict[str, list[str]]:
+        """Fill from a LoRA file, alphas too; returns the tensors that are missing there and those of no module here."""
+        tensors = read_tensors(Path(file))[0]
+        for lora in self.modules_of_both():
+            tensors.setdefault(f"{lora.lora_name}.alpha", torch.tensor(float(lora.rank)))  # what every client assumes
+        found = self.load_state_dict(tensors, strict=False)
+        for lora in self.modules_of_both():
+            lora.scale = float(lora.alpha) / lora.rank
+        return {"missing keys": list(found.missing_keys), "unexpected keys": list(found.unexpected_keys)}
+
     def set_multiplier(self, multiplier: float) -> None:
         """Strength of the whole network; 0 gives the base model's own output."""
         for lora in self.modules_of_both():
@@ -108,13 +82,18 @@ class LoRANetwork(nn.Module):
     def prepare_optimizer_params(
         self, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
     ) -> list[dict[str, Any]]:
-        """Parameter groups with their learning rates; a rate of 0 leaves its group out."""
-        groups: list[dict[str, Any]] = []
-        for loras, rate in ((self.text_encoder_loras, text_encoder_lr), (self.unet_loras, unet_lr)):
-            used = learning_rate if rate is None else rate
-            parameters = [parameter for lora in loras for parameter in lora.parameters()]
-            if parameters and used > 0:
-                groups.append({"params": parameters, "lr": used})
+        """Parameter groups with their learning rates, up factors apart where LoRA+ is on; a rate of 0 has no group."""
+        plan, weights = self.learning, self.learning.block_weights
+        text_rate = learning_rate if text_encoder_lr is None else text_encoder_lr
+        unet_rate = learning_rate if unet_lr is None else unet_lr
+        groups = _groups(self.text_encoder_loras, text_rate, plan.text_up_ratio)
+        if weights is None:
+            return groups + _groups(self.unet_loras, unet_rate, plan.unet_up_ratio)
+        by_block: dict[int, list[LoRAModule]] = {}
+        for lora in self.unet_loras:
+            by_block.setdefault(self.blocks.index_of(lora.lora_name), []).append(lora)
+        for block in sorted(by_block):
+            groups += _groups(by_block[block], unet_rate * weights[block], plan.unet_up_ratio)
         return groups
 
     def prepare_grad_etc(self, text_encoder: Any, unet: Any) -> None:
@@ -129,6 +108,32 @@ class LoRANetwork(nn.Module):
         """The factors, for clipping."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def apply_max_norm_regularization(self, max_norm: float, device: Any = None) -> tuple[int, float, float]:
+        """Scale down every module whose change is longer than ``max_norm`` (Frobenius, scale included).
+
+        Returns:
+            Modules scaled, and the mean and the largest norm after scaling.
+        """
+        loras = self.modules_of_both()
+        if not loras:
+            return 0, 0.0, 0.0
+        norms = torch.stack([lora.change_norm() for lora in loras]).tolist()  # one wait for the device
+        for lora, norm in zip(loras, norms, strict=True):
+            if norm > max_norm:
+                lora.shrink(max_norm / norm)
+        after = [min(norm, max_norm) for norm in norms]
+        return sum(norm > max_norm for norm in norms), sum(after) / len(after), max(after)
+
+
+def _groups(loras: list[LoRAModule], rate: float, up_ratio: float | None) -> list[dict[str, Any]]:
+    """One group, or two with the up factors at ``rate * up_ratio``; nothing for a rate of 0."""
+    if not loras or rate == 0:
+        return []
+    if up_ratio is None:
+        return [{"params": [parameter for lora in loras for parameter in lora.parameters()], "lr": rate}]
+    downs, ups = ([getattr(lora, part).weight for lora in loras] for part in ("lora_down", "lora_up"))
+    return [{"params": downs, "lr": rate}, {"params": ups, "lr": rate * up_ratio}]
+
 
 def create_network(
     multiplier: float,
@@ -138,28 +143,38 @@ def create_network(
     text_encoder: Any,
     unet: Any,
     neuron_dropout: float | None = None,
+    **network_args: str,
 ) -> LoRANetwork:
-    """A fresh LoRA for the attention, feed-forward and projection layers of the UNet and for the text encoder.
+    """A fresh LoRA for transformers and text encoder, with ``conv_dim`` for resnets and samplers too (LoCon).
+
+    Args:
+        network_args: texts; networks/lora_args.py names them.
 
     Raises:
-        InputError: when the number of layers found differs from the number that the model's config implies.
+        InputError: every argument that is unknown or wrong; or a number of layers found that differs from the one
+            that the model's config implies.
     """
-    rank = 4 if network_dim is None else network_dim
-    alpha = 1.0 if network_alpha is None else network_alpha
-    parts = []
-    for targets, expected, part in (
-        (unet_targets(unet), _expected_unet_count(unet), "UNet"),
-        (text_targets(text_encoder), text_encoder.config.num_hidden_layers * len(TEXT_LAYERS), "text encoder"),
-    ):
-        if len(targets) != expected:
-            raise InputError(f"{part}: {len(targets)} layers for LoRA were found, its config implies {expected}")
-        parts.append(
-            [
-                LoRAModule(name, layer, rank=rank, alpha=alpha, dropout=neuron_dropout or 0.0, multiplier=multiplier)
-                for name, layer in targets.items()
-            ]
-        )
-    return LoRANetwork(parts[0], parts[1])
+    faults, blocks = Faults(), blocks_of(unet)
+    check_known(network_args, KNOWN, "networks.lora", faults)
+    reader = ArgumentReader(network_args, faults)
+    dropouts, learning = read_dropouts(reader, neuron_dropout), read_learning(reader, blocks)
+    rank, alpha = 4 if network_dim is None else network_dim, 1.0 if network_alpha is None else network_alpha
+    plan = read_ranks(reader, rank, alpha, blocks, learning.block_weights)
+    faults.raise_if_any()
+    unet_layers, text_layers = checked_targets(unet, text_encoder, with_locon=plan.conv is not None)
+
+    def modules(layers: Mapping[str, nn.Module]) -> list[LoRAModule]:
+        made = []
+        for name, layer in layers.items():
+            rank, alpha = plan.text
+            if name.startswith(UNET_PREFIX):
+                is_conv = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+                rank, alpha = ((plan.conv or []) if is_conv else plan.linear)[blocks.index_of(name)]
+            if rank:
+                made.append(LoRAModule(name, layer, rank=rank, alpha=alpha, dropouts=dropouts, multiplier=multiplier))
+        return made
+
+    return LoRANetwork(modules(unet_layers), modules(text_layers), learning, blocks)
 
 
 def create_network_from_weights(
@@ -170,84 +185,60 @@ def create_network_from_weights(
     unet: Any,
     weights_sd: Mapping[str, Tensor] | None = None,
     for_inference: bool = False,
+    neuron_dropout: float | None = None,
+    **network_args: str,
 ) -> tuple[LoRANetwork, dict[str, Tensor]]:
-    """A network with the ranks and alphas of a kohya file, not yet filled; and the file's tensors.
+    """A network with the modules, ranks and alphas of a kohya file, not yet filled; and the file's tensors.
 
     Convolutions (LoCon) are taken as they come.
 
     Raises:
-        InputError: tensors that fit no layer of this model, or that are not finite.
+        InputError: tensors that fit no layer of this model, or that are not finite; arguments that set ranks.
     """
     if weights_sd is None and file is None:
         raise ValueError("create_network_from_weights needs a file or its tensors")
+    faults, blocks = Faults(), blocks_of(unet)
+    check_known(network_args, KNOWN, "networks.lora", faults)
+    reader = ArgumentReader(network_args, faults)
+    reader.refuse(RANKS, f"cannot be set here: the ranks come from '{file}'; leave it out")
+    dropouts, learning = read_dropouts(reader, neuron_dropout), read_learning(reader, blocks)
+    faults.raise_if_any()
     weights = dict(weights_sd) if weights_sd is not None else read_tensors(Path(str(file)))[0]
+    layers = all_layers(unet, text_encoder)
+    names = _fitting_names(weights, layers, file)
+    loras: dict[bool, list[LoRAModule]] = {True: [], False: []}
+    for name in names:
+        down = weights[f"{name}.lora_down.weight"]
+        alpha = float(weights.setdefault(f"{name}.alpha", torch.tensor(float(down.shape[0]))))
+        lora = LoRAModule(name, layers[name], rank=down.shape[0], alpha=alpha, dropouts=dropouts, multiplier=multiplier)
+        for part, own in (("lora_down", lora.lora_down.weight), ("lora_up", lora.lora_up.weight)):
+            stated = weights.get(f"{name}.{part}.weight", own)
+            if stated.shape != own.shape:
+                raise InputError(
+                    f"'{file}' does not fit this model: {name}.{part} is {tuple(stated.shape)}, the layer here takes "
+                    f"{tuple(own.shape)}; it was made for another base model"
+                )
+        loras[name.startswith(UNET_PREFIX)].append(lora)
+    return LoRANetwork(loras[True], loras[False], learning, blocks), weights
+
+
+def _fitting_names(weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module], file: Any) -> list[str]:
+    """Module names of a file, once every one of them has a layer here and every tensor is finite."""
     bad = [name for name, value in weights.items() if not torch.isfinite(value.float()).all()]
     if bad:
         raise InputError(f"'{file}' has NaN or Inf in {len(bad)} tensors: {shortened(sorted(bad), 3)}; it is broken")
-    layers = _all_layers(unet, text_encoder)
-    names = sorted({name.split(".")[0] for name in weights})
+    modules = modules_of(weights)
+    others = {kind_of(frozenset(parts)) or "" for name, parts in modules.items() if name in layers} - {"LoRA", ""}
+    if others:
+        raise InputError(
+            f"'{file}' holds modules of the kind {' and '.join(sorted(others))}; networks.lora and the audit read "
+            "LoRA and LoCon"
+        )
+    names = sorted(modules)
     strange = [name for name in names if name not in layers or f"{name}.lora_down.weight" not in weights]
     if strange or not names:
         raise InputError(
             f"'{file}' does not fit this model: {len(strange)} of {len(names)} modules have no layer here: "
             f"{shortened(strange, 3)}; it was made for another base model, or is no LoRA"
         )
-    unet_loras: list[LoRAModule] = []
-    text_loras: list[LoRAModule] = []
-    for name in names:
-        down = weights[f"{name}.lora_down.weight"]
-        alpha = float(weights[f"{name}.alpha"]) if f"{name}.alpha" in weights else float(down.shape[0])
-        lora = LoRAModule(name, layers[name], rank=down.shape[0], alpha=alpha, dropout=0.0, multiplier=multiplier)
-        if lora.lora_down.weight.shape != down.shape:
-            raise InputError(
-                f"'{file}' does not fit this model: {name} is {tuple(down.shape)}, the layer here takes "
-                f"{tuple(lora.lora_down.weight.shape)}; it was made for another base model"
-            )
-        weights.setdefault(f"{name}.alpha", torch.tensor(alpha))
-        (unet_loras if name.startswith(UNET_PREFIX) else text_loras).append(lora)
-    return LoRANetwork(unet_loras, text_loras), weights
-
-
-def unet_targets(unet: Any) -> dict[str, nn.Module]:
-    """Linear layers and 1x1 convolutions inside the UNet's transformers, by their names in the file."""
-    return {
-        f"{UNET_PREFIX}_{path.replace('.', '_')}": layer
-        for path, layer in unet.named_modules()
-        if "attentions" in path.split(".") and _takes_lora(layer)
-    }
-
-
-def text_targets(text_encoder: Any) -> dict[str, nn.Module]:
-    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called."""
-    inner = getattr(text_encoder, "text_model", text_encoder)
-    return {
-        f"{TEXT_PREFIX}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
-        for index, layer in enumerate(inner.encoder.layers)
-        for path in TEXT_LAYERS
-    }
-
-
-def _takes_lora(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
-
-
-def _expected_unet_count(unet: Any) -> int:
-    """12 layers for each transformer of one block, from the model's config."""
-    config = unet.config
-    depth = config.transformer_layers_per_block
-    if not isinstance(depth, int):
-        raise InputError("transformer_layers_per_block of the UNet differs from level to level; only SD 1.x is trained")
-    per_block = config.layers_per_block
-    down = sum(per_block for kind in config.down_block_types if kind.startswith("CrossAttn"))
-    up = sum(per_block + 1 for kind in config.up_block_types if kind.startswith("CrossAttn"))
-    return (down + up + 1) * (2 + LAYERS_PER_BLOCK * depth)
-
-
-def _all_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
-    """Every Linear and Conv2d that a kohya file may name."""
-    layers = {
-        f"{UNET_PREFIX}_{path.replace('.', '_')}": layer
-        for path, layer in unet.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
-    }
-    return layers | text_targets(text_encoder)
+    return names

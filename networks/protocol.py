@@ -1,38 +1,298 @@
 """Putting a network into a model by kohya's module protocol, whatever module it comes from."""
 
+import copy
+import inspect
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from library.check import InputError
+from library.check import Faults, InputError, shortened
+from library.tensor_files import read_tensors, write_tensors
+from library.training.lora_file import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
+from networks import lora_args, lycoris_args
+from networks.base_weights import merge_base_weights
 
+logger = logging.getLogger("library.networks")
+OWN = "networks.lora"
 NEEDED = ("apply_to", "prepare_optimizer_params", "prepare_grad_etc", "on_epoch_start", "get_trainable_params")
+KNOWN_ARGS = {OWN: lora_args.KNOWN, lycoris_args.MODULE: lycoris_args.KNOWN}
+PLAIN = (bool, int, float, str, list, dict, tuple, set, type(None))
+
+
+@dataclass(frozen=True)
+class NetworkRules:
+    """Options that say which network is put in, and what it starts from."""
+
+    network_module: str
+    network_args: list[str]
+    network_dim: int
+    network_alpha: float
+    network_dropout: float
+    network_weights: str | None
+    dim_from_weights: bool
+    network_train_unet_only: bool
+    network_train_text_encoder_only: bool
+    scale_weight_norms: float | None
+    gradient_checkpointing: bool
+    base_weights: list[str]
+    base_weights_multiplier: list[str]
 
 
 def inject(
-    network_module: str, network_dim: int, network_alpha: float, network_dropout: float, model: Any,
-    device: torch.device, *, text_encoder: bool, unet: bool,
-) -> Any:  # fmt: skip
-    """Create the module's network for a model, apply it and make it trainable.
+    rules: NetworkRules, model: Any, device: torch.device, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, str]]:
+    """Merge base_weights, create the module's network, apply it, fill it from network_weights: kohya's order.
 
     Args:
-        model: with ``vae``, ``text_encoder`` and ``unet``.
-        text_encoder, unet: which parts get the network.
+        model: with ``vae``, ``text_encoder``, ``unet`` and ``fingerprint``.
+        options: for modules that have ``prepare_network``, as attributes of its one argument.
+
+    Returns:
+        The network on the device, and what the file is to state of it: ss_network_dim, _alpha and _args.
 
     Raises:
-        InputError: a module that lacks a call of the protocol, by name.
+        InputError: a module that lacks a needed call, by name; wrong network_args; files that do not fit.
     """
-    module = import_module(network_module)
-    if not hasattr(module, "create_network"):
-        raise InputError(f"network_module '{network_module}' has no create_network; use networks.lora")
-    network = module.create_network(
-        1.0, network_dim, network_alpha, model.vae, model.text_encoder, model.unet, network_dropout
-    )
-    lacking = [name for name in NEEDED if not hasattr(network, name)]
-    if lacking:
-        raise InputError(f"network_module '{network_module}' lacks {', '.join(lacking)}; use networks.lora")
-    network.apply_to(model.text_encoder, model.unet, text_encoder, unet)
+    faults = Faults()
+    given = read_pairs(rules.network_args, faults)
+    with faults.gathered():
+        merge_base_weights(model, rules.base_weights, rules.base_weights_multiplier)
+    with faults.gathered():
+        network = _create(rules, given, model)
+    faults.raise_if_any()
+    _require_calls(network, rules)
+    if hasattr(network, "prepare_network"):
+        network.prepare_network(SimpleNamespace(**options))
+    apply_text, apply_unet = not rules.network_train_unet_only, not rules.network_train_text_encoder_only
+    network.apply_to(model.text_encoder, model.unet, apply_text, apply_unet)
+    if rules.network_weights:
+        _load_weights(network, rules, apply_text and apply_unet)
+    if rules.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    state = with_client_names(network.state_dict())
+    try:
+        check_lora({name: value.detach() for name, value in state.items()})
+    except BrokenNetworkError as error:
+        raise InputError(
+            f"network_module '{rules.network_module}' makes a network that clients misread: {error}"
+        ) from error
     network.to(device)
+    return network, _stated(rules, given, state)
+
+
+def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
+    """``["conv_dim=8", "algo=loha"]`` -> texts by key; what is no pair, or stands twice, is a fault."""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, text = (piece.strip() for piece in pair.partition("="))
+        if not equals or not name:
+            faults.add(f"network_args: '{pair}' is no key=value, e.g. conv_dim=8")
+        elif name in given:
+            faults.add(f"network_args: '{name}' stands twice")
+        else:
+            given[name] = text
+    return given
+
+
+def parameter_groups(
+    network: Any, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+) -> list[dict[str, Any]]:
+    """The network's parameter groups with their learning rates; what is in no group is frozen.
+
+    Older modules take two rates, newer ones three or one for each text encoder; some describe their groups as well.
+    """
+    if hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs"):
+        rates = None if text_encoder_lr is None else [text_encoder_lr]
+        found = network.prepare_optimizer_params_with_multiple_te_lrs(rates, unet_lr, learning_rate)
+    elif len(inspect.signature(network.prepare_optimizer_params).parameters) < 3:
+        filled = [learning_rate if rate is None else rate for rate in (text_encoder_lr, unet_lr)]
+        found = network.prepare_optimizer_params(*filled)
+    else:
+        found = network.prepare_optimizer_params(text_encoder_lr, unet_lr, learning_rate)
+    groups = found[0] if isinstance(found, tuple) else found
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    groups = [{"lr": learning_rate, **group} for group in groups if group["params"]]
     network.prepare_grad_etc(model.text_encoder, model.unet)
-    return network
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in network.get_trainable_params():
+        parameter.requires_grad_(id(parameter) in trained)
+    network.eval()
+    return groups
+
+
+def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
+    """Training mode, in which dropouts act, and the module's own hooks."""
+    network.train()
+    if starts_epoch:
+        network.on_epoch_start(model.text_encoder, model.unet)
+    if hasattr(network, "on_step_start"):
+        network.on_step_start(model.text_encoder, model.unet)
+
+
+def after_step(network: Any, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
+    """Max-norm regularisation where it is on, with its figures; then evaluation mode for all that only looks."""
+    figures: dict[str, float] = {}
+    if scale_weight_norms is not None:
+        scaled, mean, largest = network.apply_max_norm_regularization(scale_weight_norms, device)
+        figures = {"keys_scaled": float(scaled), "mean_key_norm": float(mean), "max_key_norm": float(largest)}
+    network.eval()
+    return figures
+
+
+def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
+    """The module's network with kohya's arguments; whatever it objects to is an input error."""
+    name = rules.network_module
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        way_out = "pip install lycoris-lora==4.1.3" if name == lycoris_args.MODULE else f"use {OWN}"
+        raise InputError(f"network_module '{name}' cannot be imported ({error}); {way_out}") from error
+    maker = "create_network_from_weights" if rules.dim_from_weights else "create_network"
+    if not hasattr(module, maker):
+        raise InputError(f"network_module '{name}' has no {maker}; use {OWN}")
+    faults = Faults()
+    if name == lycoris_args.MODULE:
+        lycoris_args.quieten()
+        lycoris_args.check_lycoris(given, rules.network_dropout, rules.dim_from_weights, faults)
+    faults.raise_if_any()
+    arguments = {"neuron_dropout": rules.network_dropout, "dropout": rules.network_dropout, **given}
+    parts = (model.vae, model.text_encoder, model.unet)
+    try:
+        with (
+            class_state_kept(module),
+            lycoris_args.sound_presets(module) if name == lycoris_args.MODULE else nullcontext(),
+        ):
+            if not rules.dim_from_weights:
+                return module.create_network(1.0, rules.network_dim, rules.network_alpha, *parts, **arguments)
+            file = str(rules.network_weights)
+            tensors = _named_for(model.text_encoder, name, with_alphas(read_tensors(Path(file))[0]))
+            return module.create_network_from_weights(1.0, file, *parts, weights_sd=tensors, **arguments)[0]
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"network_module '{name}' did not take its arguments ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _require_calls(network: Any, rules: NetworkRules) -> None:
+    """Raises: InputError with every call that this run needs and the network lacks."""
+    wanted = [
+        *NEEDED,
+        *(["load_weights"] if rules.network_weights else []),
+        *(["enable_gradient_checkpointing"] if rules.gradient_checkpointing else []),
+        *(["apply_max_norm_regularization"] if rules.scale_weight_norms is not None else []),
+    ]
+    if hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs"):
+        wanted.remove("prepare_optimizer_params")
+    lacking = [name for name in wanted if not hasattr(network, name)]
+    if lacking:
+        raise InputError(f"network_module '{rules.network_module}' lacks {', '.join(lacking)}; use {OWN}")
+
+
+def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
+    """Fill the network from network_weights. Modules that the file lacks start fresh, and that is said.
+
+    Raises:
+        InputError: tensors of the file that no module takes, or of another rank.
+    """
+    file = Path(str(rules.network_weights))
+    own = network.state_dict()
+    tensors = with_alphas(with_client_names(read_tensors(file)[0]))
+    broken = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+    if broken:
+        raise InputError(
+            f"network_weights '{file}' has NaN or infinity in {shortened(sorted(broken), 3)}; it is broken"
+        )
+    if not any(name.startswith("lora_te_text_model_") for name in own):
+        tensors = _in_live_names(tensors)
+    with tempfile.TemporaryDirectory() as place:  # 0700: names as this network wants them, by kohya's own call
+        write_tensors(Path(place) / "weights.safetensors", tensors, {}, private=True)
+        try:
+            found = network.load_weights(str(Path(place) / "weights.safetensors"))
+        except RuntimeError as error:
+            raise InputError(
+                f"network_weights '{file}' has other ranks than the network (network_dim {rules.network_dim}); "
+                "set dim_from_weights = true to take the file's"
+            ) from error
+    missing, unexpected = _two_lists(found)
+    names = {name.partition(".")[0] for name in tensors}
+    torn = [name for name in missing if name.partition(".")[0] in names]
+    if unexpected or torn or not set(tensors) & set(own):
+        part = "" if both_parts else " (or train both parts: one of them is left out)"
+        raise InputError(
+            f"network_weights '{file}' does not fit this network: {len(unexpected)} tensors have no module here "
+            f"{shortened(sorted(unexpected), 2)}, {len(torn)} are missing {shortened(sorted(torn), 2)}; "
+            f"set dim_from_weights = true to take its modules{part}"
+        )
+    fresh = sorted({name.partition(".")[0] for name in missing})
+    if fresh:
+        logger.warning("network_weights lacks %d modules, which start fresh: %s", len(fresh), shortened(fresh, 3))
+
+
+def _two_lists(found: Any) -> tuple[list[str], list[str]]:
+    """Missing and unexpected names from what load_weights returned: torch's pair, or a table of those that exist."""
+    if isinstance(found, Mapping):
+        return list(found.get("missing keys", [])), list(found.get("unexpected keys", []))
+    if isinstance(found, Iterable) and not isinstance(found, str):
+        missing, unexpected = found
+        return list(missing), list(unexpected)
+    raise InputError("network_module: load_weights does not say what it did not load; use networks.lora")
+
+
+def _named_for(text_encoder: Any, module: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors under the names that a module expects: ours from a table, others from the live module tree."""
+    return tensors if module == OWN or hasattr(text_encoder, "text_model") else _in_live_names(tensors)
+
+
+def _in_live_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("lora_te_text_model_", "lora_te_", 1): value for name, value in tensors.items()}
+
+
+def _stated(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the file says of the network: the options, or the truth of the tensors where they came from a file.
+
+    Of network_args only keys that are known, and of their values only such that cannot name a file.
+    """
+    dim, alpha = str(rules.network_dim), str(rules.network_alpha)
+    if rules.network_weights:
+        dim, alpha = stated_ranks(state)
+    known = KNOWN_ARGS.get(rules.network_module, ())
+    harmless = {
+        name: text for name, text in given.items() if name in known and re.fullmatch(r"[\w,+-][\w,+ .-]*", text)
+    }
+    harmless = {name: text for name, text in harmless.items() if not re.search(r"\.[a-z]", text)}
+    return {"ss_network_dim": dim, "ss_network_alpha": alpha, "ss_network_args": json.dumps(harmless)}
+
+
+@contextmanager
+def class_state_kept(module: ModuleType) -> Iterator[None]:
+    """Give the classes that a third-party module shows their plain attributes back: LyCORIS stores presets on them."""
+    package = module.__name__.partition(".")[0]
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__.startswith(package)]
+    before = {kind: _plain_attributes(kind) for kind in classes}
+    try:
+        yield
+    finally:
+        for kind, attributes in before.items():
+            for name in set(_plain_attributes(kind)) - set(attributes):
+                delattr(kind, name)
+            for name, value in attributes.items():
+                setattr(kind, name, value)
+
+
+def _plain_attributes(kind: type) -> dict[str, Any]:
+    return {
+        name: copy.deepcopy(value)
+        for name, value in vars(kind).items()
+        if isinstance(value, PLAIN) and not name.startswith("__")
+    }

@@ -10,12 +10,19 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.check import InputError
+from library.config import Config
 from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.rules import pick
 from library.seeding import stream
 from library.tensor_files import read_tensors, tensor_hash
 from library.training.lora_file import BrokenNetworkError, check_lora, write_lora
-from library.training.metadata import is_allowed, network_facts, reduced
-from networks.lora import LoRAModule, create_network, create_network_from_weights, text_targets, unet_targets
+from library.training.metadata import FileRules, is_allowed, network_facts, reduced
+from networks.lora import create_network, create_network_from_weights
+from networks.lora_args import Dropouts
+from networks.lora_module import LoRAModule
+from networks.lora_targets import text_targets, unet_targets
+
+NO_DROPOUT = Dropouts(0.0, 0.0, 0.0)
 
 
 def filled(model, rank: int = 3, alpha: float = 1.5):
@@ -92,7 +99,7 @@ def test_an_sd15_sized_model_has_exactly_264_modules_under_kohyas_names() -> Non
 
 def test_a_module_adds_up_down_alpha_over_rank() -> None:
     layer = torch.nn.Linear(5, 7)
-    lora = LoRAModule("x", layer, rank=2, alpha=3.0, dropout=0.0, multiplier=0.5)
+    lora = LoRAModule("x", layer, rank=2, alpha=3.0, dropouts=NO_DROPOUT, multiplier=0.5)
     torch.nn.init.normal_(lora.lora_up.weight)
     inputs = torch.randn(4, 5)
     expected = layer(inputs) + 0.5 * 1.5 * inputs @ lora.lora_down.weight.T @ lora.lora_up.weight.T
@@ -205,7 +212,8 @@ def test_alphas_are_zero_dimensional_and_floating_and_the_hash_is_of_the_tensor_
     model_folder: Path, tmp_path: Path
 ) -> None:
     network = filled(load_model(str(model_folder)))
-    facts = network_facts("networks.lora", 3, 1.5, (512, 512), 2, "epsilon", {})
+    stated = {"ss_network_dim": "3", "ss_network_alpha": "1.5", "ss_network_args": "{}"}
+    facts = network_facts(pick(Config(), FileRules), stated, (512, 512), "epsilon", {})
     write_lora(tmp_path / "lora.safetensors", network.state_dict(), facts, "fp16")
     tensors, metadata = read_tensors(tmp_path / "lora.safetensors")
     assert all(value.dtype == torch.float16 for value in tensors.values())

@@ -15,6 +15,10 @@ class Course:
         """Epoch of a step, counted from 1."""
         return step // self.steps_per_epoch + 1
 
+    def starts_epoch(self, step: int) -> bool:
+        """Whether a step is the first of its epoch."""
+        return step % self.steps_per_epoch == 0
+
     def ends_epoch(self, done: int) -> bool:
         """Whether an epoch (or the run) is complete after ``done`` steps."""
         return done % self.steps_per_epoch == 0 or done == self.total_steps

@@ -4,6 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
+from library.training.lora_file import kinds_in
 from library.training.output_folder import OutputFolder
 
 
@@ -30,17 +31,28 @@ def split_in_words(sizes: dict[str, int], inclusion: str) -> str:
 def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     """Where the LoRA lies and how to load it."""
     lora = folder.lora().resolve()
+    kinds = kinds_in(lora)
     return "\n".join(
         [
             *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
             f"LoRA: {lora}",
             f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
             "  ComfyUI: copy it to models/loras and add a Load LoRA node",
-            f"  diffusers: pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')",
+            f"  diffusers: {_in_diffusers(lora, kinds)}",
             f"  before you share it: bash audit.sh {lora.parent}",
             f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
         ]
     )
+
+
+def _in_diffusers(lora: Path, kinds: set[str]) -> str:
+    """The call that loads the file, or why none does."""
+    if kinds == {"LoRA"}:
+        return f"pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')"
+    if kinds == {"LoRA", "DoRA"}:
+        return "load_lora_weights drops the DoRA scales of this file, so its pictures differ; use one of the others"
+    strange = " and ".join(sorted(kinds - {"LoRA"}))
+    return f"load_lora_weights does not read this file ({strange}); use one of the others"
 
 
 def how_to_resume(door: str, folder: OutputFolder, state: str) -> str:

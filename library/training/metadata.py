@@ -1,8 +1,9 @@
 """What a LoRA file says of itself: an allow-list for WebUIs and the privacy facts, nothing that names the data."""
 
-import json
+import dataclasses
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 MINIMUM = (
@@ -32,20 +33,56 @@ def is_allowed(name: str) -> bool:
     return name in ALLOWED or name.startswith(PRIVACY_PREFIX)
 
 
+@dataclass(frozen=True)
+class FileRules:
+    """Options that the file states."""
+
+    network_module: str
+    clip_skip: int
+    v2: bool
+    v_parameterization: bool
+    min_timestep: int | None
+    max_timestep: int | None
+    output_name: str
+    training_comment: str | None
+    metadata_title: str | None
+    metadata_author: str | None
+    metadata_description: str | None
+    metadata_license: str | None
+    metadata_tags: str | None
+    metadata_usage_hint: str | None
+    metadata_thumbnail: str | None
+    metadata_merged_from: str | None
+    metadata_trigger_phrase: str | None
+    metadata_preprocessor: str | None
+
+
+def base_version(v2: bool, v_parameterization: bool) -> tuple[str, str]:
+    """kohya's ss_base_model_version and modelspec.architecture."""
+    if not v2:
+        return "sd_v1", "stable-diffusion-v1/lora"
+    if v_parameterization:
+        return "sd_v2_v", "stable-diffusion-v2-768-v/lora"
+    return "sd_v2", "stable-diffusion-v2-512/lora"
+
+
 def network_facts(
-    network_module: str, network_dim: int, network_alpha: float, resolution: tuple[int, int], clip_skip: int,
-    prediction_type: str, model_hashes: Mapping[str, str],
+    rules: FileRules, stated: Mapping[str, str], resolution: tuple[int, int], prediction_type: str,
+    model_hashes: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """The keys that WebUIs read, for an SD 1.x LoRA."""
+    """The keys that WebUIs read, for an SD 1.x or 2.x LoRA.
+
+    Args:
+        stated: ss_network_dim, ss_network_alpha and ss_network_args, as the network is.
+    """
+    version, architecture = base_version(rules.v2, rules.v_parameterization)
     facts = {
-        "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
-        "ss_network_module": network_module,
-        "ss_network_dim": str(network_dim),
-        "ss_network_alpha": str(network_alpha),
-        "ss_network_args": json.dumps({}),
+        "ss_v2": str(rules.v2),
+        "ss_base_model_version": version,
+        "ss_network_module": rules.network_module,
+        **stated,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.resolution": f"{resolution[0]}x{resolution[1]}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -53,8 +90,11 @@ def network_facts(
         "modelspec.title": "LoRA",
         **model_hashes,
     }
-    if clip_skip > 1:
-        facts["modelspec.encoder_layer"] = str(clip_skip)
+    if rules.clip_skip > 1:
+        facts["modelspec.encoder_layer"] = str(rules.clip_skip)
+    if rules.min_timestep is not None or rules.max_timestep is not None:
+        end = 1000 if rules.max_timestep is None else rules.max_timestep
+        facts["modelspec.timestep_range"] = f"{rules.min_timestep or 0},{end}"
     return facts
 
 
@@ -83,19 +123,29 @@ def privacy_facts(
     return {f"{PRIVACY_PREFIX}{name}": str(value) for name, value in facts.items()}
 
 
-def full_facts(output_name: str, comment: str | None, images: int, steps: int) -> dict[str, str]:
-    """What ``--metadata full`` adds: names, counts and the comment, still no caption and no file name."""
+def full_facts(rules: FileRules, images: int, steps: int) -> dict[str, str]:
+    """What ``--metadata full`` adds: names, counts and the person's own words, still no caption and no file name."""
+    own_words = {
+        f"modelspec.{name.removeprefix('metadata_')}": text
+        for name, text in dataclasses.asdict(rules).items()
+        if name.startswith("metadata_") and text
+    }
     return {
-        "ss_output_name": output_name,
-        "ss_training_comment": comment or "",
+        "ss_output_name": rules.output_name,
+        "ss_training_comment": rules.training_comment or "",
         "ss_num_train_images": str(images),
         "ss_max_train_steps": str(steps),
+        **own_words,
     }
 
 
-def written(*facts: Mapping[str, str], no_metadata: bool, full: bool) -> dict[str, str]:
-    """All facts in one, reduced to what may be written."""
-    return reduced({name: text for part in facts for name, text in part.items()}, no_metadata=no_metadata, full=full)
+def written(
+    network: Mapping[str, str], privacy: Mapping[str, str], own_words: Mapping[str, str], *, no_metadata: bool,
+    full: bool,
+) -> dict[str, str]:  # fmt: skip
+    """All facts in one, reduced to what may be written; ``own_words`` (a title, say) with ``full`` alone."""
+    facts = {**network, **privacy, **(own_words if full else {})}
+    return reduced(facts, no_metadata=no_metadata, full=full)
 
 
 def reduced(facts: Mapping[str, str], *, no_metadata: bool, full: bool) -> dict[str, str]:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError
+from library.check import Faults, InputError, shortened
 from library.tensor_files import read_tensors, write_tensors, write_whole
-from library.training.lora_file import write_lora
 
 FORMAT = 1
 
@@ -48,7 +47,7 @@ def save_state(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        write_lora(temporary / "lora.safetensors", players.network.state_dict(), {}, "float")
+        write_tensors(temporary / "lora.safetensors", raw_tensors(players.network), {})
         write_tensors(temporary / "proxy.safetensors", players.proxy.state_dict(), {})
         moving = {
             "optimizer": players.optimizer.state_dict(),
@@ -106,7 +105,7 @@ def load_players(place: str | None, players: Players) -> None:
     if place is None:
         return
     path = Path(place)
-    _fill(players.network, read_tensors(path / "lora.safetensors")[0])
+    fill_raw(players.network, read_tensors(path / "lora.safetensors")[0])
     _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
     moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
     players.optimizer.load_state_dict(moving["optimizer"])
@@ -114,6 +113,23 @@ def load_players(place: str | None, players: Players) -> None:
     players.attacker.load_state_dict(moving["attacker"])
     if players.scaler is not None and moving["scaler"]:
         players.scaler.load_state_dict(moving["scaler"])
+
+
+def raw_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as they are, also those that ``state_dict()`` leaves out or rewrites (LyCORIS does)."""
+    return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+
+
+def fill_raw(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put ``raw_tensors`` back in place. Raises: InputError when names or shapes differ."""
+    own = raw_tensors(module)
+    strange = sorted(set(own) ^ set(tensors))
+    strange += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if strange:
+        raise InputError(f"the state does not fit this run's network: {shortened(strange, 3)}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,47 @@
+"""LoRA files merged into the base before anything else sees it: training, audit and shadow runs alike."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from library.check import Faults, InputError, shortened
+from library.tensor_files import read_tensors, tensor_hash
+from library.training.lora_file import with_alphas, with_client_names
+from networks.weight_change import merge_weights
+
+
+def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[str]) -> None:
+    """Merge LoRA files into UNet and text encoder; the model's fingerprint then names this base and no other.
+
+    Args:
+        model: with ``unet``, ``text_encoder`` and ``fingerprint``.
+        multipliers: strength of each file; missing ones are 1.
+
+    Raises:
+        InputError: what cannot be read or does not fit, file by file.
+    """
+    faults = Faults()
+    if len(multipliers) > len(files):
+        faults.add(f"base_weights_multiplier has {len(multipliers)} numbers for {len(files)} base_weights")
+    strengths = []
+    for text in multipliers:
+        try:
+            strengths.append(float(text))
+        except ValueError:
+            faults.add(f"base_weights_multiplier must be numbers, got {text!r}")
+    faults.raise_if_any()
+    for file, strength in zip(files, [*strengths, *[1.0] * (len(files) - len(strengths))], strict=True):
+        tensors = with_alphas(with_client_names(read_tensors(Path(file))[0]))
+        broken = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+        if broken:
+            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(sorted(broken), 3)}; it is broken")
+            continue
+        try:
+            merge_weights(model.unet, model.text_encoder, tensors, strength)
+        except InputError as error:
+            faults.add(f"base_weights '{file}': {error}")
+            continue
+        words = f"{model.fingerprint} + {strength!r} * {tensor_hash(tensors)}"
+        model.fingerprint = hashlib.sha256(words.encode()).hexdigest()
+    faults.raise_if_any()

@@ -1,0 +1,144 @@
+"""Which layers of UNet and text encoder take a LoRA, their names in the file, and the block that each belongs to."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from library.check import InputError
+
+UNET_PREFIX = "lora_unet"
+TEXT_PREFIX = "lora_te_text_model_encoder_layers"
+TEXT_LAYERS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
+LAYERS_PER_TRANSFORMER = 10  # of a transformer block: 2 attentions of 4, and 2 of the feed-forward
+LOCON_PARTS = ("resnets", "downsamplers", "upsamplers")
+PLACE = re.compile(rf"{UNET_PREFIX}_(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """kohya's blocks of a UNet: SD 1.x and 2.x have 12 down (the first holds no LoRA), 1 mid and 12 up."""
+
+    per_level: int  # blocks a level: its resnets and one sampler
+    down: int
+    up: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.down + 1 + self.up
+
+    def index_of(self, lora_name: str) -> int:
+        """Block of a UNet module, 0 .. total - 1; what lies before all blocks is in the first, conv_out in the last."""
+        found = PLACE.match(lora_name)
+        if found is None:
+            if lora_name.startswith(f"{UNET_PREFIX}_mid_block_"):
+                return self.down
+            return self.total - 1 if lora_name.startswith(f"{UNET_PREFIX}_conv_out") else 0
+        way, level, part, number = found[1], int(found[2]), found[3], int(found[4])
+        within = self.per_level * level + (self.per_level - 1 if part.endswith("samplers") else number)
+        return 1 + within if way == "down" else self.down + 1 + within
+
+    def in_words(self) -> str:
+        """For messages that ask for one value a block."""
+        return f"{self.down} down, 1 mid, {self.up} up"
+
+
+def blocks_of(unet: Any) -> Blocks:
+    """The blocks that follow from a UNet's config: conv_in, then layers_per_block and a sampler for each level."""
+    per_level = int(unet.config.layers_per_block) + 1
+    levels = len(unet.config.block_out_channels)
+    return Blocks(per_level, per_level * levels, per_level * levels)
+
+
+def unet_targets(unet: Any) -> dict[str, nn.Module]:
+    """Linear layers and 1x1 convolutions inside the UNet's transformers, by their names in the file."""
+    return {
+        unet_name(path): layer
+        for path, layer in unet.named_modules()
+        if "attentions" in path.split(".") and _is_linear_like(layer)
+    }
+
+
+def locon_targets(unet: Any) -> dict[str, nn.Module]:
+    """What LoCon adds: convolutions and time projections of resnets and samplers (86 on SD 1.5)."""
+    return {
+        unet_name(path): layer
+        for path, layer in unet.named_modules()
+        if set(LOCON_PARTS) & set(path.split(".")) and isinstance(layer, (nn.Linear, nn.Conv2d))
+    }
+
+
+def text_targets(text_encoder: Any) -> dict[str, nn.Module]:
+    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called."""
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    return {
+        f"{TEXT_PREFIX}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
+        for index, layer in enumerate(inner.encoder.layers)
+        for path in TEXT_LAYERS
+    }
+
+
+def unet_name(path: str) -> str:
+    """A module path of the UNet as kohya's name."""
+    return f"{UNET_PREFIX}_{path.replace('.', '_')}"
+
+
+def checked_targets(unet: Any, text_encoder: Any, *, with_locon: bool) -> tuple[dict[str, nn.Module], ...]:
+    """Targets of UNet and text encoder, once their counts agree with the numbers that the configs imply.
+
+    Raises:
+        InputError: a part where they differ, with both numbers.
+    """
+    locon = locon_targets(unet) if with_locon else {}
+    text = text_targets(text_encoder)
+    for count, expected, part in (
+        (len(unet_targets(unet)), expected_transformer_count(unet), "UNet"),
+        (len(locon), expected_locon_count(unet) if with_locon else 0, "UNet (LoCon)"),
+        (len(text), text_encoder.config.num_hidden_layers * len(TEXT_LAYERS), "text encoder"),
+    ):
+        if count != expected:
+            raise InputError(f"{part}: {count} layers for LoRA were found, its config implies {expected}")
+    both = unet_targets(unet) | locon
+    order = [unet_name(path) for path, _ in unet.named_modules()]
+    return {name: both[name] for name in order if name in both}, text
+
+
+def expected_transformer_count(unet: Any) -> int:
+    """12 layers for each transformer of one block, from the model's config."""
+    config = unet.config
+    depth = config.transformer_layers_per_block
+    if not isinstance(depth, int):
+        raise InputError(
+            "transformer_layers_per_block of the UNet differs from level to level; SD 1.x and 2.x are trained"
+        )
+    per_block = config.layers_per_block
+    down = sum(per_block for kind in config.down_block_types if kind.startswith("CrossAttn"))
+    up = sum(per_block + 1 for kind in config.up_block_types if kind.startswith("CrossAttn"))
+    return (down + up + 1) * (2 + LAYERS_PER_TRANSFORMER * depth)
+
+
+def expected_locon_count(unet: Any) -> int:
+    """3 layers a resnet, a shortcut where its channels change (always on the way up), a convolution a sampler."""
+    config = unet.config
+    channels, per_block = list(config.block_out_channels), config.layers_per_block
+    levels = len(channels)
+    down, up = levels * per_block, levels * (per_block + 1)
+    entries = zip([channels[0], *channels], channels, strict=False)
+    shortcuts = sum(before != after for before, after in entries) + up
+    return 3 * (down + 2 + up) + shortcuts + 2 * (levels - 1)
+
+
+def all_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
+    """Every Linear and Conv2d that a kohya file may name."""
+    layers = {
+        unet_name(path): layer for path, layer in unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+    }
+    return layers | text_targets(text_encoder)
+
+
+def _is_linear_like(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
