@@ -1,5 +1,6 @@
 """Options: every fault at once, with its place; flags beat files; shipped configs load."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import toml
 
 from library.check import InputError
 from library.config import Config, fields_of
-from library.kohya_options import REFUSED, RENAMED, WITHOUT_EFFECT
-from library.toml_config import help_text, read_config, resolved_toml
+from library.kohya_options import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_EFFECT, ZERO_IS_UNSET
+from library.toml_config import explained_toml, help_text, read_config, resolved_toml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*lora*.toml"))
 
@@ -120,3 +121,96 @@ def test_every_option_has_help_and_stands_in_the_help_text() -> None:
     text = help_text("SPLoRA")
     for name, field in fields_of("SPLoRA").items():
         assert field.metadata["help"] and f"--{name} " in text
+
+
+def test_faults_name_the_line_of_the_key(tmp_path: Path, flags) -> None:
+    text = '"clip_skip" = 99\n\n[saving]\ntraining_comment = """\nseed = 3\n"""\nseed = "x"  # a comment\n'
+    text += '[network]\nnetwork_args = [\n  "a=1",\n]\nnetwork_dim = 0\n'
+    told = message("SPLoRA", ["--config_file", config_file(tmp_path, text), *flags(seed=None, network_dim=None)])
+    assert "clip_skip must be at most 12, got 99" in told and "run.toml line 1)" in told
+    assert "seed must be a whole number, got 'x'" in told and "run.toml line 7, [saving])" in told
+    assert "network_dim must be at least 1, got 0" in told and "run.toml line 12, [network])" in told
+
+
+def test_steps_and_epochs_of_one_source_and_of_two(tmp_path: Path, flags) -> None:
+    """Within one source epochs win, as in kohya; a flag beats the file whichever of the two it is."""
+    file = ["--config_file", config_file(tmp_path, "max_train_steps = 100\nmax_train_epochs = 9\n")]
+    read = {
+        "file": read_config("SPLoRA", [*file, *flags(max_train_steps=None)]),
+        "flags": read_config("SPLoRA", flags(max_train_steps=5, max_train_epochs=2)),
+        "steps as a flag": read_config("SPLoRA", [*file, *flags(max_train_steps=5)]),
+        "epochs as a flag": read_config("SPLoRA", [*file, *flags(max_train_steps=None, max_train_epochs=3)]),
+    }
+    assert [config.max_train_epochs for config in read.values()] == [9, 2, None, 3]
+    assert read["steps as a flag"].max_train_steps == 5
+
+
+def test_a_switch_of_the_file_is_undone_and_the_ending_of_the_file_may_be_left_out(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "enable_bucket = true\nflip_aug = true\n").removesuffix(".toml")
+    config = read_config("SPLoRA", ["--config-file", file, "--no-flip-aug", *flags()])
+    assert (config.enable_bucket, config.flip_aug) == (True, False)
+    assert "config_file '" in message("SPLoRA", ["--config_file", str(tmp_path / "nothing"), *flags()])
+
+
+def test_no_flag_may_be_abbreviated(flags) -> None:
+    assert "unknown option 'train_batch'; did you mean 'train_batch_size'?" in message(
+        "SPLoRA", flags(train_batch=4, train_batch_size=None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer_args = [0, 0.5]", "write all numbers of a list alike, e.g. [0.0, 0.5]"),
+        ("flip_aug = True", "no valid TOML"),
+        ("seed = 1\nseed = 2", "no valid TOML"),
+        ("vae =", "no valid TOML"),
+    ],
+)
+def test_what_toml_cannot_read_is_said_with_the_file(tmp_path: Path, flags, text: str, expected: str) -> None:
+    told = message("SPLoRA", ["--config_file", config_file(tmp_path, text), *flags()])
+    assert "run.toml: no valid TOML" in told and expected in told
+
+
+def test_float_lists_paths_of_windows_and_odd_texts_survive_the_round_trip(tmp_path: Path, flags) -> None:
+    """``toml.dumps`` spoils a backslash in front of an x, and a list like [0.9, 1] cannot be read back."""
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).touch()
+    config = dataclasses.replace(
+        read_config("SPLoRA", flags()),
+        base_weights=[str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")],
+        base_weights_multiplier=["0.9", "1"],
+        cache_dir="D:\\pics\\xmas",
+        caption_prefix='she said "hi\\x41" # no comment, ünïcode\t',
+        optimizer_args=["betas=0.9,0.99", "weight_decay=1e-2"],
+        min_snr_gamma=5.0,
+        learning_rate=1e-7,
+    )
+    file = config_file(tmp_path, resolved_toml("SPLoRA", config))
+    again = read_config("SPLoRA", ["--config_file", file])
+    assert again == dataclasses.replace(config, cache_dir="D:/pics/xmas")
+
+
+def test_dry_run_prints_every_value_with_its_origin(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "[network]\nnetwork_alpha = 2\nuse_lion_optimizer = true\n")
+    arguments = ["--config_file", file, *flags(seed=None)]
+    config = read_config("SPLoRA", arguments, lambda text: None)
+    text = explained_toml("SPLoRA", config, arguments)
+    assert f"network_alpha = 2.0  # {file} line 2, [network]\n" in text
+    assert f'optimizer_type = "Lion"  # {file} line 3, [network], as use_lion_optimizer\n' in text
+    assert "network_dim = 2  # command line\n" in text and "clip_skip = 1  # default\n" in text
+    assert f"seed = {config.seed}  # drawn\n" in text
+    assert read_config("SPLoRA", ["--config_file", config_file(tmp_path, text)]) == config, "and it is a TOML file"
+
+
+def test_values_that_kohya_has_and_this_suite_has_not_are_refused_with_the_reason(flags) -> None:
+    assert "a pickle runs code" in message("SPLoRA", flags(save_model_as="pt"))
+    assert "does not have this backend" in message("SPLoRA", flags(dynamo_backend="ofi"))
+    for name, reasons in REFUSED_VALUES.items():
+        assert not set(reasons) & set(Config.__dataclass_fields__[name].metadata["choices"])
+
+
+def test_a_zero_of_kohya_means_off(flags) -> None:
+    for name in ZERO_IS_UNSET:
+        assert getattr(read_config("SPLoRA", flags(**{name: 0})), name) is None
+    assert "huber_c must be above 0" in message("SPLoRA", flags(huber_c=0))
