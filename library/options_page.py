@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ INTRODUCTION = """# Options
 
 Generated from `library/config.py` and `library/kohya_options.py` by `python -m library.options_page`; do not edit.
 
-Every option is a key of the TOML file that `--config_file` names (section headings are for the reader alone) and a flag
-(`--name value`, dashes as good as underscores; `--no-<switch>` undoes a switch of the file). A flag beats the file. Names,
-units and defaults are those of kohya's `train_network.py` where it has the option; the column *kohya* says where ours
-differs and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`. An unknown key, a wrong
-type, a value out of bounds or an option that is not taken stops the run; all faults are told at once, with file, line and
-section. `--dry_run` prints every resolved value with its origin."""
+Every option is a key of the TOML file that `--config_file` names (section headings are for the reader alone) and a
+flag (`--name value`, dashes as good as underscores; `--no-<switch>` undoes a switch of the file). A flag beats the
+file. Names, units and defaults are those of kohya's `train_network.py` where it has the option; the column *kohya*
+says where ours differs and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`. An
+unknown key, a wrong type, a value out of bounds or an option that is not taken stops the run; all faults are told at
+once, with file, line and section. `--dry_run` prints every resolved value with its origin."""
 
 
 def page() -> str:
@@ -55,7 +56,7 @@ def _row(field: dataclasses.Field) -> tuple[str, ...]:
         f"`{field.name}`",
         _value(field.name, facts),
         _default(default),
-        facts["help"],
+        facts["help"].replace("<", "\\<"),
         DOORS.get(facts["doors"], ", ".join(facts["doors"])),
         facts["kohya"],
     )
@@ -103,15 +104,15 @@ def _not_taken() -> list[str]:
     renamed += [(f"`{old}`", f"`{name} = {value}`") for old, (name, value) in kohya_options.STAND_FOR.items()]
     refused = [(", ".join(names), reason) for reason, names in together.items()]
     return [
-        "## Refused\n\nThe run stops and says this. A switch that is `false`, or an empty text, asks for nothing and is "
-        "passed over.\n\n" + _table(("option", "why not, and what instead"), refused),
+        "## Refused\n\nThe run stops and says this. A switch that is `false`, or an empty text, asks for nothing and "
+        "is passed over.\n\n" + _table(("option", "why not, and what instead"), refused),
         "## Refused values\n\n" + _table(("value", "why not, and what instead"), values),
         "## Taken without effect\n\nThe run says so once and goes on.\n\n" + _table(("option", "why"), idle),
         "## Old spellings\n\n" + _table(("written", "taken as"), renamed),
     ]
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
