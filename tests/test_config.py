@@ -11,7 +11,9 @@ from library.config import Config, fields_of
 from library.kohya_options import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_EFFECT, ZERO_IS_UNSET
 from library.toml_config import explained_toml, help_text, read_config, resolved_toml
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*lora*.toml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = [(file, "SPLoRA" if "splora" in file.name else "PLoRA") for file in sorted(FOLDER.glob("*lora*.toml"))]
+CONFIGS += [(FOLDER / f"{name}.toml", door) for name in ("pokemon", "celeba", "afhq") for door in ("PLoRA", "SPLoRA")]
 
 
 def message(door: str, arguments: list[str]) -> str:
@@ -95,16 +97,52 @@ def test_a_run_without_a_seed_draws_one_and_keeps_it(tmp_path: Path, flags) -> N
     assert config.seed >= 0 and f"seed = {config.seed}" in resolved_toml("SPLoRA", config)
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
-def test_every_shipped_config_loads_for_its_door(file: Path) -> None:
-    """Only what this machine lacks (weights, pictures, a GPU) may be missing; the first line names the command."""
-    door = "SPLoRA" if "splora" in file.name else "PLoRA"
+@pytest.mark.parametrize(("file", "door"), CONFIGS, ids=lambda value: getattr(value, "name", value))
+def test_every_shipped_config_loads_for_its_door(file: Path, door: str) -> None:
+    """Only what this machine lacks (weights, pictures, a GPU) may be missing; the first lines name the command."""
     head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"bash {door}.sh" in head
     try:
-        read_config(door, ["--config_file", str(file)])
+        read_config(door, ["--config_file", str(file)], lambda text: None)
     except InputError as error:
         assert all("does not exist" in line or "needs a CUDA GPU" in line for line in str(error).splitlines()), error
+
+
+SD15 = {  # spec/kohya.md section 10
+    "network_dim": 16, "network_alpha": 16, "unet_lr": 1e-4, "text_encoder_lr": 5e-5, "lr_scheduler": "cosine",
+    "lr_warmup_steps": 0.05, "optimizer_args": ["weight_decay=0.01"], "mixed_precision": "bf16", "train_batch_size": 4,
+    "min_snr_gamma": 5, "enable_bucket": True, "save_precision": "fp16",
+}  # fmt: skip
+PAPER = {  # arXiv 2402.11989 table 5
+    "network_dim": 64, "network_alpha": 32, "unet_lr": 1e-4, "text_encoder_lr": 1e-5, "lr_scheduler": "constant",
+    "train_batch_size": 1, "max_train_epochs": 400, "attack_lr": 1e-5, "resolution": "512", "k_steps": 1,
+}  # fmt: skip
+RELEASED = {  # the launch scripts
+    **PAPER, "param_alpha": 1.0, "separate_noise": True, "update_order": "lora_first", "proxy_mode": "train",
+    "clip_skip": 2, "max_token_length": 225, "optimizer_type": "AdamW8bit", "mixed_precision": "fp16", "seed": 1337,
+    "shuffle_caption": True, "keep_tokens": 0, "cache_latents_mode": "sample", "enable_bucket": True,
+    "attack_batch_size": 1, "attack_weight_decay": 1e-4, "attack_dropout": 0.5, "save_every_n_epochs": 50,
+    "max_grad_norm": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("lora", "plora", "splora"), SD15),
+        (("pokemon", "celeba", "afhq"), {**PAPER, "param_alpha": 0.05}),
+        (("released_plora", "released_splora"), RELEASED),
+    ],
+    ids=["SD 1.5", "paper", "release"],
+)
+def test_shipped_configs_carry_the_values_that_they_claim(names: tuple[str, ...], values: dict) -> None:
+    for name in names:
+        options: dict = {}
+        for section in toml.load(FOLDER / f"{name}.toml").values():
+            options |= section
+        assert {key: options.get(key) for key in values} == values, name
+        assert "max_train_epochs" in options and "seed" in options, name
+        assert "gain_limit" not in options, "the published objective"
 
 
 def test_the_two_demo_configs_agree_in_all_that_the_doors_share() -> None:
