@@ -1,15 +1,18 @@
 """Real-looking kohya TOMLs: each line's verdict stands behind it, and is checked line by line."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import toml
 
+import SPLoRA
 from library.check import Faults, InputError
 from library.config import Config
 from library.toml_config import given_options, read_config
+from tests import tiny
 
 FOLDER = Path(__file__).parent / "kohya_configs"
 FILES = ("character.toml", "style.toml", "sdxl.toml", "fine_tune.toml")
@@ -138,3 +141,22 @@ def test_an_old_switch_stands_for_its_optimizer_and_may_not_contradict_it(shop: 
 def test_a_dataset_file_given_as_config_file_is_told_where_it_belongs(shop: Path) -> None:
     faults, _ = heard(FOLDER / "style_dataset.toml")
     assert any("give that file as dataset_config" in text for text in faults)
+
+
+@pytest.mark.skipif(not find_spec("library.data.dataset_config"), reason="dataset_config is not read yet")
+def test_the_style_config_plans_a_run_on_its_two_datasets(
+    shop: Path, model_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two resolutions and public regularisation images, from the person's own two files."""
+    monkeypatch.undo()
+    monkeypatch.chdir(shop)
+    for place, first, count in (("style", 0, 8), ("style_large", 8, 8), ("reg", 16, 4)):
+        folder = tiny.write_pictures(shop / "made", count, first=first) / "1_zebrafolder"
+        folder.rename(shop / "moved")
+        (shop / f"data/{place}").rmdir() if (shop / f"data/{place}").exists() else None
+        (shop / "moved").rename(shop / f"data/{place}")
+    faulty = {line.key for line in lines_of(FOLDER / "style.toml") if line.verdict in NOT_TAKEN}
+    copy = without(FOLDER / "style.toml", {*faulty, "vae", "network_args", "optimizer_type", "optimizer_args"})
+    words = ["--pretrained_model_name_or_path", str(model_folder), "--mixed_precision", "no", "--dry_run"]
+    assert SPLoRA.main(["--config_file", str(copy), "--inclusion", "fixed", *words]) == 0
+    assert "4 members-aux, 4 members-test, 4 non-members-aux, 4 non-members-test" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -268,3 +269,21 @@ def test_the_afhq_config_plans_a_run_on_what_the_converter_wrote(
         SPLoRA.main(["--config_file", str(ROOT / "configs/afhq.toml"), *small, "--resolution", "16", "--dry_run"]) == 0
     )
     assert "6 members-aux, 6 members-test, 6 non-members-aux, 6 non-members-test" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not find_spec("library.data.hub_datasets"), reason="dataset_name is not read yet")
+def test_the_pokemon_config_plans_a_run_on_a_local_parquet(tmp_path: Path, model_folder: Path, capsys) -> None:
+    """A parquet of the hub's shape: the columns image and text."""
+    datasets = pytest.importorskip("datasets")
+    pictures = []
+    for number in range(25):
+        draw(tmp_path / f"{number}.png", number, (16, 16))
+        pictures.append(str(tmp_path / f"{number}.png"))
+    columns = {"image": pictures, "text": [f"a drawing of number {number}" for number in range(25)]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "pokemon.parquet")
+    small = ["--pretrained_model_name_or_path", str(model_folder), "--resolution", "16", "--dry_run"]
+    words = ["--dataset_name", str(tmp_path / "pokemon.parquet"), "--cache_dir", str(tmp_path / "cache"), *small]
+    assert SPLoRA.main(["--config_file", str(ROOT / "configs/pokemon.toml"), *words]) == 0
+    told = capsys.readouterr().out
+    assert "6 members-aux, 7 members-test, 6 non-members-aux, 6 non-members-test" in told
