@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,24 @@ COMMANDS = re.findall(r"^bash (\w+)\.sh(.*?)(?:#.*)?$", (ROOT / "README.md").rea
 def test_the_readme_begins_with_the_two_commands() -> None:
     assert [name for name, _ in COMMANDS][:1] == ["SPLoRA"]
     assert re.search(r"```bash\nbash SPLoRA\.sh .*\nbash tests/run\.sh", (ROOT / "README.md").read_text()[:200])
+
+
+DOCUMENTED = sorted(
+    {
+        (door, rest.strip())
+        for file in (ROOT / "docs/gpu_box.md", *(ROOT / "configs").glob("*.toml"))
+        for door, rest in re.findall(r"^(?:#   )?bash (\w+)\.sh( --[^#\n(]*)", file.read_text(), re.MULTILINE)
+    }
+)
+
+
+@pytest.mark.parametrize(("door", "rest"), DOCUMENTED, ids=str)
+def test_every_command_of_the_gpu_page_and_of_the_configs_heads_is_understood(door: str, rest: str) -> None:
+    """Only what a reader has to supply may be missing."""
+    try:
+        read_config(door, shlex.split(rest), lambda text: None)
+    except InputError as error:
+        assert all("does not exist" in line or "needs a CUDA GPU" in line for line in str(error).splitlines()), error
 
 
 @pytest.mark.parametrize(("door", "rest"), COMMANDS, ids=str)
