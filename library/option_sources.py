@@ -11,6 +11,8 @@ from library.check import Faults
 
 COMMAND_LINE = "command line"
 HEADING = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+SPOILED_PATH = re.compile(r"[A-Za-z]:[\x00-\x1f]")  # "C:\new": TOML reads a line break
+BACKSLASHES = "; in a Windows path write / or double every backslash, or put it into 'single quotes'"
 KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*=""")
 
 
@@ -76,8 +78,7 @@ def read_file(path: str, faults: Faults) -> dict[str, Given]:
         text = Path(path).read_text(encoding="utf-8-sig")
         tables = toml.loads(text)
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        hint = "; write all numbers of a list alike, e.g. [0.0, 0.5]" if "homogeneous" in str(error) else ""
-        faults.add(f"{path}: no valid TOML: {error}{hint}")
+        faults.add(f"{path}: no valid TOML: {error}{_way_out(str(error))}")
         return {}
     lines = lines_of_keys(text)
     given: dict[str, Given] = {}
@@ -87,10 +88,19 @@ def read_file(path: str, faults: Faults) -> dict[str, Given]:
         for name, entry in section.items():
             line = f" line {lines[heading, name]}" if (heading, name) in lines else ""
             where = f"{path}{line}, [{heading}]" if heading else f"{path}{line}"
+            if isinstance(entry, str) and SPOILED_PATH.match(entry):
+                faults.add(f"{where}: {name} = {entry!r} is no path any more{BACKSLASHES}")
             if name in given:
                 faults.add(f"{where}: option '{name}' stands twice, also in {given[name].origin}")
             given[name] = Given(entry, where)
     return given
+
+
+def _way_out(error: str) -> str:
+    """What to write instead, for what people get wrong most."""
+    if "homogeneous" in error:
+        return "; write all numbers of a list alike, e.g. [0.0, 0.5]"
+    return BACKSLASHES if "escape" in error or "Unterminated" in error else ""
 
 
 def lines_of_keys(text: str) -> dict[tuple[str, str], int]:

@@ -10,6 +10,7 @@ from library.check import InputError
 from library.config import Config, fields_of
 from library.kohya_options import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_EFFECT, ZERO_IS_UNSET
 from library.toml_config import explained_toml, help_text, read_config, resolved_toml
+from tests.kohya_flags import FLAGS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = [(file, "SPLoRA" if "splora" in file.name else "PLoRA") for file in sorted(FOLDER.glob("*lora*.toml"))]
@@ -200,6 +201,7 @@ def test_no_flag_may_be_abbreviated(flags) -> None:
     ("text", "expected"),
     [
         ("optimizer_args = [0, 0.5]", "write all numbers of a list alike, e.g. [0.0, 0.5]"),
+        ('train_data_dir = "C:\\pics\\me"', "in a Windows path write / or double every backslash"),
         ("flip_aug = True", "no valid TOML"),
         ("seed = 1\nseed = 2", "no valid TOML"),
         ("vae =", "no valid TOML"),
@@ -208,6 +210,26 @@ def test_no_flag_may_be_abbreviated(flags) -> None:
 def test_what_toml_cannot_read_is_said_with_the_file(tmp_path: Path, flags, text: str, expected: str) -> None:
     told = message("SPLoRA", ["--config_file", config_file(tmp_path, text), *flags()])
     assert "run.toml: no valid TOML" in told and expected in told
+
+
+def test_a_windows_path_that_toml_has_spoiled_is_noticed(tmp_path: Path, flags) -> None:
+    """In double quotes, backslash n and t are a line break and a tab."""
+    file = config_file(tmp_path, "[data]\nvae = \"C:\\new\\table\"\ncache_dir = 'D:\\new\\table'\n")
+    (told,) = message("SPLoRA", ["--config_file", file, *flags()]).splitlines()
+    assert "run.toml line 2, [data]: vae = 'C:\\new\\table' is no path any more; in a Windows path write /" in told
+
+
+def test_a_dump_of_kohyas_own_defaults_asks_for_nothing(tmp_path: Path, flags) -> None:
+    """What --output_config of kohya writes: every flag that is not unset, with its default."""
+    dump = {name: value for name, value in FLAGS.items() if value is not None}
+    file = config_file(tmp_path, toml.dumps(dump))
+    heard: list[str] = []
+    config = read_config("SPLoRA", ["--config_file", file, *flags()], heard.append)
+    given = {name.removeprefix("--") for name in flags()}
+    for name, value in dump.items():
+        if name in Config.__dataclass_fields__ and name not in given:
+            assert getattr(config, name) == value or (name, value) == ("optimizer_type", "")
+    assert all("changes nothing here" in text for text in heard) and any("zero_stage" in text for text in heard)
 
 
 def test_float_lists_paths_of_windows_and_odd_texts_survive_the_round_trip(tmp_path: Path, flags) -> None:
