@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     say(messages.split_in_words(sides.sizes(), sides.inclusion), plan.in_words(repeats), sep="\n")
     if config.dry_run:
         say(memory.estimate_in_words(model, max(sizes), sum(map(torch.numel, trained)), config.train_batch_size,
-            pick(config, memory.MemoryRules)), toml_config.resolved_toml(DOOR, config), sep="\n")
+            pick(config, memory.MemoryRules)), toml_config.explained_toml(DOOR, config, arguments), sep="\n")
         return 0
 
     # The proxy attacker, and the pictures that both players look at

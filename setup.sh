@@ -1,23 +1,24 @@
 # Sourced by every launcher: afterwards `python` has the needed packages. Nothing is installed where they are there already.
 # Keeps the active environment (a GPU box keeps its own torch); else makes .venv here and installs requirements.txt, once.
 
-_has_packages() {
-    "$1" - <<'PYTHON' 2>/dev/null
-import importlib.util, sys
-needed = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "toml", "tensorboard", "PIL", "tqdm", "peft",
-          "sklearn", "matplotlib")
-sys.exit(any(importlib.util.find_spec(name) is None for name in needed) or sys.version_info < (3, 11))
-PYTHON
+_missing() { # what to give to pip so that an interpreter will do
+    "$1" library/environment.py missing 2>/dev/null || echo "python>=3.11"
 }
 
 _setup() {
-    local candidate base=""
+    local candidate lacks="" base=""
     for candidate in python python3; do
-        if command -v "$candidate" >/dev/null && _has_packages "$candidate"; then
+        command -v "$candidate" >/dev/null || continue
+        lacks=$(_missing "$candidate")
+        if [ -z "$lacks" ]; then
             [ "$candidate" = python ] || python() { command python3 "$@"; }
             return 0
         fi
     done
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+        echo "setup.sh: the active environment lacks $lacks; .venv is used instead" >&2
+        echo "setup.sh: to use the active one: python -m pip install $lacks" >&2
+    fi
     if [ ! -x .venv/bin/python ]; then
         for candidate in python3 python3.13 python3.12 python3.11 python; do
             if command -v "$candidate" >/dev/null \
@@ -33,11 +34,17 @@ _setup() {
         echo "setup.sh: making .venv ($("$base" --version))" >&2
         "$base" -m venv .venv
     fi
-    if ! _has_packages .venv/bin/python; then
-        echo "setup.sh: installing requirements.txt into .venv (once; some minutes)" >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    lacks=$(_missing .venv/bin/python)
+    if [ -n "$lacks" ]; then
+        echo "setup.sh: installing requirements.txt into .venv (once; some minutes); it lacks $lacks" >&2
+        if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt; then
+            echo "setup.sh: that failed, pip says why above; .venv lacks $(_missing .venv/bin/python)" >&2
+            echo "setup.sh: by hand: .venv/bin/python -m pip install -r requirements.txt" >&2
+            return 1
+        fi
     fi
     export PATH="$PWD/.venv/bin:$PATH"
 }
 
 _setup
+python library/environment.py versions

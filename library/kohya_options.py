@@ -22,7 +22,25 @@ WITHOUT_EFFECT = {
     "console_log_simple": "messages are plain lines already",
     "ddp_gradient_as_bucket_view": "gradients are averaged by the trainer itself, without buckets",
     "ddp_static_graph": "gradients are averaged by the trainer itself, without buckets",
+    "noise_offset_type": "it is the GUI's note to itself; noise_offset or multires_noise_iterations decides",
 }
+
+# Values of taken options that ask for what happens anyway; the door says so once.
+VALUES_WITHOUT_EFFECT = {
+    "dynamo_backend": {"no": "it is the GUI's word for not compiling, and torch_compile decides that"},
+    "zero_stage": {"2": "it is kohya's default and concerns DeepSpeed alone"},
+}
+
+# kohya reads a 0 of these as "off"; so does this suite.
+ZERO_IS_UNSET = (
+    "noise_offset",
+    "multires_noise_iterations",
+    "adaptive_noise_scale",
+    "ip_noise_gamma",
+    "min_snr_gamma",
+    "v_pred_like_loss",
+    "scale_weight_norms",
+)
 
 _UPLOAD = "the output folder holds split.json and states; upload the finished LoRA by hand"
 _ACCELERATE = "several GPUs go through accelerate; set gpus in the launcher"
@@ -79,5 +97,22 @@ REFUSED = {
     ),
     "disable_mmap_load_safetensors": _SDXL,
     "sdxl": _SDXL,
+    "epoch": "it is the GUI's word and kohya's scripts ignore it; write max_train_epochs, or remove the line",
+    "datasets": "[[datasets]] belongs into a file of its own; give that file as dataset_config",
     "metadata_is_negative_embedding": "a LoRA is no embedding; leave it out",
+}
+
+_PICKLE = "a pickle runs code when it is opened; every WebUI reads safetensors"
+_GONE = "current PyTorch does not have this backend any more; use inductor"
+
+# Values that kohya has for an option that is taken, and this suite has not.
+REFUSED_VALUES: dict[str, dict[str, str]] = {
+    "save_model_as": {"ckpt": _PICKLE, "pt": _PICKLE},
+    "dynamo_backend": {
+        "aot_ts_nvfuser": _GONE,
+        "nvprims_nvfuser": _GONE,
+        "ofi": _GONE,
+        "fx2trt": _GONE,
+        "tensort": _GONE,
+    },
 }

@@ -1,30 +1,30 @@
 """From a TOML file and flags to one checked Config; every fault is reported at once, with its file and section."""
 
 import dataclasses
-import re
+import json
 import secrets
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import toml
+from typing import Any
 
 from library.check import Faults, InputError, did_you_mean
 from library.config import TRAINERS, Config, fields_of
-from library.kohya_options import REFUSED, RENAMED, STAND_FOR, WITHOUT_EFFECT
+from library.kohya_options import (
+    REFUSED,
+    REFUSED_VALUES,
+    RENAMED,
+    STAND_FOR,
+    VALUES_WITHOUT_EFFECT,
+    WITHOUT_EFFECT,
+    ZERO_IS_UNSET,
+)
 from library.option_checks import check_together
+from library.option_sources import Given, read_file, read_flags
 
 TYPES = typing.get_type_hints(Config)
-
-
-class Given(NamedTuple):
-    """One value as the person wrote it, and where."""
-
-    value: Any
-    origin: str
+UNSET = (False, None, "", "false", "False")  # what a switch or text looks like that asks for nothing
 
 
 def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], None] = print) -> Config:
@@ -43,12 +43,8 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     if "--help" in arguments or "-h" in arguments:
         print(help_text(door))
         raise SystemExit(0)
-    flags, config_file = read_flags(door, arguments, faults)
-    given = read_file(config_file, faults) if config_file else {}
-    both = _known(door, given | flags, faults, notice)
-    if "max_train_steps" in flags and "max_train_epochs" not in flags:
-        both.pop("max_train_epochs", None)
-    values = {name: _coerced(name, entry, faults) for name, entry in both.items()}
+    both = given_options(door, arguments, faults, notice)
+    values = {name: _coerced(name, entry, faults) for name, entry in both.items() if not _unset(name, entry)}
     values = {name: value for name, value in values.items() if value is not None}
     _check_bounds(values, both, faults)
     config = dataclasses.replace(Config(), **values)
@@ -61,84 +57,53 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     return dataclasses.replace(config, seed=seed)
 
 
-def read_flags(door: str, arguments: Sequence[str], faults: Faults) -> tuple[dict[str, Given], str | None]:
-    """Flags as written: ``--name value``, ``--name=value``, switches, ``--no-switch``; dashes and underscores alike."""
-    given: dict[str, Given] = {}
-    config_file: str | None = None
-    index = 0
-    while index < len(arguments):
-        word = arguments[index]
-        index += 1
-        if not word.startswith("--"):
-            faults.add(f"'{word}' on the command line belongs to no option")
-            continue
-        text, has_value, value = word[2:].partition("=")
-        name = text.replace("-", "_")
-        values = [value] if has_value else []
-        while not has_value and index < len(arguments) and not re.match(r"--[a-zA-Z]", arguments[index]):
-            values.append(arguments[index])
-            index += 1
-        if name == "config_file":
-            config_file = values[0] if values else None
-            if config_file is None:
-                faults.add("--config_file needs a TOML file")
-            continue
-        switched_off = name.startswith("no_") and name[3:] in fields_of(door) and TYPES[name[3:]] is bool
-        name = name[3:] if switched_off else name
-        is_list = TYPES.get(name) == list[str]
-        if switched_off and not values:
-            given[name] = Given(False, "command line")
-        elif is_list:
-            given[name] = Given(values, "command line")
-        elif len(values) > 1:
-            faults.add(f"--{name} takes one value, got {values}")
-        else:
-            given[name] = Given(values[0] if values else True, "command line")
-    return given, config_file
-
-
-def read_file(path: str, faults: Faults) -> dict[str, Given]:
-    """The options of a TOML file, sections flattened; a key that stands twice is a fault."""
-    file = Path(path) if path.endswith(".toml") else Path(path + ".toml")
-    if not file.is_file():
-        faults.add(f"config_file '{path}' is not a file")
-        return {}
-    try:
-        tables = toml.loads(file.read_text(encoding="utf-8-sig"))
-    except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        faults.add(f"{path}: no valid TOML: {error}")
-        return {}
-    given: dict[str, Given] = {}
-    for key, value in tables.items():
-        section = value if isinstance(value, dict) else {key: value}
-        where = f"{path}, [{key}]" if isinstance(value, dict) else path
-        for name, entry in section.items():
-            if name in given:
-                faults.add(f"{where}: option '{name}' stands twice, also in {given[name].origin}")
-            given[name] = Given(entry, where)
-    return given
+def given_options(
+    door: str, arguments: Sequence[str], faults: Faults, notice: Callable[[str], None]
+) -> dict[str, Given]:
+    """What the person set, by the names of ``Config``: the file's options under the flags, kohya's words resolved."""
+    switches = [name for name in fields_of(door) if TYPES[name] is bool]
+    lists = [name for name in TYPES if TYPES[name] == list[str]]
+    flags, config_file = read_flags(arguments, switches=switches, lists=lists, faults=faults)
+    file = _known(door, read_file(config_file, faults), faults, notice) if config_file else {}
+    known = _known(door, flags, faults, notice)
+    if "max_train_steps" in known and "max_train_epochs" not in known:
+        file.pop("max_train_epochs", None)
+    return file | known
 
 
 def _known(door: str, given: dict[str, Given], faults: Faults, notice: Callable[[str], None]) -> dict[str, Given]:
     """Keep the options that this door uses; say of each other one why it is not taken."""
     known = fields_of(door)
     kept: dict[str, Given] = {}
+
+    def keep(name: str, entry: Given) -> None:
+        if name in kept and kept[name].value != entry.value:
+            faults.add(f"{entry.origin}: {name} = {entry.value!r} contradicts {kept[name].origin}; leave one out")
+        kept[name] = entry
+
     for written, entry in given.items():
         name = RENAMED.get(written, written)
+        if name != written:
+            notice(f"{entry.origin}: '{written}' is taken as {name}")
         if name in STAND_FOR:
-            if entry.value not in (False, None, ""):
+            if entry.value not in UNSET:
                 name, value = STAND_FOR[name]
                 notice(f"{entry.origin}: '{written}' is taken as {name} = \"{value}\"")
-                kept.setdefault(name, Given(value, entry.origin))
+                keep(name, Given(value, f"{entry.origin}, as {written}"))
+        elif name == "optimizer_type" and entry.value == "":
+            continue  # kohya's own default, a word for AdamW
+        elif str(entry.value) in VALUES_WITHOUT_EFFECT.get(name, {}):
+            reason = VALUES_WITHOUT_EFFECT[name][str(entry.value)]
+            notice(f"{entry.origin}: {name} = {entry.value!r} changes nothing here: {reason}")
         elif name in known:
-            kept[name] = entry
+            keep(name, entry)
         elif name in TYPES:
             used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
             faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}")
         elif name in WITHOUT_EFFECT:
             notice(f"{entry.origin}: '{name}' changes nothing here: {WITHOUT_EFFECT[name]}")
         elif name in REFUSED:
-            if entry.value not in (False, None, ""):
+            if entry.value not in UNSET:
                 faults.add(f"{entry.origin}: option '{name}' is not taken: {REFUSED[name]}")
         else:
             faults.add(f"{entry.origin}: unknown option '{written}'{did_you_mean(written, known)}")
@@ -174,6 +139,11 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
     return None
 
 
+def _unset(name: str, entry: Given) -> bool:
+    """Whether a 0 says what kohya means by it: this option is off."""
+    return name in ZERO_IS_UNSET and entry.value in (0, "0", "0.0") and entry.value is not False
+
+
 def _optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType)
 
@@ -183,7 +153,10 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
     for name, value in values.items():
         facts = Config.__dataclass_fields__[name].metadata
         where = f"got {value!r} ({given[name].origin})"
-        if facts["choices"] is not None and value not in facts["choices"]:
+        reasons = REFUSED_VALUES.get(name, {})
+        if str(value) in reasons:
+            faults.add(f"{given[name].origin}: {name} = {value!r} is not taken: {reasons[value]}")
+        elif facts["choices"] is not None and value not in facts["choices"]:
             options = ", ".join(str(choice) for choice in facts["choices"])
             hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
             faults.add(f"{name} must be one of {options}, {where}{hint}")
@@ -201,13 +174,47 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
 
 def resolved_toml(door: str, config: Config) -> str:
     """The resolved options of a door as TOML, in the sections of their declaration; unset ones are left out."""
-    sections: dict[str, dict[str, Any]] = {}
+    return _as_toml(door, config, {})
+
+
+def explained_toml(door: str, config: Config, arguments: Sequence[str]) -> str:
+    """``resolved_toml`` with the origin of every value behind it: default, file and line, command line, or drawn.
+
+    Args:
+        arguments: the command line that gave the config.
+    """
+    given = given_options(door, arguments, Faults(), lambda text: None)
+    origins = {name: "default" for name in fields_of(door)} | {name: entry.origin for name, entry in given.items()}
+    if config.seed >= 0 and ("seed" not in given or str(given["seed"].value) == "-1"):
+        origins["seed"] = "drawn"
+    return _as_toml(door, config, origins)
+
+
+def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
+    sections: dict[str, list[str]] = {}
     for name, field in fields_of(door).items():
         value = getattr(config, name)
         if value not in (None, "") and name not in ("dry_run", "overwrite", "resume"):
-            text = value.replace("\\", "/") if isinstance(value, str) and name.endswith(("_dir", "_path")) else value
-            sections.setdefault(field.metadata["section"], {})[name] = text
-    return f"# resolved options of {door}.py\n" + toml.dumps(sections)
+            if isinstance(value, str) and _names_a_place(name):
+                value = value.replace("\\", "/")
+            line = f"{name} = {_toml_value(value)}"
+            line += f"  # {origins[name]}" if name in origins else ""
+            sections.setdefault(field.metadata["section"], []).append(line)
+    parts = ["\n".join([f"[{heading}]", *lines, ""]) for heading, lines in sections.items()]
+    return "\n".join([f"# resolved options of {door}.py", *parts])
+
+
+def _names_a_place(name: str) -> bool:
+    return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name == "vae"
+
+
+def _toml_value(value: Any) -> str:
+    """A value as TOML. JSON's texts are TOML's; ``toml.dumps`` spoils a backslash in front of an x."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def weight_options(door: str, config: Config) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Options: every fault at once, with its place; flags beat files; shipped configs load."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,13 @@ import toml
 
 from library.check import InputError
 from library.config import Config, fields_of
-from library.kohya_options import REFUSED, RENAMED, WITHOUT_EFFECT
-from library.toml_config import help_text, read_config, resolved_toml
+from library.kohya_options import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_EFFECT, ZERO_IS_UNSET
+from library.toml_config import explained_toml, help_text, read_config, resolved_toml
+from tests.kohya_flags import FLAGS
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*lora*.toml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = [(file, "SPLoRA" if "splora" in file.name else "PLoRA") for file in sorted(FOLDER.glob("*lora*.toml"))]
+CONFIGS += [(FOLDER / f"{name}.toml", door) for name in ("pokemon", "celeba", "afhq") for door in ("PLoRA", "SPLoRA")]
 
 
 def message(door: str, arguments: list[str]) -> str:
@@ -94,16 +98,52 @@ def test_a_run_without_a_seed_draws_one_and_keeps_it(tmp_path: Path, flags) -> N
     assert config.seed >= 0 and f"seed = {config.seed}" in resolved_toml("SPLoRA", config)
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
-def test_every_shipped_config_loads_for_its_door(file: Path) -> None:
-    """Only what this machine lacks (weights, pictures, a GPU) may be missing; the first line names the command."""
-    door = "SPLoRA" if "splora" in file.name else "PLoRA"
+@pytest.mark.parametrize(("file", "door"), CONFIGS, ids=lambda value: getattr(value, "name", value))
+def test_every_shipped_config_loads_for_its_door(file: Path, door: str) -> None:
+    """Only what this machine lacks (weights, pictures, a GPU) may be missing; the first lines name the command."""
     head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"bash {door}.sh" in head
     try:
-        read_config(door, ["--config_file", str(file)])
+        read_config(door, ["--config_file", str(file)], lambda text: None)
     except InputError as error:
         assert all("does not exist" in line or "needs a CUDA GPU" in line for line in str(error).splitlines()), error
+
+
+SD15 = {  # spec/kohya.md section 10
+    "network_dim": 16, "network_alpha": 16, "unet_lr": 1e-4, "text_encoder_lr": 5e-5, "lr_scheduler": "cosine",
+    "lr_warmup_steps": 0.05, "optimizer_args": ["weight_decay=0.01"], "mixed_precision": "bf16", "train_batch_size": 4,
+    "min_snr_gamma": 5, "enable_bucket": True, "save_precision": "fp16",
+}  # fmt: skip
+PAPER = {  # arXiv 2402.11989 table 5
+    "network_dim": 64, "network_alpha": 32, "unet_lr": 1e-4, "text_encoder_lr": 1e-5, "lr_scheduler": "constant",
+    "train_batch_size": 1, "max_train_epochs": 400, "attack_lr": 1e-5, "resolution": "512", "k_steps": 1,
+}  # fmt: skip
+RELEASED = {  # the launch scripts
+    **PAPER, "param_alpha": 1.0, "separate_noise": True, "update_order": "lora_first", "proxy_mode": "train",
+    "clip_skip": 2, "max_token_length": 225, "optimizer_type": "AdamW8bit", "mixed_precision": "fp16", "seed": 1337,
+    "shuffle_caption": True, "keep_tokens": 0, "cache_latents_mode": "sample", "enable_bucket": True,
+    "attack_batch_size": 1, "attack_weight_decay": 1e-4, "attack_dropout": 0.5, "save_every_n_epochs": 50,
+    "max_grad_norm": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("lora", "plora", "splora"), SD15),
+        (("pokemon", "celeba", "afhq"), {**PAPER, "param_alpha": 0.05}),
+        (("released_plora", "released_splora"), RELEASED),
+    ],
+    ids=["SD 1.5", "paper", "release"],
+)
+def test_shipped_configs_carry_the_values_that_they_claim(names: tuple[str, ...], values: dict) -> None:
+    for name in names:
+        options: dict = {}
+        for section in toml.load(FOLDER / f"{name}.toml").values():
+            options |= section
+        assert {key: options.get(key) for key in values} == values, name
+        assert "max_train_epochs" in options and "seed" in options, name
+        assert "gain_limit" not in options, "the published objective"
 
 
 def test_the_two_demo_configs_agree_in_all_that_the_doors_share() -> None:
@@ -120,3 +160,117 @@ def test_every_option_has_help_and_stands_in_the_help_text() -> None:
     text = help_text("SPLoRA")
     for name, field in fields_of("SPLoRA").items():
         assert field.metadata["help"] and f"--{name} " in text
+
+
+def test_faults_name_the_line_of_the_key(tmp_path: Path, flags) -> None:
+    text = '"clip_skip" = 99\n\n[saving]\ntraining_comment = """\nseed = 3\n"""\nseed = "x"  # a comment\n'
+    text += '[network]\nnetwork_args = [\n  "a=1",\n]\nnetwork_dim = 0\n'
+    told = message("SPLoRA", ["--config_file", config_file(tmp_path, text), *flags(seed=None, network_dim=None)])
+    assert "clip_skip must be at most 12, got 99" in told and "run.toml line 1)" in told
+    assert "seed must be a whole number, got 'x'" in told and "run.toml line 7, [saving])" in told
+    assert "network_dim must be at least 1, got 0" in told and "run.toml line 12, [network])" in told
+
+
+def test_steps_and_epochs_of_one_source_and_of_two(tmp_path: Path, flags) -> None:
+    """Within one source epochs win, as in kohya; a flag beats the file whichever of the two it is."""
+    file = ["--config_file", config_file(tmp_path, "max_train_steps = 100\nmax_train_epochs = 9\n")]
+    read = {
+        "file": read_config("SPLoRA", [*file, *flags(max_train_steps=None)]),
+        "flags": read_config("SPLoRA", flags(max_train_steps=5, max_train_epochs=2)),
+        "steps as a flag": read_config("SPLoRA", [*file, *flags(max_train_steps=5)]),
+        "epochs as a flag": read_config("SPLoRA", [*file, *flags(max_train_steps=None, max_train_epochs=3)]),
+    }
+    assert [config.max_train_epochs for config in read.values()] == [9, 2, None, 3]
+    assert read["steps as a flag"].max_train_steps == 5
+
+
+def test_a_switch_of_the_file_is_undone_and_the_ending_of_the_file_may_be_left_out(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "enable_bucket = true\nflip_aug = true\n").removesuffix(".toml")
+    config = read_config("SPLoRA", ["--config-file", file, "--no-flip-aug", *flags()])
+    assert (config.enable_bucket, config.flip_aug) == (True, False)
+    assert "config_file '" in message("SPLoRA", ["--config_file", str(tmp_path / "nothing"), *flags()])
+
+
+def test_no_flag_may_be_abbreviated(flags) -> None:
+    assert "unknown option 'train_batch'; did you mean 'train_batch_size'?" in message(
+        "SPLoRA", flags(train_batch=4, train_batch_size=None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer_args = [0, 0.5]", "write all numbers of a list alike, e.g. [0.0, 0.5]"),
+        ('train_data_dir = "C:\\pics\\me"', "in a Windows path write / or double every backslash"),
+        ("flip_aug = True", "no valid TOML"),
+        ("seed = 1\nseed = 2", "no valid TOML"),
+        ("vae =", "no valid TOML"),
+    ],
+)
+def test_what_toml_cannot_read_is_said_with_the_file(tmp_path: Path, flags, text: str, expected: str) -> None:
+    told = message("SPLoRA", ["--config_file", config_file(tmp_path, text), *flags()])
+    assert "run.toml: no valid TOML" in told and expected in told
+
+
+def test_a_windows_path_that_toml_has_spoiled_is_noticed(tmp_path: Path, flags) -> None:
+    """In double quotes, backslash n and t are a line break and a tab."""
+    file = config_file(tmp_path, "[data]\nvae = \"C:\\new\\table\"\ncache_dir = 'D:\\new\\table'\n")
+    (told,) = message("SPLoRA", ["--config_file", file, *flags()]).splitlines()
+    assert "run.toml line 2, [data]: vae = 'C:\\new\\table' is no path any more; in a Windows path write /" in told
+
+
+def test_a_dump_of_kohyas_own_defaults_asks_for_nothing(tmp_path: Path, flags) -> None:
+    """What --output_config of kohya writes: every flag that is not unset, with its default."""
+    dump = {name: value for name, value in FLAGS.items() if value is not None}
+    file = config_file(tmp_path, toml.dumps(dump))
+    heard: list[str] = []
+    config = read_config("SPLoRA", ["--config_file", file, *flags()], heard.append)
+    given = {name.removeprefix("--") for name in flags()}
+    for name, value in dump.items():
+        if name in Config.__dataclass_fields__ and name not in given:
+            assert getattr(config, name) == value or (name, value) == ("optimizer_type", "")
+    assert all("changes nothing here" in text for text in heard) and any("zero_stage" in text for text in heard)
+
+
+def test_float_lists_paths_of_windows_and_odd_texts_survive_the_round_trip(tmp_path: Path, flags) -> None:
+    """``toml.dumps`` spoils a backslash in front of an x, and a list like [0.9, 1] cannot be read back."""
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).touch()
+    config = dataclasses.replace(
+        read_config("SPLoRA", flags()),
+        base_weights=[str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")],
+        base_weights_multiplier=["0.9", "1"],
+        cache_dir="D:\\pics\\xmas",
+        caption_prefix='she said "hi\\x41" # no comment, ünïcode\t',
+        optimizer_args=["betas=0.9,0.99", "weight_decay=1e-2"],
+        min_snr_gamma=5.0,
+        learning_rate=1e-7,
+    )
+    file = config_file(tmp_path, resolved_toml("SPLoRA", config))
+    again = read_config("SPLoRA", ["--config_file", file])
+    assert again == dataclasses.replace(config, cache_dir="D:/pics/xmas")
+
+
+def test_dry_run_prints_every_value_with_its_origin(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "[network]\nnetwork_alpha = 2\nuse_lion_optimizer = true\n")
+    arguments = ["--config_file", file, *flags(seed=None)]
+    config = read_config("SPLoRA", arguments, lambda text: None)
+    text = explained_toml("SPLoRA", config, arguments)
+    assert f"network_alpha = 2.0  # {file} line 2, [network]\n" in text
+    assert f'optimizer_type = "Lion"  # {file} line 3, [network], as use_lion_optimizer\n' in text
+    assert "network_dim = 2  # command line\n" in text and "clip_skip = 1  # default\n" in text
+    assert f"seed = {config.seed}  # drawn\n" in text
+    assert read_config("SPLoRA", ["--config_file", config_file(tmp_path, text)]) == config, "and it is a TOML file"
+
+
+def test_values_that_kohya_has_and_this_suite_has_not_are_refused_with_the_reason(flags) -> None:
+    assert "a pickle runs code" in message("SPLoRA", flags(save_model_as="pt"))
+    assert "does not have this backend" in message("SPLoRA", flags(dynamo_backend="ofi"))
+    for name, reasons in REFUSED_VALUES.items():
+        assert not set(reasons) & set(Config.__dataclass_fields__[name].metadata["choices"])
+
+
+def test_a_zero_of_kohya_means_off(flags) -> None:
+    for name in ZERO_IS_UNSET:
+        assert getattr(read_config("SPLoRA", flags(**{name: 0})), name) is None
+    assert "huber_c must be above 0" in message("SPLoRA", flags(huber_c=0))
