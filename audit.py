@@ -116,7 +116,7 @@ def ask_model(
     model, on_gpu = denoiser.open_model(settings["pretrained_model_name_or_path"])
     provenance.check_base(run.lora, metadata, model.fingerprint, model.file_hashes)
     asked, effort = with_adapter(run, model, weights, on_gpu), sweeping.effort_of(config.sweep_batch_size, on_gpu)
-    sizes = candidate_pictures.training_sizes(cast.examples, settings, model.side_multiple())
+    sizes = candidate_pictures.training_sizes(cast.examples, model.side_multiple())
     pictures = candidate_pictures.encode_cast(
         cast, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
     stores = sweeping.stores_of(

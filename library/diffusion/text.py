@@ -1,11 +1,14 @@
-"""From captions to what the UNet attends to: tokens in pieces of 75, clip skip, joined hidden states."""
+"""From captions to what the UNet attends to: tokens in pieces of 75 with weights, clip skip, joined hidden states."""
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 PIECE = 75  # prompt tokens per piece; with start and end token 77 positions
+UP, DOWN = 1.1, 1 / 1.1  # a pair of round, of square brackets
+MARKS = re.compile(r"\\([\\()\[\]])|([(\[\])])|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 
 
 def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tensor:
@@ -13,30 +16,90 @@ def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tens
 
     Each piece of 75 gets its own start and end token; what is longer than ``max_token_length`` (75, 150 or 225) is cut.
     """
-    pieces = max_token_length // PIECE
-    rows: list[list[list[int]]] = []
-    for ids in tokenizer(captions, add_special_tokens=False, truncation=False, verbose=False).input_ids:
-        kept = ids[: pieces * PIECE]
-        row: list[list[int]] = []
-        for start in range(0, pieces * PIECE, PIECE):
-            part = kept[start : start + PIECE]
-            padding = [tokenizer.pad_token_id] * (PIECE - len(part))
-            row.append([tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding])
-        rows.append(row)
-    return torch.tensor(rows)
+    ids = tokenizer(captions, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return torch.tensor([_in_pieces(tokenizer, row, max_token_length) for row in ids])
 
 
-def encode_text(text_encoder: Any, tokens: Tensor, clip_skip: int) -> Tensor:
+def tokenize_weighted(tokenizer: Any, captions: list[str], max_token_length: int) -> tuple[Tensor, Tensor]:
+    """Token ids of captions in A1111's syntax, [B, pieces, 77], and the weight of each position, the same shape.
+
+    Stretches of one weight are tokenised apart; start, end and padding weigh 1.
+    """
+    ids: list[list[list[int]]] = []
+    weights: list[list[list[float]]] = []
+    for caption in captions:
+        row: list[int] = []
+        row_weights: list[float] = []
+        for text, weight in parse_weights(caption):
+            part = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+            row += part
+            row_weights += [weight] * len(part)
+        ids.append(_in_pieces(tokenizer, row, max_token_length))
+        kept = row_weights[:max_token_length] + [1.0] * (max_token_length - len(row_weights))
+        weights.append([[1.0, *kept[start : start + PIECE], 1.0] for start in range(0, max_token_length, PIECE)])
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def parse_weights(caption: str) -> list[tuple[str, float]]:
+    """A caption in A1111's syntax as stretches of (plain text, weight).
+
+    ``(x)`` weighs x 1.1 times, ``[x]`` 1 / 1.1 times, ``(x:1.3)`` 1.3 times; brackets nest, a backslash makes one
+    plain. A round or square bracket that is never closed reaches to the end; one that was never opened is plain text.
+    """
+    stretches: list[tuple[str, float]] = []
+    open_marks: list[tuple[str, int]] = []  # bracket, and the stretch that it starts at
+
+    def scale(start: int, factor: float) -> None:
+        stretches[start:] = [(text, weight * factor) for text, weight in stretches[start:]]
+
+    for match in MARKS.finditer(caption):
+        escaped, bracket, number = match.groups()
+        innermost = open_marks[-1][0] if open_marks else ""
+        if escaped:
+            stretches.append((escaped, 1.0))
+        elif bracket in ("(", "["):
+            open_marks.append((bracket, len(stretches)))
+        elif number and innermost == "(":
+            scale(open_marks.pop()[1], float(number))
+        elif (bracket == ")" and innermost == "(") or (bracket == "]" and innermost == "["):
+            scale(open_marks.pop()[1], UP if bracket == ")" else DOWN)
+        else:
+            stretches.append((match[0], 1.0))
+    for bracket, start in open_marks:
+        scale(start, UP if bracket == "(" else DOWN)
+    merged: list[tuple[str, float]] = []
+    for text, weight in stretches:
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + text, weight)
+        else:
+            merged.append((text, weight))
+    return merged
+
+
+def _in_pieces(tokenizer: Any, ids: list[int], max_token_length: int) -> list[list[int]]:
+    """Token ids of one caption cut into padded pieces of 77 positions."""
+    row: list[list[int]] = []
+    for start in range(0, max_token_length, PIECE):
+        part = ids[:max_token_length][start : start + PIECE]
+        padding = [tokenizer.pad_token_id] * (PIECE - len(part))
+        row.append([tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding])
+    return row
+
+
+def encode_text(text_encoder: Any, tokens: Tensor, clip_skip: int, token_weights: Tensor | None = None) -> Tensor:
     """Hidden states for cross-attention, [B, 75 * pieces + 2, D].
 
     Args:
         tokens: [B, pieces, 77].
         clip_skip: n takes the n-th hidden state from the end, then the final layer norm; 1 is the usual output.
+        token_weights: [B, pieces, 77], factors of the hidden states, not renormalised; None where all are 1.
     """
     batch, pieces, length = tokens.shape
     output = text_encoder(tokens.reshape(batch * pieces, length), output_hidden_states=True)
     inner = getattr(text_encoder, "text_model", text_encoder)  # transformers below 5.6 nests the model once more
     hidden = inner.final_layer_norm(output.hidden_states[-clip_skip])  # [B * pieces, 77, D]
+    if token_weights is not None:
+        hidden = hidden * token_weights.reshape(batch * pieces, length, 1).to(hidden)
     if pieces == 1:
         return hidden
     hidden = hidden.reshape(batch, pieces, length, -1)
