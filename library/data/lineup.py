@@ -18,7 +18,10 @@ BatchKey = tuple[int, int, int]  # dataset, width, height: a batch never mixes t
 
 @dataclass(frozen=True)
 class Lineup:
-    """Rows: the split's pictures in its order, non-members-test left out, then the regularisation images."""
+    """Rows: the split's pictures in its order, non-members-test left out, then the regularisation images.
+
+    Rows of the other three sides are those of the split itself.
+    """
 
     examples: list[Example]
     sizes: list[tuple[int, int]]  # training size (width, height) in pixels
