@@ -132,7 +132,7 @@ def test_a_parquet_dataset_becomes_private_files_with_their_own_bytes(tmp_path: 
     assert {one.path.suffix for one in found} == {".png", ".jpg"} and {one.repeats for one in found} == {2}
     groups = {one.caption: one.group for one in found}
     assert groups["walrus 0"] == groups["walrus 1"] != groups["walrus 2"] == groups["walrus 3"]
-    (inner,) = (tmp_path / "cache" / "datasets").iterdir()
+    (inner,) = (path for path in (tmp_path / "cache" / "datasets").iterdir() if path.name != ".locks")
     for place in (tmp_path / "cache", inner.parent, inner):
         assert os.stat(place).st_mode & 0o777 == 0o700
     assert len(list(inner.iterdir())) == 5  # four pictures and the captions

@@ -75,25 +75,30 @@ def _named_folder(path: Path) -> PictureFolder:
     return PictureFolder(path, int(match[1]), match[2].strip())
 
 
-def caption_of(path: Path, caption_extension: str | None, every_line: bool, faults: Faults) -> str | None:
-    """The caption beside a picture, None without a file; an empty or unreadable file is a fault and gives ''.
+def caption_file(path: Path, caption_extension: str | None) -> Path | None:
+    """The caption file beside a picture: of the ending given, else .txt, else .caption."""
+    for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
+        file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
+        if file.is_file():
+            return file
+    return None
+
+
+def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
+    """The caption that a file holds; an empty or unreadable file is a fault and gives ''.
 
     Args:
         every_line: keep all lines that say something (wildcards draw one of them); else the first line alone.
     """
-    for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
-        file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
-        if file.is_file():
-            try:
-                text = file.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError:
-                faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
-                return ""
-            caption = caption_lines(text, every_line)
-            if not caption:
-                faults.add(f"caption file '{file}' is empty; write a caption or remove the file")
-            return caption
-    return None
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
+        return ""
+    caption = caption_lines(text, every_line)
+    if not caption:
+        faults.add(f"caption file '{file}' is empty; write a caption or remove the file")
+    return caption
 
 
 def caption_lines(text: str, every_line: bool) -> str:

@@ -42,7 +42,8 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
     Raises:
         InputError: a dataset that cannot be opened; missing columns; rows without picture or caption.
     """
-    rows, columns = _open(source)
+    place = private_folder(private_folder(cache_dir) / "datasets")
+    rows, columns = _open(source, place)
     wanted = {"image_column": source.image_column, "caption_column": source.caption_column}
     if source.group_column:
         wanted["group_column"] = source.group_column
@@ -52,7 +53,7 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
             faults.add(f"{option}: dataset_name '{source.name}' has no column '{name}'; it has {shortened(columns)}")
     faults.raise_if_any()
     fingerprint = hashlib.sha256(json.dumps([_place(source.name), *astuple(source)[1:]]).encode()).hexdigest()[:32]
-    folder = private_folder(private_folder(private_folder(cache_dir) / "datasets") / fingerprint)
+    folder = private_folder(place / fingerprint)
     entries: list[dict[str, Any]] = []
     without: dict[str, list[str]] = {"picture": [], "caption": []}
     for number, row in enumerate(rows):
@@ -75,14 +76,14 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
     return metadata
 
 
-def _open(source: DatasetSource) -> tuple[Iterable[dict[str, Any]], list[str]]:
+def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]], list[str]]:
     """Rows, pictures undecoded, and the column names. Local files are read where they lie, without a copy."""
     import datasets  # slow to import
 
     path = Path(source.name).expanduser()
     try:
         if path.exists():
-            rows = _local(path, source.split)
+            rows = _local(path, source.split, private_folder(cache / ".locks"))
         elif HUB_ID.fullmatch(source.name):
             rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
         else:
@@ -97,8 +98,8 @@ def _open(source: DatasetSource) -> tuple[Iterable[dict[str, Any]], list[str]]:
     return rows, columns
 
 
-def _local(path: Path, split: str) -> Any:
-    """A parquet file, a folder of parquet files, or an imagefolder."""
+def _local(path: Path, split: str, cache: Path) -> Any:
+    """A parquet file, a folder of parquet files, or an imagefolder; streamed: ``cache`` gets lock files alone."""
     import datasets
 
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
@@ -106,8 +107,10 @@ def _local(path: Path, split: str) -> Any:
         raise InputError(f"dataset_name '{path}' must be a parquet file, a folder, or a hub id")
     if files:
         chosen = [str(file) for file in _of_split(files, split)]
-        return datasets.load_dataset("parquet", data_files={split: chosen}, split=split, streaming=True)
-    return datasets.load_dataset("imagefolder", data_dir=str(path), split=split, streaming=True)
+        return datasets.load_dataset(
+            "parquet", data_files={split: chosen}, split=split, streaming=True, cache_dir=str(cache)
+        )
+    return datasets.load_dataset("imagefolder", data_dir=str(path), split=split, streaming=True, cache_dir=str(cache))
 
 
 def _of_split(files: list[Path], split: str) -> list[Path]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from library.check import Faults, shortened
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
-from library.data.folders import caption_of, pictures_in
+from library.data.folders import caption_file, caption_in, pictures_in
 from library.data.groups import group_rule
 from library.data.looks import face_of, face_range
 from library.data.masks import MaskFinder
@@ -143,8 +143,13 @@ class Reader:
         files = pictures_in(part.folder)
         if not files:
             self.faults.add(f"{part.option_name}: '{part.folder}' has no pictures directly in it")
+        beside = [caption_file(path, part.caption_extension) for path in files]
+        if part.caption_extension is None and any(beside):
+            endings = " and ".join(sorted({file.suffix for file in beside if file}, reverse=True))
+            logger.info("%s: captions from %s files", part.folder.name, endings)
         return [
-            Captioned(path, caption_of(path, part.caption_extension, every_line, self.faults), None) for path in files
+            Captioned(path, caption_in(file, every_line, self.faults) if file else None, None)
+            for path, file in zip(files, beside, strict=True)
         ]
 
     def _group_rule(self, part: Part) -> Callable[[Path], str | None]:

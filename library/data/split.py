@@ -61,8 +61,8 @@ class Split:
         return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
     def sizes(self) -> dict[str, int]:
-        """Images per side."""
-        return {side: len(self.sides[side]) for side in SIDES}
+        """Different pictures per side: one that two datasets use counts once."""
+        return {side: len({example.pixels for example in self.sides[side]}) for side in SIDES}
 
 
 def draw_split(
