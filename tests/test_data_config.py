@@ -248,3 +248,17 @@ def test_folders_beside_a_dataset_config_are_not_read_and_that_is_said(
     file = written(folders, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folders / "a"}"\n')
     assert len(from_file(file, train_data_dir="/nowhere").candidates) == 4
     assert "train_data_dir: not read, dataset_config says where the pictures lie" in caplog.text
+
+
+def test_sizes_and_ranges_are_taken_in_each_of_kohyas_spellings(folders: Path) -> None:
+    text = '{{"datasets": [{{"resolution": {}, "subsets": [{{"image_dir": "{}", "face_crop_aug_range": {}}}]}}]}}'
+    for size, span, wanted in (("512", "[2, 3.5]", ("512", "2,3.5")), ("[640, 512]", '"2,3"', ("640,512", "2,3"))):
+        file = written(folders, text.format(size, folders / "a", span), "data.json")
+        (entry,) = read_dataset_config(file, {})
+        assert (entry.values["resolution"], entry.values["face_crop_aug_range"]) == wanted
+    file = written(folders, text.format("[1, 2, 3]", folders / "a", "[1]"), "data.json")
+    with pytest.raises(InputError) as caught:
+        read_dataset_config(file, {})
+    assert "resolution must be" in str(caught.value) and "face_crop_aug_range must be [least, most]" in str(
+        caught.value
+    )
