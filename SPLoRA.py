@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from library import seeding, tensor_files, toml_config
 from library.assembly.game import Game
 from library.assembly.painter import Painter
-from library.assembly.pictures import encode_pictures
+from library.assembly.pictures import EncodingRules, encode_pictures
 from library.check import Faults
-from library.data import batches, buckets, duplicates, folders, split
+from library.data import dataset_config, duplicates, lineup, sources, split
 from library.diffusion import memory, model_files, previews
 from library.privacy import objectives
 from library.rules import pick
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     say, is_main = accelerator.print, accelerator.is_main_process
     messages.show_library_messages(wanted=is_main)
     folder = output_folder.choose_folder(config.output_dir, config.output_name, DOOR, config.resume)
-    size = buckets.parse_resolution(config.resolution)
+    size = dataset_config.main_resolution(config.dataset_config, config.resolution)
     attack_batch = config.attack_batch_size or config.train_batch_size
 
     # Who is a member, and of what model: whatever is wrong is said before anything is written
@@ -38,12 +38,10 @@ def main(arguments: list[str]) -> int:
     with faults.gathered():
         output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
     with faults.gathered():
-        candidates, outsiders = (folders.read_folder(
-            place, flat=config.flat_data_dir, caption_extension=config.caption_extension, option_name=name,
-            strict_captions=config.strict_captions, group_by=config.group_by) if place else [] for name, place in (
-                ("train_data_dir", config.train_data_dir), ("nonmember_data_dir", config.nonmember_data_dir)))
-        sides = split.reuse_split(config.split_file, candidates + outsiders) if config.split_file else split.draw_split(
-            candidates, outsiders, nonmember_share=config.nonmember_share, aux_share=config.aux_share,
+        found = sources.read_sources(*sources.pick_rules(config))
+        pool = found.candidates + found.outsiders
+        sides = split.reuse_split(config.split_file, pool) if config.split_file else split.draw_split(
+            found.candidates, found.outsiders, nonmember_share=config.nonmember_share, aux_share=config.aux_share,
             inclusion=config.inclusion, seed=seed)
         sides.require_aux(attack_batch if config.k_steps else 1)
     with faults.gathered():
@@ -51,15 +49,12 @@ def main(arguments: list[str]) -> int:
         prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
     faults.raise_if_any()
     duplicates.warn_of_near_duplicates(sides)
-    sizes = buckets.assign_buckets(
-        sides.in_order(), resolution=size, enable_bucket=config.enable_bucket, multiple=model.side_multiple(),
-        bucket_no_upscale=config.bucket_no_upscale, step=config.bucket_reso_steps, smallest=config.min_bucket_reso,
-        largest=config.max_bucket_reso)
-    repeats = [example.repeats for example in sides.members()]
-    plan = course.plan_course(batches.steps_per_epoch(
-        sizes[: len(repeats)], repeats, batch_size=config.train_batch_size, processes=accelerator.num_processes,
-        accumulation=config.gradient_accumulation_steps), config.max_train_steps, config.max_train_epochs)
-    saved = state.read_state(config.resume, options, sides.hash())
+    rows = lineup.line_up(sides, found.regularisation, config.prior_loss_weight, model.side_multiple())
+    repeats = rows.member_uses()
+    plan = course.plan_course(
+        rows.steps_per_epoch(accelerator.num_processes, config.gradient_accumulation_steps),
+        config.max_train_steps, config.max_train_epochs)
+    saved = state.read_state(config.resume, options, rows.hash())
 
     # The LoRA
     torch.manual_seed(seeding.stream_seed(seed, "network"))
@@ -72,21 +67,18 @@ def main(arguments: list[str]) -> int:
         cycles=config.lr_scheduler_num_cycles, power=config.lr_scheduler_power)
     say(messages.split_in_words(sides.sizes(), sides.inclusion), plan.in_words(repeats), sep="\n")
     if config.dry_run:
-        say(memory.estimate_in_words(model, max(sizes), sum(map(torch.numel, trained)), config.train_batch_size,
+        say(memory.estimate_in_words(model, max(rows.sizes), sum(map(torch.numel, trained)), rows.largest_batch(),
             pick(config, memory.MemoryRules)), toml_config.explained_toml(DOOR, config, arguments), sep="\n")
         return 0
 
     # The proxy attacker, and the pictures that both players look at
     model.prepare(accelerator.device, full_precision_vae=config.no_half_vae,
                   gradient_checkpointing=config.gradient_checkpointing)
-    pictures = encode_pictures(
-        sides, sizes, model, max_token_length=config.max_token_length, vae_batch_size=config.vae_batch_size, seed=seed,
-        cache_dir=config.cache_dir if config.cache_latents_to_disk else None, keep_tokens=config.keep_tokens,
-        cache_latents_mode=config.cache_latents_mode, shuffle_caption=config.shuffle_caption,
-        caption_separator=config.caption_separator)
+    pictures = encode_pictures(rows, model, pick(config, EncodingRules), steps_per_epoch=plan.steps_per_epoch,
+                               total_steps=plan.total_steps, seed=seed)
     game = Game.begin(
-        accelerator, model, pictures, sides, size, seed=seed, clip_skip=config.clip_skip,
-        batch_size=config.train_batch_size, accumulation=config.gradient_accumulation_steps, k_steps=config.k_steps,
+        accelerator, model, pictures, sides, rows.common_size(size), seed=seed, clip_skip=config.clip_skip,
+        accumulation=config.gradient_accumulation_steps, k_steps=config.k_steps,
         attack_batch_size=attack_batch, attack_lr=config.attack_lr, attack_weight_decay=config.attack_weight_decay,
         attack_dropout=config.attack_dropout, separate_noise=config.separate_noise, proxy_mode=config.proxy_mode,
         gain_limit=config.gain_limit, min_snr_gamma=config.min_snr_gamma, debiased=config.debiased_estimation_loss,
@@ -110,7 +102,7 @@ def main(arguments: list[str]) -> int:
     keep = checkpoints.KeepRule(config.save_every_n_epochs, config.save_every_n_steps, config.save_last_n_epochs,
         config.save_last_n_steps, config.save_last_n_epochs_state, config.save_last_n_steps_state)
     writer = saver.Saver(folder, plan, keep, players, config.save_precision, config.save_state,
-                         config.save_state_on_train_end, options, sides.hash(), facts, game.watch.checks, is_main)
+                         config.save_state_on_train_end, options, rows.hash(), facts, game.watch.checks, is_main)
     painter = Painter(accelerator, model, prompts, folder, pick(config, previews.PreviewRules))
     if is_main:
         output_folder.make_folder(folder, clear=config.overwrite and not config.resume)

@@ -104,7 +104,7 @@ def ask_model(
     base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
     provenance.check_base(run.lora, metadata, model.fingerprint, model.file_hashes)
     asked, effort = with_adapter(run, model, weights, on_gpu), sweeping.effort_of(config.sweep_batch_size, on_gpu)
-    sizes = candidate_pictures.training_sizes(cast.examples, settings, model.side_multiple())
+    sizes = candidate_pictures.training_sizes(cast.examples, model.side_multiple())
     pictures = candidate_pictures.encode_cast(
         cast, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
     stores = sweeping.stores_of(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from library.data.folders import read_folder
 from library.data.split import SIDES, draw_split
 from library.diffusion.model_files import load_model
 from library.diffusion.prompt_files import read_prompts
@@ -16,6 +15,7 @@ from library.seeding import stream
 from library.toml_config import read_config
 from library.training.lora_file import write_lora
 from networks.lora import create_network
+from tests import data_toy
 
 DEMO = Path(__file__).parent.parent / "demo"
 
@@ -23,7 +23,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 @pytest.fixture(scope="module")
 def examples():
     """The private pictures."""
-    return read_folder(str(DEMO / "images"), flat=False, caption_extension=None, strict_captions=True, group_by=None)
+    return data_toy.read(DEMO / "images", strict_captions=True).candidates
 
 
 def test_the_base_is_small_and_in_half_precision_under_ordinary_names() -> None:

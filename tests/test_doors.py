@@ -125,36 +125,25 @@ def test_no_caption_and_no_file_name_reaches_anything_but_the_split_and_caches(f
 
 def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     """A LoRA trained without any proxy: the pieces of the library in the order of a textbook."""
-    from library.assembly.pictures import encode_pictures
-    from library.data import batches, folders, split
+    from library.assembly.pictures import EncodingRules, encode_pictures
+    from library.data import batches, lineup, sources, split
     from library.diffusion import denoising, model_files
+    from library.rules import pick
     from library.seeding import stream, stream_seed
     from library.toml_config import read_config
     from networks.lora import create_network
 
     config = read_config("PLoRA", arguments)
-    examples = folders.read_folder(
-        config.train_data_dir, flat=False, caption_extension=None, strict_captions=False, group_by=None
-    )
+    examples = sources.read_sources(*sources.pick_rules(config)).candidates
     sides = split.draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", seed=config.seed)
     model = model_files.load_model(config.pretrained_model_name_or_path)
     torch.manual_seed(stream_seed(config.seed, "network"))
     network = create_network(1.0, config.network_dim, config.network_alpha, model.vae, model.text_encoder, model.unet)
     network.apply_to(model.text_encoder, model.unet, True, True)
-    pictures = encode_pictures(
-        sides,
-        [(16, 16)] * 16,
-        model,
-        max_token_length=75,
-        vae_batch_size=1,
-        cache_dir=None,
-        cache_latents_mode="moments",
-        shuffle_caption=False,
-        keep_tokens=0,
-        caption_separator=",",
-        seed=config.seed,
-    )
-    members = batches.MemberBatches(pictures, batch_size=2, accumulation=1, seed=config.seed)
+    rows = lineup.line_up(sides, [], 1.0, model.side_multiple())
+    pictures = encode_pictures(rows, model, pick(config, EncodingRules), steps_per_epoch=4, total_steps=6,
+                               seed=config.seed)  # fmt: skip
+    members = batches.MemberBatches(pictures, accumulation=1, seed=config.seed)
     denoiser = denoising.Denoiser(
         model.unet, model.text_encoder, model.scheduler, latent_scale=model.vae.config.scaling_factor, clip_skip=1
     )

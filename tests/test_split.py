@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,8 @@ import pytest
 from library.audit.candidate_pictures import find_cast
 from library.check import InputError
 from library.data.duplicates import near_duplicates
-from library.data.examples import Example
 from library.data.split import SIDES, Split, draw_split, reuse_split, write_split
-
-
-def example(index: int, group: str = "", pixels: str = "") -> Example:
-    """A picture that exists on paper only."""
-    identity = pixels or f"{index:064x}"
-    return Example(Path(f"/p/{index}.png"), f"caption {index}", 1, group or identity, 16, 16, identity, index)
+from tests.data_toy import example
 
 
 def drawn(count: int, inclusion: str = "fixed", seed: int = 3, share: float = 0.5, aux: float = 0.5) -> Split:
@@ -58,8 +53,7 @@ def test_bernoulli_inclusion_is_an_independent_fair_coin() -> None:
 def test_the_draw_depends_on_pixels_and_seed_and_not_on_names_or_order() -> None:
     examples = [example(index) for index in range(50)]
     renamed = [
-        Example(Path(f"/q/{99 - index}.png"), *list(vars(example).values())[1:])
-        for index, example in reversed(list(enumerate(examples)))
+        replace(example, path=Path(f"/q/{99 - index}.png")) for index, example in reversed(list(enumerate(examples)))
     ]
     keywords = {"nonmember_share": 0.5, "aux_share": 0.5, "inclusion": "bernoulli"}
     assert draw_split(examples, [], seed=1, **keywords).hash() == draw_split(renamed, [], seed=1, **keywords).hash()
@@ -116,10 +110,7 @@ def test_split_json_is_private_and_holds_no_caption(tmp_path: Path) -> None:
 def test_a_reused_split_recognises_pictures_by_pixels(tmp_path: Path) -> None:
     split = drawn(12)
     write_split(split, tmp_path / "split.json")
-    moved = [
-        Example(Path("/elsewhere") / example.path.name, *list(vars(example).values())[1:])
-        for example in split.in_order()
-    ]
+    moved = [replace(example, path=Path("/elsewhere") / example.path.name) for example in split.in_order()]
     assert reuse_split(tmp_path / "split.json", moved).hash() == split.hash()
 
 

@@ -44,14 +44,14 @@ class Game:
     @classmethod
     def begin(
         cls, accelerator: Accelerator, model: LatentDiffusion, pictures: Pictures, split: Split, size: tuple[int, int],
-        *, seed: int, clip_skip: int, batch_size: int, accumulation: int, k_steps: int, attack_batch_size: int,
+        *, seed: int, clip_skip: int, accumulation: int, k_steps: int, attack_batch_size: int,
         attack_lr: float, attack_weight_decay: float, attack_dropout: float, separate_noise: bool, proxy_mode: str,
         gain_limit: float | None, min_snr_gamma: float | None, debiased: bool, eval_draws: int,
     ) -> "Game":  # fmt: skip
         """A fresh proxy attacker with its Adam, facing this model and these pictures.
 
         Args:
-            batch_size, accumulation: of the LoRA step.
+            accumulation: passes of the LoRA step.
             size: training resolution (width, height) in pixels; the side that maps of mixed shapes are pooled to.
         """
         proxy = ProxyAttacker(model.latent_shape(size), pooled=not pictures.one_shape(), dropout=attack_dropout)
@@ -60,7 +60,7 @@ class Game:
             accelerator=accelerator,
             pictures=pictures,
             members=MemberBatches(
-                pictures, batch_size=batch_size, accumulation=accumulation, seed=seed,
+                pictures, accumulation=accumulation, seed=seed,
                 rank=accelerator.process_index, processes=accelerator.num_processes,
             ),
             aux_members=AuxCycle(split.rows("members-aux"), seed, "members-aux"),
@@ -130,7 +130,8 @@ class Game:
         weights = batch.weights * loss_weights(
             self.denoiser.scheduler, timesteps, min_snr_gamma=self.min_snr_gamma, debiased=self.debiased
         )
-        adaptation = (error_map.mean(dim=(1, 2, 3)) * weights.to(error_map.device)).mean()
+        masked = error_map if batch.mask is None else error_map * batch.mask.to(error_map.device)
+        adaptation = (masked.mean(dim=(1, 2, 3)) * weights.to(error_map.device)).mean()
         if not self.k_steps or not batch.is_member.any():  # regularisation images are public: nobody to protect
             return adaptation, torch.zeros_like(adaptation)
         watched = self._error_map(batch, "gain", *use)[0] if self.separate_noise else error_map
@@ -142,7 +143,7 @@ class Game:
         """Map [B, C, h, w] and timesteps [B]; posterior draw, timesteps and noise come from this purpose's stream."""
         generator = stream(self.seed, "noise", *purpose)
         with self.accelerator.autocast():
-            return self.denoiser.error_map(batch.latents(generator), batch.tokens, generator)
+            return self.denoiser.error_map(batch.latents(generator), batch.tokens, generator, batch.token_weights)
 
     @torch.no_grad()
     def check_aux(self, epoch: int) -> dict[str, float]:
@@ -179,7 +180,9 @@ class Game:
                 generators = [stream(0, "fixed look", name, draw) for name in names]
                 timesteps, noise = fixed_draws(generators, draw, self.eval_draws, tuple(batch.mean.shape[1:]), steps)
                 with self.accelerator.autocast():
-                    error_map = self.denoiser.error_map_at(batch.mean.float(), batch.tokens, timesteps, noise)
+                    error_map = self.denoiser.error_map_at(
+                        batch.mean.float(), batch.tokens, timesteps, noise, batch.token_weights
+                    )
                 spots = [place[row] for row in batch.rows]
                 loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.eval_draws
                 if self.k_steps:

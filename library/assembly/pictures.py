@@ -1,69 +1,96 @@
-"""From the four sides and an open model to encoded pictures in memory."""
+"""From the rows of a run and an open model to pictures that batches are drawn from."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from library.data.batches import Pictures
+from library.data.batches import Pictures, Tokenize
 from library.data.examples import Example
-from library.data.latents import Moments, encoded_moments
-from library.data.split import Split
+from library.data.latents import Moments, View, encoded_views
+from library.data.lineup import Lineup
+from library.data.stills import FreshStills, KeptStills, Stills
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.text import tokenize
+from library.diffusion.text import tokenize, tokenize_weighted
 from library.seeding import stream
 
 
+@dataclass(frozen=True)
+class EncodingRules:
+    """How pictures and captions become latents and tokens; the fields are options."""
+
+    cache_latents: bool
+    cache_latents_mode: str
+    cache_latents_to_disk: bool
+    rebuild_cache: bool
+    cache_dir: str
+    vae_batch_size: int
+    max_token_length: int
+    weighted_captions: bool
+
+
 def encode_pictures(
-    split: Split,
-    sizes: Sequence[tuple[int, int]],
-    model: LatentDiffusion,
-    *,
-    max_token_length: int,
-    vae_batch_size: int,
-    cache_dir: str | None,
-    cache_latents_mode: str,
-    shuffle_caption: bool,
-    keep_tokens: int,
-    caption_separator: str,
-    seed: int,
+    lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, *, steps_per_epoch: int, total_steps: int, seed: int
 ) -> Pictures:
-    """Encode once what training looks at; rows follow ``split.in_order()``, whose end, non-members-test, is left out.
+    """Make the rows of a run ready for batches: latents once and for all, or the VAE at hand for every use.
 
     Args:
-        sizes: training size (width, height) of each picture of the split, in that order.
-        cache_dir: folder for latents on disk; None keeps them in memory.
-        cache_latents_mode: "moments" draws from the posterior at each use, "sample" once for the run, "mean" never.
+        steps_per_epoch, total_steps: of the run, for captions that change with its course.
     """
-    count = split.used_in_training()
-    examples: list[Example] = split.in_order()[:count]
-    moments = encoded_moments(
-        examples,
-        sizes[:count],
-        posterior_encoder(model.vae),
-        vae_fingerprint=f"{model.fingerprint} {model.vae.dtype}",
-        batch_size=vae_batch_size,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-    )
     return Pictures(
-        examples,
-        [_kept(example, moment, cache_latents_mode, seed) for example, moment in zip(examples, moments, strict=True)],
-        [side.startswith("members") for side in split.sides_in_order()[:count]],
-        lambda captions: tokenize(model.tokenizer, captions, max_token_length),
-        shuffle_caption=shuffle_caption,
-        keep_tokens=keep_tokens,
-        caption_separator=caption_separator,
+        lineup,
+        _stills(lineup, model, rules, seed),
+        _tokenizer(model, rules),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
         seed=seed,
     )
 
 
-def _kept(example: Example, moments: Moments, mode: str, seed: int) -> Moments:
-    """The moments as the mode wants them: without spread, the later draws change nothing."""
+def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, seed: int) -> Stills:
+    """Latents in memory, or fresh ones at each use."""
+    encode, rows = posterior_encoder(model.vae), list(zip(lineup.examples, lineup.sizes, strict=True))
+
+    def keep(example: Example, moments: Moments, mirrored: bool) -> Moments:
+        return kept_moments(example, moments, mirrored, rules.cache_latents_mode, seed)
+
+    if not rules.cache_latents:
+        shapes = [model.latent_shape(size) for size in lineup.sizes]
+        return FreshStills(lineup.examples, lineup.sizes, shapes, encode, keep, rules.vae_batch_size)
+    mirrored = [row for row, example in enumerate(lineup.examples) if example.subset.looks.flip_aug]
+    views = [View(example, size, False) for example, size in rows] + [View(*rows[row], True) for row in mirrored]
+    moments = encoded_views(
+        views,
+        encode,
+        vae_fingerprint=f"{model.fingerprint} {model.vae.dtype}",
+        batch_size=rules.vae_batch_size,
+        cache_dir=Path(rules.cache_dir) if rules.cache_latents_to_disk else None,
+        rebuild=rules.rebuild_cache,
+    )
+    kept = [keep(view.example, one, view.mirrored) for view, one in zip(views, moments, strict=True)]
+    turned = dict(zip(mirrored, kept[len(rows) :], strict=True))
+    return KeptStills(lineup.examples, lineup.sizes, kept[: len(rows)], [turned.get(row) for row in range(len(rows))])
+
+
+def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, seed: int) -> Moments:
+    """The moments as the mode wants them: without spread, the later draws change nothing.
+
+    Args:
+        mode: "moments" draws from the posterior at each use, "sample" keeps one draw, "mean" draws nothing.
+    """
     if mode == "moments":
         return moments
     mean = moments.mean
     if mode == "sample":
-        noise = torch.randn(mean.shape, generator=stream(seed, "posterior", example.pixels))
+        words = ("mirrored",) if mirrored else ()
+        noise = torch.randn(mean.shape, generator=stream(seed, "posterior", example.pixels, *words))
         mean = (mean.float() + moments.std.float() * noise).half()
     return Moments(mean, torch.zeros_like(moments.std))
+
+
+def _tokenizer(model: LatentDiffusion, rules: EncodingRules) -> Tokenize:
+    """Captions to tokens, with weights where captions are written with them."""
+    if rules.weighted_captions:
+        return lambda captions: tokenize_weighted(model.tokenizer, captions, rules.max_token_length)
+    return lambda captions: (tokenize(model.tokenizer, captions, rules.max_token_length), None)

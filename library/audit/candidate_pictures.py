@@ -13,10 +13,11 @@ from torch import Tensor
 from library.audit.evidence import Candidates
 from library.audit.sweep import Picture
 from library.check import Faults, InputError, shortened
-from library.data.buckets import assign_buckets, parse_resolution
+from library.data.buckets import assign_buckets
 from library.data.examples import Example, open_picture
-from library.data.folders import read_folder
-from library.data.latents import encoded_moments, fitted_pixels
+from library.data.latents import encoded_moments
+from library.data.looks import fitted_pixels
+from library.data.sources import pick_rules, read_split_pictures
 from library.data.split import SIDES, read_split_file, sides_hash
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.model_files import LatentDiffusion
@@ -122,34 +123,17 @@ def centre_crop(pixels: Tensor, share: float) -> Tensor:
 
 
 def read_pictures(settings: Mapping[str, Any]) -> list[Example]:
-    """Every captioned picture of the training's folders, read as the training read them."""
-    folders = [(name, settings[name]) for name in ("train_data_dir", "nonmember_data_dir") if settings.get(name)]
-    return [
-        example
-        for name, folder in folders
-        for example in read_folder(
-            folder,
-            flat=bool(settings["flat_data_dir"]),
-            caption_extension=settings["caption_extension"],
-            strict_captions=False,
-            group_by="none",  # the split knows the groups
-            option_name=name,
-        )
-    ]
+    """Every captioned picture that the training's split may name, read as the training read them.
+
+    Regularisation images are left out: they are public and on no side.
+    """
+    own = {**settings, "strict_captions": False, "group_by": "none"}  # the split knows the groups
+    return read_split_pictures(*pick_rules(own))
 
 
-def training_sizes(examples: Sequence[Example], settings: Mapping[str, Any], multiple: int) -> list[tuple[int, int]]:
-    """The size (width, height) at which the training saw each picture."""
-    return assign_buckets(
-        list(examples),
-        resolution=parse_resolution(settings["resolution"]),
-        enable_bucket=settings["enable_bucket"],
-        bucket_no_upscale=settings["bucket_no_upscale"],
-        smallest=settings["min_bucket_reso"],
-        largest=settings["max_bucket_reso"],
-        step=settings["bucket_reso_steps"],
-        multiple=multiple,
-    )
+def training_sizes(examples: Sequence[Example], multiple: int) -> list[tuple[int, int]]:
+    """The size (width, height) at which the training saw each picture, in its first dataset."""
+    return assign_buckets(examples, multiple)
 
 
 def encode_cast(

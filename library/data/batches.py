@@ -1,16 +1,18 @@
 """Batches as pure functions of seed, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from library.data.captions import training_caption
-from library.data.examples import Example
-from library.data.latents import Moments
+from library.data.captions import Moment, is_static, plain_caption, training_caption
+from library.data.lineup import BatchKey, Lineup
+from library.data.stills import Still, Stills
 from library.seeding import permutation, stream
+
+# captions -> tokens [B, pieces, 77] and their weights, or None where all are 1
+Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -32,137 +34,138 @@ class Batch:
         return self.mean.float() + self.std.float() * noise
 
 
-def steps_per_epoch(
-    shapes: Sequence[tuple[int, ...]], repeats: Sequence[int], *, batch_size: int, accumulation: int, processes: int
-) -> int:
-    """Optimizer steps in which every picture is used ``repeats`` times; a batch never mixes shapes."""
-    images: dict[tuple[int, ...], int] = {}
-    for shape, times in zip(shapes, repeats, strict=True):
-        images[shape] = images.get(shape, 0) + times
-    count = sum(math.ceil(number / batch_size) for number in images.values())
-    return math.ceil(count / (processes * accumulation))
-
-
 class Pictures:
-    """Encoded pictures of all sides in one list; rows point into it, and each row knows whether it is a member."""
+    """The rows of a run as the model sees them; each row knows whether it is a member."""
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        moments: Sequence[Moments],
-        is_member: Sequence[bool],
-        tokenize: Callable[[list[str]], Tensor],
+        lineup: Lineup,
+        stills: Stills,
+        tokenize: Tokenize,
         *,
-        shuffle_caption: bool,
-        keep_tokens: int,
-        caption_separator: str,
+        steps_per_epoch: int,
+        total_steps: int,
         seed: int,
     ) -> None:
-        self.examples = list(examples)
-        self.moments = list(moments)
-        self.is_member = list(is_member)
+        self.lineup = lineup
+        self.examples = lineup.examples
+        self.is_member = lineup.is_member
+        self.stills = stills
         self.tokenize = tokenize
-        self.shuffle_caption = shuffle_caption
-        self.keep_tokens = keep_tokens
-        self.caption_separator = caption_separator
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
         self.seed = seed
-        self._tokens = {} if shuffle_caption else dict(enumerate(tokenize([example.caption for example in examples])))
+        self.static_captions = all(is_static(one.caption, one.subset.captions) for one in self.examples)
+        plain = [plain_caption(one.caption, one.subset.captions) for one in self.examples]
+        self._plain, self._plain_weights = tokenize(plain)
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Latent shape [C, h, w] of a picture."""
-        return tuple(self.moments[row].mean.shape)
+        return self.stills.shape(row)
 
     def one_shape(self) -> bool:
         """Whether all latents share one shape."""
-        return len({self.shape(row) for row in range(len(self.moments))}) == 1
+        return len({self.shape(row) for row in range(len(self.examples))}) == 1
 
     def batch(self, rows: Sequence[int], step: int, *use: str | int) -> Batch:
         """Put rows of one shape together for one optimizer step; ``use`` names the occasion that draws are made for."""
-        return Batch(
-            mean=torch.stack([self.moments[row].mean for row in rows]),
-            std=torch.stack([self.moments[row].std for row in rows]),
-            tokens=torch.stack([self._tokens_of(row, step, *use) for row in rows]),
-            token_weights=None,
-            is_member=torch.tensor([self.is_member[row] for row in rows]),
-            weights=torch.ones(len(rows)),
-            mask=None,
-            rows=tuple(rows),
-        )
+        generators = [stream(self.seed, "look", row, step, *use) for row in rows]
+        tokens = [self._used_tokens(row, step, *use) for row in rows]
+        return self._together(rows, self.stills.of(rows, generators), tokens)
 
     def batches_by_shape(self, rows: Sequence[int], most: int, step: int, *use: str | int) -> list[Batch]:
         """Put rows of any shapes into batches of one shape with at most ``most`` pictures."""
+        return [self.batch(some, step, *use) for some in self._by_shape(rows, most)]
+
+    def plain_batches(self, rows: Sequence[int], most: int) -> list[Batch]:
+        """Rows as they are: whole captions, nothing dropped, shuffled, mirrored, recoloured or cropped by chance."""
+        return [
+            self._together(some, self.stills.of(some, None), [self._plain_tokens(row) for row in some])
+            for some in self._by_shape(rows, most)
+        ]
+
+    def _by_shape(self, rows: Sequence[int], most: int) -> list[list[int]]:
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
             by_shape.setdefault(self.shape(row), []).append(row)
-        return [
-            self.batch(same[start : start + most], step, *use)
-            for same in by_shape.values()
-            for start in range(0, len(same), most)
-        ]
+        return [same[start : start + most] for same in by_shape.values() for start in range(0, len(same), most)]
 
-    def plain_batches(self, rows: Sequence[int], most: int) -> list[Batch]:
-        """Rows as they are: whole captions, nothing dropped, shuffled, mirrored or cropped by chance."""
-        return self.batches_by_shape(rows, most, 0, "check")
-
-    def _tokens_of(self, row: int, *use: str | int) -> Tensor:
-        if not self.shuffle_caption:
-            return self._tokens[row]
-        caption = training_caption(
-            self.examples[row].caption,
-            shuffle=True,
-            keep_tokens=self.keep_tokens,
-            separator=self.caption_separator,
-            generator=stream(self.seed, "caption", row, *use),
+    def _together(
+        self, rows: Sequence[int], stills: Sequence[Still], tokens: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> Batch:
+        """One batch of rows, their looks and their tokens with weights."""
+        mean = torch.stack([still.moments.mean for still in stills])
+        masks = [still.mask for still in stills]
+        weights = [one for _, one in tokens]
+        full = torch.ones(1, *mean.shape[-2:])
+        return Batch(
+            mean=mean,
+            std=torch.stack([still.moments.std for still in stills]),
+            tokens=torch.stack([ids for ids, _ in tokens]),
+            token_weights=None
+            if all(one is None for one in weights)
+            else torch.stack([torch.ones(ids.shape) if one is None else one for ids, one in tokens]),
+            is_member=torch.tensor([self.is_member[row] for row in rows]),
+            weights=torch.tensor([self.lineup.weights[row] for row in rows]),
+            mask=None
+            if all(mask is None for mask in masks)
+            else torch.stack([full if mask is None else mask for mask in masks]),
+            rows=tuple(rows),
         )
-        return self.tokenize([caption])[0]
+
+    def _plain_tokens(self, row: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens of the whole caption."""
+        return self._plain[row], None if self._plain_weights is None else self._plain_weights[row]
+
+    def _used_tokens(self, row: int, step: int, *use: str | int) -> tuple[Tensor, Tensor | None]:
+        """Tokens of one use of the caption."""
+        example = self.examples[row]
+        rules = example.subset.captions
+        if is_static(example.caption, rules):
+            return self._plain_tokens(row)
+        moment = Moment(step, step // self.steps_per_epoch + 1, self.total_steps)
+        text = training_caption(example.caption, rules, moment, stream(self.seed, "caption", row, step, *use))
+        tokens, weights = self.tokenize([text])
+        return tokens[0], None if weights is None else weights[0]
 
 
 class MemberBatches:
-    """The LoRA's data: every member ``repeats`` times an epoch, in an order fixed by (seed, epoch)."""
+    """The LoRA's data: every row its uses an epoch (members, regularisation images), ordered by (seed, epoch)."""
 
     def __init__(
         self,
         pictures: Pictures,
         *,
-        batch_size: int,
         accumulation: int,
         seed: int,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self.pictures = pictures
-        self.batch_size = batch_size
         self.accumulation = accumulation  # passes per optimizer step
         self.seed = seed
         self.rank = rank
         self.processes = processes
-        members = [row for row, is_member in enumerate(pictures.is_member) if is_member]
-        self.rows = [row for row in members for _ in range(pictures.examples[row].repeats)]
-        self.steps_per_epoch = steps_per_epoch(
-            [pictures.shape(row) for row in members],
-            [pictures.examples[row].repeats for row in members],
-            batch_size=batch_size,
-            accumulation=accumulation,
-            processes=processes,
-        )
+        self.rows = [row for row, times in enumerate(pictures.lineup.uses) for _ in range(times)]
+        self.steps_per_epoch = pictures.lineup.steps_per_epoch(processes, accumulation)
         self._order: tuple[int, list[list[int]]] = (-1, [])
 
     def epoch_rows(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch as lists of rows: shuffled inside each shape, cut, and the batch list shuffled."""
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+        """The batches of an epoch as lists of rows: shuffled inside each dataset and size, cut, the list shuffled."""
+        by_key: dict[BatchKey, list[int]] = {}
         for row in self.rows:
-            by_shape.setdefault(self.pictures.shape(row), []).append(row)
+            by_key.setdefault(self.pictures.lineup.batch_key(row), []).append(row)
         batches: list[list[int]] = []
-        for shape, same in sorted(by_shape.items()):
-            order = permutation(len(same), self.seed, "epoch order", epoch, *shape)
+        for key, same in sorted(by_key.items()):
+            order = permutation(len(same), self.seed, "epoch order", epoch, *key)
             shuffled = [same[index] for index in order]
-            size = self.batch_size
+            size = self.pictures.examples[same[0]].subset.batch_size
             batches += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
         return [batches[index] for index in permutation(len(batches), self.seed, "batch order", epoch)]
 
-    def images_per_step(self) -> int:
-        """Images of a full optimizer step, all processes together."""
-        return self.batch_size * self.accumulation * self.processes
+    def images_per_step(self) -> float:
+        """Images of an optimizer step, all processes together, on average over an epoch."""
+        return len(self.rows) / self.steps_per_epoch
 
     def of_step(self, step: int) -> list[Batch]:
         """The batches of an optimizer step (counted from 0) on this process; the last of an epoch may hold fewer.

@@ -1,9 +1,16 @@
 """Aspect buckets: which training size a picture of any shape gets."""
 
+import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 
-from library.check import InputError
+from library.check import Faults, InputError
 from library.data.examples import Example
+from library.data.subsets import BucketRules
+
+HEAVY_CROP = 0.2  # share of the scaled picture's area that is cut away
+logger = logging.getLogger(__name__)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -42,36 +49,115 @@ def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tup
 
 
 def shrunk_bucket(width: int, height: int, resolution: tuple[int, int], step: int) -> tuple[int, int]:
-    """Bucket without enlarging: shrink only above the target area, then floor both sides to the step."""
+    """Bucket without enlarging: shrink only above the target area, then floor both sides to the step.
+
+    To shrink, one side is rounded to the step and the other follows; of both ways the smaller log aspect error wins.
+    """
     area = resolution[0] * resolution[1]
-    scale = min(1.0, math.sqrt(area / (width * height)))
-    return (max(step, int(width * scale) // step * step), max(step, int(height * scale) // step * step))
+    if width * height <= area:
+        return (max(step, width // step * step), max(step, height // step * step))
+    aspect = width / height
+    by_width = _rounded(math.sqrt(area * aspect), step)
+    by_height = _rounded(math.sqrt(area / aspect), step)
+    if _log_error(by_width, _rounded(by_width / aspect, step), aspect) < _log_error(
+        _rounded(by_height * aspect, step), by_height, aspect
+    ):
+        wide, high = float(by_width), by_width / aspect
+    else:
+        wide, high = by_height * aspect, float(by_height)
+    return (max(step, int(wide + 0.5) // step * step), max(step, int(high + 0.5) // step * step))
 
 
-def assign_buckets(
-    examples: list[Example],
-    *,
-    resolution: tuple[int, int],
-    enable_bucket: bool,
-    bucket_no_upscale: bool,
-    smallest: int,
-    largest: int,
-    step: int,
-    multiple: int,
-) -> list[tuple[int, int]]:
+def _rounded(length: float, step: int) -> int:
+    """A length in whole steps, at least one."""
+    return max(step, int(length + 0.5) // step * step)
+
+
+def _log_error(width: float, height: float, aspect: float) -> float:
+    return abs(math.log(width / height) - math.log(aspect))
+
+
+def training_size(example: Example) -> tuple[int, int]:
+    """The training size (width, height) of a picture under its own rules."""
+    rules = example.subset.buckets
+    resolution = parse_resolution(rules.resolution)
+    if not rules.enable_bucket:
+        return resolution
+    if rules.bucket_no_upscale:
+        return shrunk_bucket(example.width, example.height, resolution, rules.bucket_reso_steps)
+    sizes = bucket_sizes(resolution, rules.min_bucket_reso, rules.max_bucket_reso, rules.bucket_reso_steps)
+    return nearest_bucket(example.width, example.height, sizes)
+
+
+def assign_buckets(examples: Sequence[Example], multiple: int) -> list[tuple[int, int]]:
     """The training size (width, height) of each picture.
 
     Args:
-        multiple: the model's own step in pixels; resolution and buckets must keep to it.
+        multiple: the model's own step in pixels; resolutions and buckets must keep to it.
+
+    Raises:
+        InputError: sizes that the model cannot take, of all datasets at once.
     """
-    if not enable_bucket:
+    faults = Faults()
+    for rules in dict.fromkeys(example.subset.buckets for example in examples):
+        with faults.gathered():
+            _check_rules(rules, multiple)
+    faults.raise_if_any()
+    known: dict[tuple[BucketRules, int, int], tuple[int, int]] = {}
+    for example in examples:
+        key = (example.subset.buckets, example.width, example.height)
+        if key not in known:
+            known[key] = training_size(example)
+    return [known[example.subset.buckets, example.width, example.height] for example in examples]
+
+
+def _check_rules(rules: BucketRules, multiple: int) -> None:
+    resolution = parse_resolution(rules.resolution)
+    if not rules.enable_bucket:
         check_multiple("resolution", resolution[0], multiple)
         check_multiple("resolution", resolution[1], multiple)
-        return [resolution] * len(examples)
+        return
+    step = rules.bucket_reso_steps
     check_multiple("bucket_reso_steps", step, multiple)
-    if bucket_no_upscale:
-        return [shrunk_bucket(example.width, example.height, resolution, step) for example in examples]
-    sizes = bucket_sizes(resolution, smallest, largest, step)
-    if not sizes or min(min(size) for size in sizes) <= 0:
-        raise InputError(f"no bucket fits resolution {resolution} with sides {smallest}..{largest} in steps of {step}")
-    return [nearest_bucket(example.width, example.height, sizes) for example in examples]
+    if rules.bucket_no_upscale:
+        return
+    sizes = bucket_sizes(resolution, rules.min_bucket_reso, rules.max_bucket_reso, step)
+    if min(min(size) for size in sizes) <= 0:
+        raise InputError(
+            f"no bucket fits resolution {resolution} with sides {rules.min_bucket_reso}..{rules.max_bucket_reso} "
+            f"in steps of {step}"
+        )
+    for name, side in (("min_bucket_reso", rules.min_bucket_reso), ("max_bucket_reso", rules.max_bucket_reso)):
+        check_multiple(name, side, multiple)
+
+
+def report_buckets(examples: Sequence[Example], sizes: Sequence[tuple[int, int]], uses: Sequence[int]) -> None:
+    """Say how many pictures are enlarged or lose much to the crop, and which buckets never fill a batch.
+
+    Args:
+        uses: of each picture in an epoch; 0 for what is not trained on.
+    """
+    enlarged = sum(
+        size[0] > example.width or size[1] > example.height for example, size in zip(examples, sizes, strict=True)
+    )
+    cropped = sum(cropped_share(example, size) > HEAVY_CROP for example, size in zip(examples, sizes, strict=True))
+    if enlarged:
+        logger.info("%d of %d images are smaller than their training size and are enlarged", enlarged, len(examples))
+    if cropped:
+        logger.info("%d of %d images lose more than %.0f %% to the crop", cropped, len(examples), 100 * HEAVY_CROP)
+    counts: Counter[tuple[int, int, tuple[int, int]]] = Counter()
+    for example, size, times in zip(examples, sizes, uses, strict=True):
+        counts[example.subset.dataset, example.subset.batch_size, size] += times
+    thin = [f"{size[0]}x{size[1]} ({count})" for (_, most, size), count in sorted(counts.items()) if 0 < count < most]
+    if thin:
+        logger.warning(
+            "%d buckets hold fewer images an epoch than a batch takes, so their batches stay short: %s",
+            len(thin),
+            ", ".join(thin[:10]) + (" ..." if len(thin) > 10 else ""),
+        )
+
+
+def cropped_share(example: Example, size: tuple[int, int]) -> float:
+    """Share of a picture's area that is cut away when it is scaled to cover its training size."""
+    scale = max(size[0] / example.width, size[1] / example.height)
+    return 1 - size[0] * size[1] / (example.width * scale * example.height * scale)

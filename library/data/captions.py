@@ -1,15 +1,143 @@
-"""What a caption becomes each time it is used."""
+"""What a caption becomes each time it is used, step by step in kohya's order."""
+
+import math
+import re
+from dataclasses import dataclass
 
 import torch
 
+from library.data.subsets import CaptionRules
 
-def training_caption(
-    caption: str, *, shuffle: bool, keep_tokens: int, separator: str, generator: torch.Generator
-) -> str:
-    """Shuffle the parts of a caption behind the first ``keep_tokens``; joined with a comma and a space as in kohya."""
-    if not shuffle:
+WILDCARD = re.compile(r"\{([^{}]+)\}")
+OPEN, CLOSE = "\ue000", "\ue001"  # private characters that stand for {{ and }} while wildcards are read
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a caption is used."""
+
+    step: int  # optimizer step, counted from 0
+    epoch: int  # counted from 1
+    total_steps: int  # of the run
+
+
+def training_caption(caption: str, rules: CaptionRules, moment: Moment, generator: torch.Generator) -> str:
+    """One use of a caption: prefix and suffix, dropout, wildcards, parts, warm-up, shuffle, tag dropout, join.
+
+    Args:
+        caption: as written; several lines where ``enable_wildcard`` reads them all.
+        generator: drawn from in this fixed order, and only for rules that are on.
+    """
+    if is_dropped(rules, moment.epoch, generator):
+        return ""
+    chosen = choose_wildcards(affixed(caption, rules), rules, generator)
+    if not has_flexible_parts(rules):
+        return rejoined(chosen, rules)
+    head, flexible, tail = caption_parts(chosen, rules)
+    flexible = flexible[: warmed_up_parts(len(flexible), rules, moment)]
+    if rules.shuffle_caption:
+        flexible = [flexible[index] for index in torch.randperm(len(flexible), generator=generator).tolist()]
+    flexible = kept_tags(flexible, rules.caption_tag_dropout_rate, generator)
+    return with_secondary_separator(", ".join(head + flexible + tail), rules)
+
+
+def plain_caption(caption: str, rules: CaptionRules) -> str:
+    """The whole caption with prefix and suffix: nothing dropped or shuffled, the first line, the first alternatives."""
+    return rejoined(choose_wildcards(affixed(caption, rules), rules, None), rules)
+
+
+def is_static(caption: str, rules: CaptionRules) -> bool:
+    """Whether every use of the caption gives the same text."""
+    drops = rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
+    chooses = rules.enable_wildcard and ("\n" in caption or WILDCARD.search(affixed(caption, rules)) is not None)
+    return not (drops or chooses or has_flexible_parts(rules))
+
+
+def affixed(caption: str, rules: CaptionRules) -> str:
+    """The caption with prefix and suffix on every line, since each line is a caption of its own."""
+    lines = caption.split("\n") if rules.enable_wildcard else caption.split("\n")[:1]
+    ends = (rules.caption_prefix, rules.caption_suffix)
+    return "\n".join(" ".join(part for part in (ends[0], line, ends[1]) if part) for line in lines)
+
+
+def is_dropped(rules: CaptionRules, epoch: int, generator: torch.Generator) -> bool:
+    """Whether this use goes without a caption: by chance, or because it is an n-th epoch."""
+    by_chance = rules.caption_dropout_rate > 0 and _coin(generator) < rules.caption_dropout_rate
+    every = rules.caption_dropout_every_n_epochs
+    return by_chance or (every > 0 and epoch % every == 0)
+
+
+def choose_wildcards(caption: str, rules: CaptionRules, generator: torch.Generator | None) -> str:
+    """One line of several and one of ``{a|b}``, innermost braces first; ``{{`` and ``}}`` are plain braces.
+
+    Args:
+        generator: None takes the first of everything.
+    """
+    if not rules.enable_wildcard:
         return caption
-    parts = [part.strip() for part in caption.split(separator)]
-    fixed, moving = parts[:keep_tokens], parts[keep_tokens:]
-    order = torch.randperm(len(moving), generator=generator).tolist()
-    return ", ".join(fixed + [moving[index] for index in order])
+    lines = caption.split("\n")
+    text = lines[_choice(len(lines), generator)].replace("{{", OPEN).replace("}}", CLOSE)
+    while match := WILDCARD.search(text):
+        options = match[1].split("|")
+        text = text[: match.start()] + options[_choice(len(options), generator)] + text[match.end() :]
+    return text.replace(OPEN, "{").replace(CLOSE, "}")
+
+
+def has_flexible_parts(rules: CaptionRules) -> bool:
+    """Whether anything is done to the parts of a caption."""
+    return rules.shuffle_caption or rules.caption_tag_dropout_rate > 0 or rules.token_warmup_step > 0
+
+
+def caption_parts(caption: str, rules: CaptionRules) -> tuple[list[str], list[str], list[str]]:
+    """Fixed head, flexible parts and fixed tail: cut by keep_tokens_separator, else behind keep_tokens."""
+    cut = rules.keep_tokens_separator
+    if cut and cut in caption:
+        head, flexible, *tail = (_split(piece, rules) for piece in caption.split(cut, 2))
+        return head, flexible, tail[0] if tail else []
+    parts = _split(caption, rules)
+    return parts[: rules.keep_tokens], parts[rules.keep_tokens :], []
+
+
+def warmed_up_parts(count: int, rules: CaptionRules, moment: Moment) -> int:
+    """How many of ``count`` flexible parts are used: from token_warmup_min up to all, in even steps of the warm-up."""
+    length = rules.token_warmup_step
+    warmup = math.floor(length * moment.total_steps) if length < 1 else length
+    if moment.step >= warmup:
+        return count
+    least = min(rules.token_warmup_min, count)
+    return least + math.floor(moment.step * (count - least) / warmup)
+
+
+def kept_tags(parts: list[str], rate: float, generator: torch.Generator) -> list[str]:
+    """The parts that an independent coin for each leaves in."""
+    if rate <= 0:
+        return parts
+    coins = torch.rand(len(parts), generator=generator).tolist()
+    return [part for part, coin in zip(parts, coins, strict=True) if coin >= rate]
+
+
+def rejoined(caption: str, rules: CaptionRules) -> str:
+    """A caption whose parts stay as they are; the marks that cut it are taken out."""
+    if rules.keep_tokens_separator and rules.keep_tokens_separator in caption:
+        head, flexible, tail = caption_parts(caption, rules)
+        caption = ", ".join(head + flexible + tail)
+    return with_secondary_separator(caption, rules)
+
+
+def with_secondary_separator(caption: str, rules: CaptionRules) -> str:
+    """The secondary separator turned into the caption separator: what it held together was moved as one part."""
+    if not rules.secondary_separator:
+        return caption
+    return caption.replace(rules.secondary_separator, rules.caption_separator)
+
+
+def _split(text: str, rules: CaptionRules) -> list[str]:
+    return [part.strip() for part in text.split(rules.caption_separator) if part.strip()]
+
+
+def _coin(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _choice(count: int, generator: torch.Generator | None) -> int:
+    return 0 if generator is None or count == 1 else int(torch.randint(count, (), generator=generator))

@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from library.data.subsets import Subset
+
 
 @dataclass(frozen=True)
 class Example:
     """A picture as the split sees it. ``pixels`` is its identity; the path only says where it lay."""
 
     path: Path
-    caption: str
+    caption: str  # as written, without prefix and suffix; several lines where wildcards are on
     repeats: int
     group: str  # pictures of one group stay on one side
     width: int  # pixels
     height: int  # pixels
     pixels: str  # SHA-256 (hex) of the decoded RGB pixels and their size
     brightness_signs: int  # 64-bit difference hash, for near duplicates
+    subset: Subset  # the rules that it is used under
+    mask: Path | None  # picture whose red channel weighs the loss; None: no mask, or the picture's own alpha
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -30,6 +34,14 @@ def open_picture(path: Path) -> Image.Image:
     """
     with Image.open(path) as file:
         return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def alpha_channel(path: Path) -> Image.Image | None:
+    """The alpha channel of a picture (mode L), turned as its EXIF orientation says; None where it has none."""
+    with Image.open(path) as file:
+        if not file.has_transparency_data:
+            return None
+        return ImageOps.exif_transpose(file).convert("RGBA").getchannel("A")
 
 
 def pixel_hash(picture: Image.Image) -> str:

@@ -1,20 +1,13 @@
-"""Reading kohya folders (<repeats>_<class>) and flat folders of captioned pictures."""
+"""Kohya folders (<repeats>_<class>), flat folders, and the caption files beside their pictures."""
 
-import json
-import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from library.check import Faults, InputError, shortened
-from library.data.examples import Example, difference_hash, open_picture, pixel_hash
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,35 +19,12 @@ class PictureFolder:
     class_words: str
 
 
-def read_folder(
-    folder: str,
-    *,
-    flat: bool,
-    caption_extension: str | None,
-    strict_captions: bool,
-    group_by: str | None,
-    option_name: str = "train_data_dir",
-) -> list[Example]:
-    """Read every picture below a kohya parent folder (or in a flat one) with its caption and group.
-
-    Raises:
-        InputError: no pictures, the wrong level given, corrupt pictures, missing or empty captions: all at once.
-    """
-    faults = Faults()
-    group_of = group_rule(Path(folder), group_by)
-    examples: list[Example] = []
-    for part in picture_folders(Path(folder), flat, option_name):
-        examples += _read_part(part, caption_extension, strict_captions, group_of, faults)
-    faults.raise_if_any()
-    return examples
-
-
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files directly in a folder, by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def picture_folders(folder: Path, flat: bool, option_name: str = "train_data_dir") -> list[PictureFolder]:
+def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
     """The folders to read, or an error that says which folder the person probably meant."""
     if not folder.is_dir():
         raise InputError(f"{option_name} '{folder}' is not a folder")
@@ -105,110 +75,35 @@ def _named_folder(path: Path) -> PictureFolder:
     return PictureFolder(path, int(match[1]), match[2].strip())
 
 
-def _read_part(
-    part: PictureFolder,
-    caption_extension: str | None,
-    strict_captions: bool,
-    group_of: Callable[[Path], str | None],
-    faults: Faults,
-) -> list[Example]:
-    """Decode the pictures of one folder; faults are collected, not raised."""
-    examples: list[Example] = []
-    without_caption: list[str] = []
-    files = pictures_in(part.path)
-    for path in tqdm(files, desc="reading pictures", unit="image", leave=False, disable=len(files) < 200):
-        caption = _caption_of(path, caption_extension, faults)
-        if caption is None:
-            without_caption.append(path.name)
-        try:
-            picture = open_picture(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            faults.add(f"'{path}' cannot be decoded ({type(error).__name__}); replace or remove it")
-            continue
-        identity = pixel_hash(picture)
-        examples.append(
-            Example(
-                path=path,
-                caption=part.class_words if caption is None else caption,
-                repeats=part.repeats,
-                group=group_of(path) or identity,
-                width=picture.width,
-                height=picture.height,
-                pixels=identity,
-                brightness_signs=difference_hash(picture),
-            )
-        )
-    _report_captions(part, len(files), without_caption, strict_captions, faults)
-    return examples
-
-
-def _caption_of(path: Path, caption_extension: str | None, faults: Faults) -> str | None:
-    """First line of the caption file, None without a file; an empty or unreadable file is a fault."""
+def caption_file(path: Path, caption_extension: str | None) -> Path | None:
+    """The caption file beside a picture: of the ending given, else .txt, else .caption."""
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
         file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
         if file.is_file():
-            try:
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError:
-                faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
-                return ""
-            caption = lines[0].strip() if lines else ""
-            if not caption:
-                faults.add(f"caption file '{file}' is empty; write a caption or remove the file")
-            return caption
+            return file
     return None
 
 
-def _report_captions(part: PictureFolder, count: int, missing: list[str], strict: bool, faults: Faults) -> None:
-    """Say how many captions a folder has; missing ones are a fault where nothing may stand in."""
-    logger.info(
-        "%s: %d images, %d captions, %d without, %d repeats",
-        part.path.name,
-        count,
-        count - len(missing),
-        len(missing),
-        part.repeats,
-    )
-    if not missing:
-        return
-    names = shortened(missing)
-    if strict or not part.class_words:
-        faults.add(
-            f"'{part.path}': {len(missing)} images have no caption file (.txt or .caption, or set "
-            f"caption_extension): {names}"
-        )
-    else:
-        level = logging.WARNING if len(missing) > 0.05 * count else logging.INFO
-        logger.log(
-            level,
-            "%d images of '%s' have no caption file; the folder's class words stand in: %s",
-            len(missing),
-            part.path.name,
-            names,
-        )
+def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
+    """The caption that a file holds; an empty or unreadable file is a fault and gives ''.
 
-
-def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | None]:
-    """How the group of a picture is found; None means a group of its own.
-
-    Raises:
-        InputError: when the named JSON file is missing or no object of texts.
+    Args:
+        every_line: keep all lines that say something (wildcards draw one of them); else the first line alone.
     """
-    beside = folder / "groups.json"
-    if group_by == "none" or (group_by is None and not beside.is_file()):
-        return lambda path: None
-    if group_by == "folder":
-        return lambda path: path.parent.name
-    if group_by == "name":
-        return lambda path: re.split(r"[_-]", path.stem)[0]
-    file = beside if group_by is None else Path(group_by)
-    if not file.is_file():
-        raise InputError(f"group_by must be 'folder', 'name', 'none' or a JSON file {{stem: group}}, got '{group_by}'")
     try:
-        groups = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"group_by '{file}' is no JSON: {error}") from error
-    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
-        raise InputError(f"group_by '{file}' must be one JSON object of texts, {{stem: group}}")
-    logger.info("groups of pictures from '%s'", file.name)
-    return lambda path: groups.get(path.stem)
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
+        return ""
+    caption = caption_lines(text, every_line)
+    if not caption:
+        faults.add(f"caption file '{file}' is empty; write a caption or remove the file")
+    return caption
+
+
+def caption_lines(text: str, every_line: bool) -> str:
+    """The first line of a text, or all its lines that say something."""
+    lines = [line.strip() for line in text.splitlines()]
+    if every_line:
+        return "\n".join(line for line in lines if line)
+    return lines[0] if lines else ""

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from library.check import InputError
-from library.data.examples import Example, open_picture
+from library.data.examples import Example
+from library.data.looks import plain_pixels
 from library.tensor_files import private_folder, read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 logger = logging.getLogger(__name__)
 
 # [B, 3, H, W] pixels in -1 .. 1 -> posterior mean and standard deviation, each [B, C, h, w], unscaled
@@ -32,16 +31,18 @@ class Moments:
     std: Tensor
 
 
-def fitted_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Scale a picture to cover (width, height), crop the surplus in the centre: [3, H, W] in -1 .. 1."""
-    width, height = size
-    scale = max(width / picture.width, height / picture.height)
-    covered = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.LANCZOS
-    resized = picture if covered == picture.size else picture.resize(covered, method)
-    left, top = (covered[0] - width) // 2, (covered[1] - height) // 2
-    pixels = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
+@dataclass(frozen=True)
+class View:
+    """One picture at one training size, in the centre crop, as it is or mirrored."""
+
+    example: Example
+    size: tuple[int, int]  # (width, height) in pixels, multiples of the VAE's factor
+    mirrored: bool
+
+    def pixels(self) -> Tensor:
+        """[3, H, W] in -1 .. 1."""
+        pixels = plain_pixels(self.example, self.size)
+        return pixels.flip(-1) if self.mirrored else pixels
 
 
 def encoded_moments(
@@ -53,32 +54,41 @@ def encoded_moments(
     batch_size: int,
     cache_dir: Path | None,
 ) -> list[Moments]:
-    """Moments of every picture, from the disk cache where the fingerprint fits, else from the VAE.
+    """Moments of every picture as it is, from the disk cache where it has them."""
+    views = [View(example, size, False) for example, size in zip(examples, sizes, strict=True)]
+    return encoded_views(
+        views, encode, vae_fingerprint=vae_fingerprint, batch_size=batch_size, cache_dir=cache_dir, rebuild=False
+    )
+
+
+def encoded_views(
+    views: Sequence[View],
+    encode: Encode,
+    *,
+    vae_fingerprint: str,
+    batch_size: int,
+    cache_dir: Path | None,
+    rebuild: bool,
+) -> list[Moments]:
+    """Moments of every view, from the disk cache where the fingerprint fits, else from the VAE.
 
     Args:
-        sizes: training size (width, height) of each picture, multiples of the VAE's factor.
         vae_fingerprint: hash of the VAE's weights and dtype.
         cache_dir: None keeps latents in memory only.
+        rebuild: encode anew whatever the cache has.
 
     Raises:
         InputError: a picture whose latents are not finite even in a second pass.
     """
     folder = None if cache_dir is None else private_folder(private_folder(cache_dir) / "latents")
-    pairs = zip(examples, sizes, strict=True)
-    keys = [_cache_key(example, size, vae_fingerprint) if folder else "" for example, size in pairs]
-    found: list[Moments | None] = [_read_cache(folder, key) for key in keys]
+    hashes: dict[Path, str] = {}
+    keys = [_cache_key(view, vae_fingerprint, hashes) if folder else "" for view in views]
+    found: list[Moments | None] = [None if rebuild else _read_cache(folder, key) for key in keys]
     open_rows = [row for row, moments in enumerate(found) if moments is None]
     progress = tqdm(total=len(open_rows), desc="encoding latents", unit="image", leave=False)
-    for rows in _batches_of_one_size(open_rows, sizes, batch_size):
-        pixels = torch.stack([fitted_pixels(open_picture(examples[row].path), sizes[row]) for row in rows])
-        mean, std = encode(pixels)
-        for place, row in enumerate(rows):
-            moments = Moments(mean[place].half().cpu(), std[place].half().cpu())
-            if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.std).all()):
-                raise InputError(
-                    f"the VAE gives NaN or Inf for '{examples[row].path}'; use --no_half_vae or "
-                    "mixed_precision bf16, or look at the picture"
-                )
+    for rows in _batches_of_one_size(open_rows, views, batch_size):
+        moments_of = encoded_pixels([views[row].pixels() for row in rows], [views[row].example for row in rows], encode)
+        for row, moments in zip(rows, moments_of, strict=True):
             found[row] = moments
             if folder is not None:
                 write_tensors(folder / f"{keys[row]}.safetensors", vars(moments), {}, private=True)
@@ -87,18 +97,47 @@ def encoded_moments(
     return [moments for moments in found if moments is not None]
 
 
-def _batches_of_one_size(rows: list[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+def encoded_pixels(pixels: Sequence[Tensor], examples: Sequence[Example], encode: Encode) -> list[Moments]:
+    """Moments of pictures of one size, encoded together.
+
+    Args:
+        pixels: [3, H, W] each.
+        examples: whose they are, for messages.
+
+    Raises:
+        InputError: latents that are not finite, with the file's name.
+    """
+    mean, std = encode(torch.stack(list(pixels)))
+    moments = [Moments(mean[place].half().cpu(), std[place].half().cpu()) for place in range(len(examples))]
+    for example, one in zip(examples, moments, strict=True):
+        if not (torch.isfinite(one.mean).all() and torch.isfinite(one.std).all()):
+            raise InputError(
+                f"the VAE gives NaN or Inf for '{example.path}'; use --no_half_vae or "
+                "mixed_precision bf16, or look at the picture"
+            )
+    return moments
+
+
+def _batches_of_one_size(rows: list[int], views: Sequence[View], batch_size: int) -> list[list[int]]:
     """Rows in batches that share one training size."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for row in rows:
-        by_size.setdefault(sizes[row], []).append(row)
+        by_size.setdefault(views[row].size, []).append(row)
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 
-def _cache_key(example: Example, size: tuple[int, int], vae_fingerprint: str) -> str:
-    """SHA-256 over everything that shapes the latents: file bytes, VAE, training size, format."""
-    image = hashlib.sha256(example.path.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps([FORMAT, image, vae_fingerprint, size]).encode()).hexdigest()
+def _cache_key(view: View, vae_fingerprint: str, hashes: dict[Path, str]) -> str:
+    """SHA-256 over everything that shapes the latents: file bytes, VAE, size, crop, scaling, mirror, format.
+
+    Args:
+        hashes: of files that were read before, filled on the way.
+    """
+    path = view.example.path
+    if path not in hashes:
+        hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+    looks = view.example.subset.looks
+    parts = [FORMAT, hashes[path], vae_fingerprint, view.size, "centre", looks.resize_interpolation, view.mirrored]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _read_cache(folder: Path | None, key: str) -> Moments | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from library.check import Faults, InputError, shortened
+from library.data.captions import plain_caption
 from library.data.examples import Example
 from library.seeding import permutation, stream
 from library.tensor_files import write_whole
@@ -60,8 +61,8 @@ class Split:
         return sides_hash((example.pixels, side) for side in SIDES for example in self.sides[side])
 
     def sizes(self) -> dict[str, int]:
-        """Images per side."""
-        return {side: len(self.sides[side]) for side in SIDES}
+        """Different pictures per side: one that two datasets use counts once."""
+        return {side: len({example.pixels for example in self.sides[side]}) for side in SIDES}
 
 
 def sides_hash(entries: Iterable[tuple[str, str]]) -> str:
@@ -87,8 +88,9 @@ def draw_split(
             audit, arXiv 2305.08846); "fixed" meets the shares as closely as whole groups allow.
 
     Raises:
-        InputError: when a side stays empty.
+        InputError: when a side stays empty; a picture that was given two groups.
     """
+    _check_groups(candidates + outsiders)
     if outsiders:
         members, non_members = candidates, outsiders
         inclusion_used = "folders"
@@ -99,6 +101,20 @@ def draw_split(
     non_members_aux, non_members_test = _parted(non_members, aux_share, inclusion, seed, "non-members-aux")
     sides = dict(zip(SIDES, (members_aux, members_test, non_members_aux, non_members_test), strict=True))
     return checked(Split(sides, seed, inclusion_used))
+
+
+def _check_groups(examples: list[Example]) -> None:
+    """Raises: InputError where copies of one picture have different groups: they must land on one side."""
+    faults = Faults()
+    first: dict[str, Example] = {}
+    for example in examples:
+        other = first.setdefault(example.pixels, example)
+        if other.group != example.group:
+            faults.add(
+                f"the same picture has two groups: '{other.path}' and '{example.path}'; give both one group with "
+                "--group_by, or remove one"
+            )
+    faults.raise_if_any()
 
 
 def _parted(
@@ -170,13 +186,18 @@ def write_split(split: Split, path: Path) -> None:
             "side": side,
             "group": example.group,
             "repeats": example.repeats,
-            "caption_sha256": hashlib.sha256(example.caption.encode()).hexdigest(),
+            "caption_sha256": _caption_hash(example),
         }
         for side in SIDES
         for example in split.sides[side]
     ]
     content = {"format": 1, "seed": split.seed, "inclusion": split.inclusion, "images": images}
     write_whole(path, json.dumps(content, indent=1) + "\n", private=True)
+
+
+def _caption_hash(example: Example) -> str:
+    """SHA-256 (hex) of the whole caption, prefix and suffix included, as an audit reads it."""
+    return hashlib.sha256(plain_caption(example.caption, example.subset.captions).encode()).hexdigest()
 
 
 def reuse_split(path: str | Path, examples: list[Example]) -> Split:

@@ -18,7 +18,9 @@ class Denoiser:
         self.latent_scale = latent_scale  # 0.18215 for SD 1.x
         self.clip_skip = clip_skip
 
-    def error_map(self, latents: Tensor, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def error_map(
+        self, latents: Tensor, tokens: Tensor, generator: torch.Generator, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Squared error [B, C, h, w] fp32 at one random timestep and noise per image, and the timesteps [B].
 
         arXiv 2402.11989 eq. 1.
@@ -27,18 +29,21 @@ class Denoiser:
             latents: [B, C, h, w] unscaled latents.
             tokens: [B, pieces, 77].
             generator: CPU generator; draws the timesteps, then the noise.
+            token_weights: [B, pieces, 77] of the text states; None where all are 1.
         """
         timesteps = torch.randint(0, self.timestep_count(), (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        return self.error_map_at(latents, tokens, timesteps, noise), timesteps
+        return self.error_map_at(latents, tokens, timesteps, noise, token_weights), timesteps
 
-    def error_map_at(self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def error_map_at(
+        self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor, token_weights: Tensor | None = None
+    ) -> Tensor:
         """The same at given timesteps [B] and noise [B, C, h, w]; the target is the model's own (noise or velocity)."""
         device = self.unet.device
         scaled = (latents * self.latent_scale).to(device)
         timesteps, noise = timesteps.to(device), noise.to(device)
         noisy = self.scheduler.add_noise(scaled, noise, timesteps)
-        context = encode_text(self.text_encoder, tokens.to(device), self.clip_skip)
+        context = encode_text(self.text_encoder, tokens.to(device), self.clip_skip, token_weights)
         prediction = self.unet(noisy.to(self.unet.dtype), timesteps, context.to(self.unet.dtype)).sample
         if self.scheduler.config.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(scaled, noise, timesteps)

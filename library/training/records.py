@@ -26,7 +26,7 @@ class Recorder:
         *,
         total: int,
         done: int,
-        images_per_step: int,
+        images_per_step: float,
         active: bool,
     ) -> None:
         """

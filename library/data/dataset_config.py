@@ -1,0 +1,257 @@
+"""kohya's dataset_config ([general], [[datasets]], [[datasets.subsets]]), strictly read from TOML or JSON."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from library.check import Faults, InputError, did_you_mean
+from library.data.buckets import parse_resolution
+
+logger = logging.getLogger(__name__)
+
+# Kinds of values; the word stands in messages
+TRUTH, WHOLE, NUMBER, TEXT, FOLDER, FILE = (
+    "true or false", "a whole number", "a number", "a text", "a folder", "a file",
+)  # fmt: skip
+SIZE, RANGE = "a whole number or [width, height]", "[least, most] or 'least,most'"
+
+DATASET_KEYS = {
+    "batch_size": WHOLE, "resolution": SIZE, "enable_bucket": TRUTH, "min_bucket_reso": WHOLE,
+    "max_bucket_reso": WHOLE, "bucket_reso_steps": WHOLE, "bucket_no_upscale": TRUTH,
+}  # fmt: skip
+ANYWHERE = {
+    "num_repeats": WHOLE, "shuffle_caption": TRUTH, "keep_tokens": WHOLE, "keep_tokens_separator": TEXT,
+    "secondary_separator": TEXT, "caption_separator": TEXT, "enable_wildcard": TRUTH, "caption_prefix": TEXT,
+    "caption_suffix": TEXT, "caption_dropout_rate": NUMBER, "caption_dropout_every_n_epochs": WHOLE,
+    "caption_tag_dropout_rate": NUMBER, "token_warmup_min": WHOLE, "token_warmup_step": NUMBER, "color_aug": TRUTH,
+    "flip_aug": TRUTH, "face_crop_aug_range": RANGE, "random_crop": TRUTH, "resize_interpolation": TEXT,
+    "caption_extension": TEXT, "class_tokens": TEXT, "alpha_mask": TRUTH,
+}  # fmt: skip
+SUBSET_KEYS = {"image_dir": FOLDER, "is_reg": TRUTH, "metadata_file": FILE, "conditioning_data_dir": FOLDER}
+LEAST = {
+    "batch_size": 1, "min_bucket_reso": 8, "max_bucket_reso": 8, "bucket_reso_steps": 8, "num_repeats": 1,
+    "keep_tokens": 0, "caption_dropout_rate": 0, "caption_dropout_every_n_epochs": 0, "caption_tag_dropout_rate": 0,
+    "token_warmup_min": 1, "token_warmup_step": 0,
+}  # fmt: skip
+MOST = {"caption_dropout_rate": 1, "caption_tag_dropout_rate": 1}
+METHODS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+
+_VALIDATION = (
+    "the four-sided split already holds images out (nonmember_share, --split_file); aux_loss_every_n_epochs and "
+    "aux_loss_every_n_steps say how often its aux sides are looked at"
+)
+# Not taken, unless the value asks for nothing
+REFUSED = {
+    "validation_split": _VALIDATION,
+    "validation_seed": _VALIDATION,
+    "network_multiplier": "every dataset trains the LoRA at full strength; leave it out or set 1.0",
+    "custom_attributes": "its targets (diff_output_preservation) are not trained; use regularisation images (is_reg)",
+}
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "network_multiplier": (1, 1.0),
+    "validation_split": (0, 0.0),
+    "custom_attributes": ({},),
+}
+IDLE = {"cache_info": "sizes are read with the pictures' pixels, which the split needs anyway"}
+COMMAND_LINE = ("max_token_length", "prior_loss_weight", "masked_loss", "weighted_captions", "seed")
+
+
+@dataclass(frozen=True)
+class SubsetEntry:
+    """One subset with every value that holds for it."""
+
+    where: str  # e.g. "datasets[0].subsets[1]"
+    dataset: int
+    values: dict[str, Any]
+
+
+def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetEntry]:
+    """Every subset; a value is looked up in subset, dataset, general, and then in ``fallback`` (the command line).
+
+    Raises:
+        InputError: unknown, misplaced, refused or mistyped keys and paths that do not exist, all at once.
+    """
+    content = _parsed(file)
+    faults = Faults()
+    for name in content:
+        if name not in ("general", "datasets"):
+            faults.add(f"unknown table '{name}'; dataset_config has [general], [[datasets]] and [[datasets.subsets]]")
+    shared = {**DATASET_KEYS, **ANYWHERE}
+    general = _read_table(content.get("general", {}), "general", shared, file, faults)
+    datasets = content.get("datasets", [])
+    if not isinstance(datasets, list) or not datasets:
+        faults.add("no [[datasets]]; give at least one, with [[datasets.subsets]]")
+        datasets = []
+    entries: list[SubsetEntry] = []
+    for index, dataset in enumerate(datasets):
+        here = f"datasets[{index}]"
+        table = dict(dataset) if isinstance(dataset, dict) else {}
+        subsets = table.pop("subsets", [])
+        outer = {**fallback, **general, **_read_table(table, here, shared, file, faults)}
+        own = []
+        for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
+            spot = f"{here}.subsets[{place}]"
+            own.append(
+                SubsetEntry(spot, index, {**outer, **_read_table(subset, spot, ANYWHERE | SUBSET_KEYS, file, faults)})
+            )
+        if not own:
+            faults.add(f"{here}: no [[datasets.subsets]]; give at least one, with image_dir or metadata_file")
+        entries += _checked_subsets(own, here, faults)
+    if faults.messages:
+        raise InputError("\n".join(f"dataset_config '{file}': {message}" for message in faults.messages))
+    return entries
+
+
+def main_resolution(dataset_config: str | None, resolution: str) -> tuple[int, int]:
+    """(width, height) in pixels of the run: of the first dataset where a dataset_config says it.
+
+    A faulty file leaves the option's own value; ``read_dataset_config`` is what reports it.
+    """
+    try:
+        content = _parsed(Path(dataset_config)) if dataset_config else {}
+        tables = [content["datasets"][0], content.get("general", {})]
+        return parse_resolution(next(size for table in tables if (size := _size(table.get("resolution")))))
+    except (InputError, LookupError, TypeError, AttributeError, StopIteration):
+        return parse_resolution(resolution)
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    """The tables of the file."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if file.suffix.lower() == ".json" else toml.loads(text)
+    except OSError as error:
+        raise InputError(f"dataset_config '{file}' cannot be read ({type(error).__name__})") from error
+    except (ValueError, IndexError, TypeError) as error:  # of both parsers
+        kind = "JSON" if file.suffix.lower() == ".json" else "TOML"
+        raise InputError(f"dataset_config '{file}' is no valid {kind}: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"dataset_config '{file}' must hold one object with 'datasets'")
+    return content
+
+
+def _read_table(table: Any, where: str, known: Mapping[str, str], file: Path, faults: Faults) -> dict[str, Any]:
+    """The values of one table in their types; whatever is wrong is a fault."""
+    if not isinstance(table, dict):
+        faults.add(f"{where} must be a table, got {table!r}")
+        return {}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name in REFUSED:
+            if value is not None and value not in NOTHING.get(name, ()):
+                faults.add(f"{where}: '{name}' is not taken: {REFUSED[name]}")
+        elif name in IDLE:
+            logger.info("%s: '%s' changes nothing here: %s", where, name, IDLE[name])
+        elif name in known:
+            read = _typed(name, value, known[name], where, file, faults)
+            if read is not None:
+                values[name] = read
+        elif name in DATASET_KEYS:
+            faults.add(f"{where}: '{name}' belongs to [[datasets]] or [general], not to a subset")
+        elif name in SUBSET_KEYS:
+            faults.add(f"{where}: '{name}' belongs to [[datasets.subsets]]")
+        elif name in COMMAND_LINE:
+            faults.add(f"{where}: '{name}' holds for the whole run; give it in config_file or as --{name}")
+        else:
+            faults.add(f"{where}: unknown '{name}'{did_you_mean(name, [*known, *REFUSED])}")
+    return values
+
+
+def _typed(name: str, value: Any, kind: str, where: str, file: Path, faults: Faults) -> Any:
+    """The value in its type, or None after a fault."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == TRUTH and isinstance(value, bool):
+        return value
+    if (kind == WHOLE and isinstance(value, int) and number) or (kind == NUMBER and number):
+        return _bounded(name, value, where, faults)
+    if kind == SIZE and (size := _size(value)):
+        return size
+    if kind == RANGE and (span := _span(value)):
+        return span
+    if kind in (FOLDER, FILE) and isinstance(value, str) and value:
+        return _existing(name, value, kind, where, file, faults)
+    if kind == TEXT and isinstance(value, str):
+        if name == "resize_interpolation" and value not in METHODS:
+            faults.add(
+                f"{where}: {name} must be one of {', '.join(METHODS)}, got {value!r}{did_you_mean(value, METHODS)}"
+            )
+            return None
+        return value
+    faults.add(f"{where}: {name} must be {kind}, got {value!r}")
+    return None
+
+
+def _bounded(name: str, value: float, where: str, faults: Faults) -> Any:
+    if name in LEAST and not value >= LEAST[name]:
+        faults.add(f"{where}: {name} must be at least {LEAST[name]}, got {value!r}")
+    elif name in MOST and not value <= MOST[name]:
+        faults.add(f"{where}: {name} must be at most {MOST[name]}, got {value!r}")
+    else:
+        return value
+    return None
+
+
+def _size(value: Any) -> str | None:
+    """A resolution as the option writes it: '512' or 'width,height'."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)?", value):
+        return value
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) not in (1, 2) or not all(type(number) is int and number > 0 for number in numbers):
+        return None
+    return ",".join(str(number) for number in numbers)
+
+
+def _span(value: Any) -> str | None:
+    """face_crop_aug_range as the option writes it: 'least,most'."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    return ",".join(str(number) for number in value)
+
+
+def _existing(name: str, value: str, kind: str, where: str, file: Path, faults: Faults) -> Path | None:
+    """A path as written from the working directory, else from beside the config file, which is said."""
+    for path in (Path(value).expanduser(), file.parent / value):
+        if path.is_dir() if kind == FOLDER else path.is_file():
+            if path != Path(value).expanduser():
+                logger.info("%s: %s is taken from beside the dataset_config file", where, name)
+            return path
+    faults.add(f"{where}: {name} '{value}' is not {kind}, from the working directory or beside the dataset_config")
+    return None
+
+
+def _checked_subsets(subsets: list[SubsetEntry], where: str, faults: Faults) -> list[SubsetEntry]:
+    """The subsets of one dataset without repeated folders, once they are of one kind and have what they need."""
+    kept: list[SubsetEntry] = []
+    seen: set[Path] = set()
+    fine_tune = [entry for entry in subsets if entry.values.get("metadata_file")]
+    if fine_tune and len(fine_tune) < len(subsets):
+        faults.add(
+            f"{where}: subsets with metadata_file and subsets without do not mix in one dataset, as in kohya; "
+            "make two [[datasets]]"
+        )
+    for entry in subsets:
+        values = entry.values
+        place = values.get("metadata_file") or values.get("image_dir")
+        if place is None and not any(message.startswith(f"{entry.where}:") for message in faults.messages):
+            faults.add(f"{entry.where}: image_dir is needed (or metadata_file)")
+        if values.get("metadata_file") and values.get("is_reg"):
+            faults.add(f"{entry.where}: is_reg goes with image_dir, not with metadata_file")
+        if values.get("enable_bucket") and values.get("min_bucket_reso", 0) > values.get("max_bucket_reso", 0):
+            faults.add(f"{entry.where}: min_bucket_reso is above max_bucket_reso")
+        if place is not None and place.resolve() in seen:
+            logger.warning("%s: '%s' stands twice in one dataset; the second is left out", entry.where, place)
+            continue
+        if place is not None:
+            seen.add(place.resolve())
+        kept.append(entry)
+    if kept and all(entry.values.get("is_reg") for entry in kept):
+        faults.add(f"{where}: regularisation images alone; a dataset needs a subset to train on")
+    return kept

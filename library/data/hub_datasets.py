@@ -1,0 +1,159 @@
+"""Hugging Face datasets as files: every picture's own bytes in the cache, captions in a private file beside them."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from library.check import Faults, InputError, shortened
+from library.data.folders import caption_lines
+from library.tensor_files import private_folder, write_whole
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"BM": ".bmp"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """What names a dataset and the columns that matter."""
+
+    name: str
+    config_name: str | None
+    split: str
+    image_column: str
+    caption_column: str
+    group_column: str | None
+
+
+def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -> Path:
+    """Lay a dataset's pictures and captions down as files; returns the metadata file that names them.
+
+    Pictures keep their own bytes and are never encoded again; those that already lie in a local folder stay there.
+    Folders are 0700, files 0600.
+
+    Args:
+        every_line: keep every line of a caption (wildcards draw one of them).
+
+    Raises:
+        InputError: a dataset that cannot be opened; missing columns; rows without picture or caption.
+    """
+    place = private_folder(private_folder(cache_dir) / "datasets")
+    rows, columns = _open(source, place)
+    wanted = {"image_column": source.image_column, "caption_column": source.caption_column}
+    if source.group_column:
+        wanted["group_column"] = source.group_column
+    faults = Faults()
+    for option, name in wanted.items():
+        if name not in columns:
+            faults.add(f"{option}: dataset_name '{source.name}' has no column '{name}'; it has {shortened(columns)}")
+    faults.raise_if_any()
+    fingerprint = hashlib.sha256(json.dumps([_place(source.name), *astuple(source)[1:]]).encode()).hexdigest()[:32]
+    folder = private_folder(place / fingerprint)
+    entries: list[dict[str, Any]] = []
+    without: dict[str, list[str]] = {"picture": [], "caption": []}
+    for number, row in enumerate(rows):
+        path = _laid_down(row[source.image_column], folder)
+        text = row[source.caption_column]
+        caption = caption_lines(text, every_line) if isinstance(text, str) else ""
+        if path is None or not caption:
+            without["picture" if path is None else "caption"].append(str(number))
+            continue
+        group = None if source.group_column is None else row[source.group_column]
+        entries.append(
+            {"image_path": str(path), "caption": caption, "group": None if group is None else f"group {group}"}
+        )
+    for what, numbers in without.items():
+        if numbers:
+            faults.add(f"dataset_name '{source.name}': {len(numbers)} rows have no {what}: rows {shortened(numbers)}")
+    faults.raise_if_any()
+    metadata = folder / "captions.jsonl"
+    write_whole(metadata, "".join(json.dumps(entry) + "\n" for entry in entries), private=True)
+    return metadata
+
+
+def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]], list[str]]:
+    """Rows, pictures undecoded, and the column names. Local files are read where they lie, without a copy."""
+    import datasets  # slow to import
+
+    path = Path(source.name).expanduser()
+    try:
+        if path.exists():
+            rows = _local(path, source.split, private_folder(cache / ".locks"))
+        elif HUB_ID.fullmatch(source.name):
+            rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
+        else:
+            raise InputError(f"dataset_name '{source.name}' is neither a file, a folder, nor a hub id (owner/name)")
+        if source.image_column in (rows.features or {}) and isinstance(
+            rows.features[source.image_column], datasets.Image
+        ):
+            rows = rows.cast_column(source.image_column, datasets.Image(decode=False))
+        columns = list(rows.features or next(iter(rows), {}))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(_explained(source, path, error)) from error
+    return rows, columns
+
+
+def _local(path: Path, split: str, cache: Path) -> Any:
+    """A parquet file, a folder of parquet files, or an imagefolder; streamed: ``cache`` gets lock files alone."""
+    import datasets
+
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        raise InputError(f"dataset_name '{path}' must be a parquet file, a folder, or a hub id")
+    if files:
+        chosen = [str(file) for file in _of_split(files, split)]
+        return datasets.load_dataset(
+            "parquet", data_files={split: chosen}, split=split, streaming=True, cache_dir=str(cache)
+        )
+    return datasets.load_dataset("imagefolder", data_dir=str(path), split=split, streaming=True, cache_dir=str(cache))
+
+
+def _of_split(files: list[Path], split: str) -> list[Path]:
+    """The parquet files of a split, told from their names (``train-00000-of-00002.parquet``); all where none is named.
+
+    Raises:
+        InputError: files that are named after other splits alone.
+    """
+    names = {file: re.split(r"[-_.]", file.stem)[0] for file in files}
+    chosen = [file for file in files if names[file] == split]
+    others = sorted({name for name in names.values() if name in ("train", "test", "validation", "val")})
+    if not chosen and others and len(files) > 1:
+        raise InputError(f"dataset_split '{split}' has no parquet file here; there are {shortened(others)}")
+    return chosen or files
+
+
+def _explained(source: DatasetSource, path: Path, error: Exception) -> str:
+    """Why a dataset cannot be opened, and the way out."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if path.exists():
+        return f"dataset_name '{source.name}' cannot be read as a dataset (split '{source.split}'): {reason}"
+    return (
+        f"dataset_name '{source.name}' cannot be fetched from the hub: {reason}; check the name, the network "
+        "(HF_HUB_OFFLINE), dataset_config_name and dataset_split, or download it and give the local parquet file or "
+        "folder"
+    )
+
+
+def _place(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _laid_down(value: Any, folder: Path) -> Path | None:
+    """The file of one picture: where it lies already, or its bytes under their own hash; None without a picture."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return Path(value).resolve() if Path(value).is_file() else None
+    if not isinstance(value, bytes) or not value:
+        return None
+    ending = next((ending for start, ending in SIGNATURES.items() if value.startswith(start)), ".png")
+    path = folder / f"{hashlib.sha256(value).hexdigest()}{ending}"
+    if not path.is_file():
+        write_whole(path, value, private=True)
+    return path
