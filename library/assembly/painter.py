@@ -9,6 +9,7 @@ from library.diffusion.previews import Prompt, paint
 from library.training.output_folder import OutputFolder
 from library.training.records import Recorder
 from library.training.sample_folder import write_previews
+from library.training.state import Players
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Painter:
     accelerator: Accelerator
     model: LatentDiffusion
     prompts: list[Prompt]
+    players: Players
     folder: OutputFolder
     sampler: str
     clip_skip: int
@@ -32,7 +34,7 @@ class Painter:
         """
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
-        with self.accelerator.autocast():
+        with self.players.shown(), self.accelerator.autocast():
             images = paint(self.model, self.prompts, sampler=self.sampler, clip_skip=self.clip_skip,
                            max_token_length=self.max_token_length)  # fmt: skip
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
