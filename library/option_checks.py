@@ -105,6 +105,11 @@ def _check_loss(config: Config, faults: Faults) -> None:
         faults.add("noise_offset and multires_noise_iterations exclude each other, as in kohya; leave one out")
     if config.ip_noise_gamma is None and config.ip_noise_gamma_random_strength:
         faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, and that is unset")
+    if config.huber_scale != 1 and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        faults.add(
+            f"huber_scale {config.huber_scale} changes nothing in huber_schedule snr, in kohya neither; "
+            "use exponential or constant, or change huber_c"
+        )
     if config.v_pred_like_loss is not None and config.v_parameterization:
         faults.add("v_pred_like_loss is for noise models, and v_parameterization is set; leave one out")
     if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
