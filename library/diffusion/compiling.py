@@ -1,6 +1,7 @@
 """torch.compile for the UNet's repeated blocks, tried out before the first step."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,10 @@ def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, i
     if not rules.torch_compile:
         return False
     unet = model.unet
-    unet.compile_repeated_blocks(backend=rules.dynamo_backend)
+    # Dynamo looks at .grad of whatever a block is given, and torch warns of that for a tensor that is no leaf
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     try:
+        unet.compile_repeated_blocks(backend=rules.dynamo_backend)
         _trial(model, size)
     except torch.OutOfMemoryError:
         raise
