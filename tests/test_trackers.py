@@ -98,7 +98,7 @@ def test_wandbs_own_settings_know_the_switches_that_keep_the_machine_private() -
     wandb = pytest.importorskip("wandb")
     known = wandb.Settings.model_fields
     for name in ("console", "disable_code", "disable_git", "save_code", "disable_job_creation", "host", "program",
-                 "x_disable_meta", "x_disable_stats", "x_disable_machine_info"):  # fmt: skip
+                 "x_disable_meta", "x_disable_stats", "x_disable_machine_info", "x_save_requirements"):  # fmt: skip
         assert name in known
 
 

@@ -9,6 +9,7 @@ import torch
 from library.diffusion.model_files import LatentDiffusion
 
 logger = logging.getLogger(__name__)
+MOST_VARIANTS = 64  # of one block: a UNet level, with and without gradient, LoRA in training or not, by picture shape
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, i
     unet = model.unet
     # Dynamo looks at .grad of whatever a block is given, and torch warns of that for a tensor that is no leaf
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    torch._dynamo.config.recompile_limit = MOST_VARIANTS
     try:
         unet.compile_repeated_blocks(backend=rules.dynamo_backend)
         _trial(model, size)
