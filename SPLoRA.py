@@ -11,7 +11,7 @@ from library.assembly.painter import Painter
 from library.assembly.pictures import encode_pictures
 from library.check import Faults
 from library.data import batches, buckets, duplicates, folders, split
-from library.diffusion import compiling, memory, model_files, noise, previews
+from library.diffusion import compiling, memory, model_files, previews
 from library.privacy import objectives
 from library.rules import pick
 from library.training import average, checkpoints, course, device, interruption, memory_advice, messages, metadata
@@ -49,7 +49,6 @@ def main(arguments: list[str]) -> int:
         sides.require_aux(game_rules.images_per_side() if config.k_steps else 1)
     with faults.gathered():
         model = model_files.load_model(config.pretrained_model_name_or_path, stepping.DTYPES[config.mixed_precision])
-        model.scheduler = noise.prepared_schedule(model.scheduler, config.zero_terminal_snr)
         prompts = previews.read_prompts(config.sample_prompts, size, seed, model.side_multiple())
     faults.raise_if_any()
     duplicates.warn_of_near_duplicates(sides)
@@ -118,7 +117,7 @@ def main(arguments: list[str]) -> int:
         tensor_files.write_whole(folder.config(), toml_config.resolved_toml(DOOR, config))
 
     # The game
-    short_of_memory = memory_advice.out_of_memory_explained(pick(config, memory_advice.MemoryRules))
+    short_of_memory = memory_advice.out_of_memory_explained(pick(config, memory_advice.AdviceRules))
     with short_of_memory, interruption.StopSignal() as stop, records.Recorder(
             folder, log_rules, total=plan.total_steps, done=done, images_per_step=batch.images(),
             mfu_of_one=game.mfu_of_one(config.gradient_checkpointing), active=is_main) as recorder:

@@ -8,11 +8,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from library.check import Faults, InputError
+from library.check import Faults
 from library.config import Config
 from library.diffusion.loss import LossRules, adaptation_loss, element_loss, huber_threshold
 from library.diffusion.loss_weights import loss_weights, signal_to_noise
-from library.diffusion.noise import NoiseRules, draw_noise, offset, prepared_schedule, pyramid
+from library.diffusion.noise import NoiseRules, draw_noise, offset, pyramid
 from library.option_checks import check_together
 from library.rules import pick
 from library.seeding import stream
@@ -23,6 +23,11 @@ def schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
     """Stable Diffusion's noise schedule."""
     kept = {name: tiny.SCHEDULE[name] for name in ("beta_start", "beta_end", "beta_schedule", "clip_sample")}
     return DDPMScheduler(**kept, prediction_type=prediction_type)
+
+
+def without_end_signal(scheduler: DDPMScheduler) -> DDPMScheduler:
+    """The same with betas rescaled for zero terminal SNR (arXiv 2305.08891), as load_model does it."""
+    return DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
 
 
 def loss_rules(**changed: object) -> LossRules:
@@ -123,7 +128,7 @@ def test_the_loss_equals_a_slow_twin_pixel_by_pixel_in_kohyas_order(kind: str) -
 @pytest.mark.parametrize("changed", [{"min_snr_gamma": 5.0}, {"debiased_estimation_loss": True},
                                      {"scale_v_pred_loss_like_noise_pred": True}], ids=str)  # fmt: skip
 def test_zero_terminal_snr_ends_at_exactly_zero_and_no_weight_is_lost_there(changed: dict) -> None:
-    scheduler = prepared_schedule(schedule("v_prediction"), True)
+    scheduler = without_end_signal(schedule("v_prediction"))
     assert signal_to_noise(scheduler, torch.tensor([999])).item() == 0
     assert signal_to_noise(scheduler, torch.tensor([0])) == pytest.approx(
         signal_to_noise(schedule(), torch.tensor([0])), rel=1e-3
@@ -133,16 +138,9 @@ def test_zero_terminal_snr_ends_at_exactly_zero_and_no_weight_is_lost_there(chan
     assert torch.isfinite(loss)
 
 
-def test_zero_terminal_snr_is_refused_for_a_noise_model_and_left_alone_without_the_switch() -> None:
-    with pytest.raises(InputError, match="zero_terminal_snr is for velocity models"):
-        prepared_schedule(schedule(), True)
-    plain = schedule()
-    assert prepared_schedule(plain, False) is plain
-
-
 def test_a_weight_that_is_not_finite_raises() -> None:
     """A noise model at SNR 0 has no debiased weight."""
-    scheduler = prepared_schedule(schedule("v_prediction"), True)
+    scheduler = without_end_signal(schedule("v_prediction"))
     scheduler.register_to_config(prediction_type="epsilon")
     with pytest.raises(ValueError, match="not finite"):
         weights_of(scheduler, torch.tensor([999]), debiased_estimation_loss=True)
@@ -154,6 +152,16 @@ def test_plain_noise_is_drawn_as_ever_timesteps_first() -> None:
     draw = draw_noise(noise_rules(), latents, 1000, one)
     assert torch.equal(draw.timesteps, torch.randint(0, 1000, (2,), generator=other))
     assert torch.equal(draw.noise, torch.randn(latents.shape, generator=other)) and draw.perturbation is None
+
+
+def test_zero_is_off_as_in_kohya() -> None:
+    """GUI exports write 0 for what is not used."""
+    zeros = noise_rules(noise_offset=0.0, multires_noise_iterations=0, ip_noise_gamma=0.0)
+    latents = torch.zeros(2, 4, 8, 8)
+    plain, off = (draw_noise(rules, latents, 1000, stream(1)) for rules in (noise_rules(), zeros))
+    assert torch.equal(plain.noise, off.noise) and off.perturbation is None
+    weights = weights_of(schedule(), torch.tensor([9]), min_snr_gamma=0.0, v_pred_like_loss=0.0)
+    assert torch.equal(weights, torch.ones(1))
 
 
 def test_timesteps_keep_to_their_range_with_the_end_excluded() -> None:

@@ -21,7 +21,7 @@ from library.rules import pick
 from library.training import device, memory_advice
 from library.training.checkpoints import KeepRule, numbers_due
 from library.training.course import BatchSize, Course
-from library.training.memory_advice import MemoryRules, best_switches
+from library.training.memory_advice import AdviceRules, best_switches
 from networks.lora import create_network
 from tests.test_doors import assert_same_tensors, records
 
@@ -150,7 +150,7 @@ def test_a_backend_that_fails_is_named_and_the_run_goes_on_without_it(
 
 def advice(**changed: Any) -> list[str]:
     """For a run with these options."""
-    return best_switches(pick(dataclasses.replace(Config(), **changed), MemoryRules))
+    return best_switches(pick(dataclasses.replace(Config(), **changed), AdviceRules))
 
 
 def test_the_advice_names_what_this_run_does_not_use_yet() -> None:
@@ -187,6 +187,7 @@ def test_a_full_gpu_ends_in_three_switches_and_no_traceback(flags, monkeypatch: 
         ((9, 1), ["sm_90a"], False),
         ((12, 1), ["sm_120f"], True),
         ((8, 9), [], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),
     ],
 )
 def test_a_gpu_is_compared_with_what_torch_was_built_for(capability: tuple, built: list[str], runs: bool) -> None:
@@ -236,6 +237,6 @@ def test_console_log_level_keeps_lighter_messages_off_the_terminal(flags, capsys
 
 
 def test_advice_is_no_net_for_other_errors() -> None:
-    rules = pick(Config(), MemoryRules)
+    rules = pick(Config(), AdviceRules)
     with pytest.raises(ZeroDivisionError), memory_advice.out_of_memory_explained(rules):
         raise ZeroDivisionError

@@ -47,11 +47,11 @@ def loss_weights(
     snr = signal_to_noise(scheduler, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     weights = torch.ones_like(snr)
-    if min_snr_gamma is not None:
+    if min_snr_gamma:
         weights = weights * min_snr_weight(snr, min_snr_gamma, velocity=velocity)
     if scale_v_pred_loss_like_noise_pred:
         weights = weights * velocity_share(snr)
-    if v_pred_like_loss is not None:
+    if v_pred_like_loss:
         weights = weights * (1 + v_pred_like_loss / velocity_share(snr))
     if debiased_estimation_loss:
         weights = weights * debiased_weight(snr, velocity=velocity)

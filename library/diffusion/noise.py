@@ -1,4 +1,4 @@
-"""The noise that training adds to latents: timesteps, offset, pyramid and input perturbation, zero terminal SNR."""
+"""The noise that training adds to latents: timesteps, offset, pyramid and input perturbation."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from library.check import InputError
-
 
 @dataclass(frozen=True)
 class NoiseRules:
-    """Which timesteps and what noise training draws; the fixed looks draw plain noise over all timesteps."""
+    """Which timesteps and what noise training draws; None or 0 is off. The fixed looks draw plain noise over all."""
 
     noise_offset: float | None
     noise_offset_random_strength: bool
@@ -43,12 +41,12 @@ def draw_noise(rules: NoiseRules, latents: Tensor, timestep_count: int, generato
     end = timestep_count if rules.max_timestep is None else min(rules.max_timestep, timestep_count)
     timesteps = torch.randint(first, end, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    if rules.noise_offset is not None:
+    if rules.noise_offset:
         noise = noise + offset(rules, latents, generator)
-    if rules.multires_noise_iterations is not None:
+    if rules.multires_noise_iterations:
         noise = pyramid(noise, rules.multires_noise_iterations, rules.multires_noise_discount, generator)
     perturbation = None
-    if rules.ip_noise_gamma is not None:
+    if rules.ip_noise_gamma:
         strength = _strength(rules.ip_noise_gamma, rules.ip_noise_gamma_random_strength, len(latents), generator)
         perturbation = strength * torch.randn(latents.shape, generator=generator)
     return Draw(timesteps, noise, perturbation)
@@ -90,21 +88,3 @@ def pyramid(noise: Tensor, iterations: int, discount: float, generator: torch.Ge
 def _strength(size: float, at_random: bool, batch: int, generator: torch.Generator) -> float | Tensor:
     """The size itself, or uniform in [0, size) for each image, [B, 1, 1, 1]."""
     return torch.rand(batch, 1, 1, 1, generator=generator) * size if at_random else size
-
-
-def prepared_schedule(scheduler: Any, zero_terminal_snr: bool) -> Any:
-    """The noise schedule, with betas rescaled once so that the last step has no signal (arXiv 2305.08891 alg. 1).
-
-    The switch stands in the scheduler's own config, so the samplers of the previews that know it take it over.
-
-    Raises:
-        InputError: a noise model, which at SNR 0 would be asked for exactly what it is given.
-    """
-    if not zero_terminal_snr:
-        return scheduler
-    if scheduler.config.prediction_type != "v_prediction":
-        raise InputError(
-            "zero_terminal_snr is for velocity models, and this one predicts noise: in the last step its input is the "
-            "answer, and nothing can be learnt; leave it out, or take a v-prediction model (v_parameterization)"
-        )
-    return type(scheduler).from_config(scheduler.config, rescale_betas_zero_snr=True)

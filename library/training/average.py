@@ -33,8 +33,7 @@ class Average:
     def update(self) -> None:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for value, parameter in zip(self.values, self.parameters, strict=True):
-            value.lerp_(parameter.detach().float(), 1 - decay)
+        torch._foreach_lerp_(self.values, [parameter.detach().float() for parameter in self.parameters], 1 - decay)
         self.steps += 1
 
     @torch.no_grad()

@@ -43,16 +43,15 @@ def check_capability(name: str, capability: tuple[int, int], architectures: Sequ
     Raises:
         InputError: no code for this GPU, with the way out.
     """
-    for text in architectures:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", text)
-        if found is None:
-            continue
+    matches = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", text) for text in architectures]
+    known = [found for found in matches if found is not None]  # AMD's gfx names say nothing of capabilities
+    for found in known:
         kind, built, specific = found[1], (int(found[2]), int(found[3])), found[4]
         if built == capability or (kind == "compute" and built <= capability):
             return
         if kind == "sm" and specific != "a" and built[0] == capability[0] and built[1] <= capability[1]:
             return
-    if architectures:
+    if known:
         raise InputError(
             f"torch {version} has no code for this GPU: {name} is sm_{capability[0]}{capability[1]}, and the build is "
             f"for {', '.join(architectures)}; install a torch build for a CUDA version that knows the GPU (sm_120, RTX "

@@ -10,7 +10,7 @@ from library.check import InputError
 
 
 @dataclass(frozen=True)
-class MemoryRules:
+class AdviceRules:
     """The options that decide how much memory a step takes."""
 
     gradient_checkpointing: bool
@@ -25,7 +25,7 @@ class MemoryRules:
 
 
 @contextmanager
-def out_of_memory_explained(rules: MemoryRules) -> Iterator[None]:
+def out_of_memory_explained(rules: AdviceRules) -> Iterator[None]:
     """Raises: InputError with the way out, in place of torch's error."""
     try:
         yield
@@ -35,7 +35,7 @@ def out_of_memory_explained(rules: MemoryRules) -> Iterator[None]:
         raise InputError(f"the GPU's memory is full: {reason}\nfor this run, try in this order:\n{advice}") from error
 
 
-def best_switches(rules: MemoryRules) -> list[str]:
+def best_switches(rules: AdviceRules) -> list[str]:
     """What is not yet used, the most memory for the least loss first.
 
     SD 1.5 at 512 pixels saves 0.93 GB of bf16 activations an image, 0.15 GB with checkpointing; fp32 doubles both and

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import logging
 import pickle
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +15,8 @@ import transformers.optimization
 from library.check import InputError, did_you_mean
 from library.training.average import has_two_faces
 from library.training.literals import literal_arguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,25 +118,24 @@ def _piecewise(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
 
 
 def _none(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
-    """A schedule-free optimizer keeps its rate."""
+    """A schedule-free optimizer keeps its rate, whatever course is named, as in kohya."""
     if rules.lr_scheduler != "constant" or rules.lr_scheduler_type or rules.lr_warmup_steps:
-        given = rules.lr_scheduler_type or rules.lr_scheduler
-        raise InputError(
-            f"the optimizer is schedule-free and takes neither lr_scheduler nor lr_warmup_steps, got {given} and "
-            f"{rules.lr_warmup_steps:g}"
-            '; set lr_scheduler = "constant" and lr_warmup_steps = 0 (its own warm-up: optimizer_args warmup_steps=100)'
-        )
+        logger.warning(
+            "the optimizer is schedule-free: lr_scheduler %s and lr_warmup_steps %g are not used (its own warm-up: "
+            "optimizer_args warmup_steps=100)",
+            rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
+        )  # fmt: skip
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def _adafactor(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
-    """Nothing to steer: it reads the rate that Adafactor found."""
+    """Nothing to steer: it reads the rate that Adafactor found, whatever course is named, as in kohya."""
     if rules.lr_scheduler not in ("constant", "adafactor") or rules.lr_scheduler_type or rules.lr_warmup_steps:
-        raise InputError(
-            "AdaFactor with relative_step finds its own rate and takes no other lr_scheduler, got "
-            f'{rules.lr_scheduler_type or rules.lr_scheduler}; set lr_scheduler = "adafactor", or optimizer_args '
-            "relative_step=False"
-        )
+        logger.warning(
+            "AdaFactor with relative_step finds its own rate: lr_scheduler %s and lr_warmup_steps %g are not used; "
+            "optimizer_args relative_step=False gives the rate back to them",
+            rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
+        )  # fmt: skip
     return transformers.optimization.AdafactorSchedule(optimizer)
 
 

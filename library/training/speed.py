@@ -48,7 +48,7 @@ class Speed:
         if not self._steps:
             return ""
         rate, share = self._steps * self.images_per_step / self._elapsed, self._waited / self._elapsed
-        text = f"speed: {rate:.3g} images/s of all processes, looks and files included; {share:.1%} of it data wait"
+        text = f"speed: {rate:.3g} images/s of all processes, with looks and files on the way; {share:.1%} data wait"
         if self.mfu_of_one:
             text += f"; MFU {rate * self.mfu_of_one:.1%} (UNet forward counted, backward estimated)"
         return text + ("\nWARNING: data took above 10 % of the time; cache_latents = true helps" if share > 0.1 else "")
