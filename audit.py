@@ -27,7 +27,7 @@ GUIDANCE = 2.0  # of the drawings
 def main(arguments: list[str]) -> int:
     """Audit every LoRA that was named; returns 0, whatever the verdicts are."""
     config = toml_config.read_config(DOOR, command_line.outputs_named(arguments, toml_config.TYPES))
-    messages.show_library_messages(wanted=True)
+    messages.show_library_messages(wanted=True, level=config.console_log_level)
     torch.set_num_threads(1)  # the sweep has a thread per core of its own
     given = {name: getattr(config, name) for name in (
         "pretrained_model_name_or_path", "vae", "train_data_dir", "base_weights", "base_weights_multiplier")}

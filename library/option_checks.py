@@ -99,13 +99,18 @@ def _check_loss(config: Config, faults: Faults) -> None:
             f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
             "use constant_with_warmup"
         )
-    if config.noise_offset is None and (config.adaptive_noise_scale is not None or config.noise_offset_random_strength):
+    if not config.noise_offset and (config.adaptive_noise_scale is not None or config.noise_offset_random_strength):
         faults.add("adaptive_noise_scale and noise_offset_random_strength change noise_offset, and that is unset")
-    if config.noise_offset is not None and config.multires_noise_iterations is not None:
+    if config.noise_offset and config.multires_noise_iterations:
         faults.add("noise_offset and multires_noise_iterations exclude each other, as in kohya; leave one out")
-    if config.ip_noise_gamma is None and config.ip_noise_gamma_random_strength:
+    if not config.ip_noise_gamma and config.ip_noise_gamma_random_strength:
         faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, and that is unset")
-    if config.v_pred_like_loss is not None and config.v_parameterization:
+    if config.huber_scale != 1 and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        faults.add(
+            f"huber_scale {config.huber_scale} changes nothing in huber_schedule snr, in kohya neither; "
+            "use exponential or constant, or change huber_c"
+        )
+    if config.v_pred_like_loss and config.v_parameterization:
         faults.add("v_pred_like_loss is for noise models, and v_parameterization is set; leave one out")
     if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
         faults.add("scale_v_pred_loss_like_noise_pred is for velocity models; set v_parameterization, or leave it out")

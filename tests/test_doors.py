@@ -127,7 +127,7 @@ def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     """A LoRA trained without any proxy: the pieces of the library in the order of a textbook."""
     from library.assembly.pictures import EncodingRules, encode_pictures
     from library.data import batches, lineup, sources, split
-    from library.diffusion import denoising, model_files
+    from library.diffusion import denoising, model_files, noise
     from library.rules import pick
     from library.seeding import stream, stream_seed
     from library.toml_config import read_config
@@ -151,8 +151,10 @@ def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     for step in range(config.max_train_steps):
         (batch,) = members.of_step(step)
         generator = stream(config.seed, "noise", "members", step, 0, 0)
-        error_map, _ = denoiser.error_map(batch.latents(generator), batch.tokens, generator)
-        error_map.mean(dim=(1, 2, 3)).mean().backward()
+        scaled = denoiser.scaled(batch.latents(generator))
+        draw = noise.draw_noise(pick(config, noise.NoiseRules), scaled, 1000, generator)
+        difference = denoiser.difference(scaled, denoiser.context(batch.tokens, None), draw)
+        difference.square().mean(dim=(1, 2, 3)).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

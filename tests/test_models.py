@@ -12,8 +12,8 @@ from transformers import CLIPTokenizer
 
 from library.check import InputError
 from library.diffusion.denoising import Denoiser, fixed_draws
-from library.diffusion.loss_weights import loss_weights
 from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.diffusion.noise import Draw
 from library.diffusion.text import encode_text, tokenize
 from library.seeding import stream
 from tests import ldm_layout
@@ -179,7 +179,8 @@ def test_the_error_map_is_the_squared_difference_to_the_models_own_target(
     latents, tokens = torch.randn(3, 4, 8, 8, generator=stream(1)), tokenize(model.tokenizer, ["a", "b", "c"], 75)
     timesteps, noise = torch.tensor([5, 500, 990]), torch.randn(3, 4, 8, 8, generator=stream(2))
     with torch.no_grad():
-        together = denoiser.error_map_at(latents, tokens, timesteps, noise)
+        context = denoiser.context(tokens, None)
+        together = denoiser.difference(latents * 0.5, context, Draw(timesteps, noise, None)).square()
         for row in range(3):
             signal = model.scheduler.alphas_cumprod[timesteps[row]]
             noisy = signal.sqrt() * latents[row] * 0.5 + (1 - signal).sqrt() * noise[row]
@@ -188,22 +189,6 @@ def test_the_error_map_is_the_squared_difference_to_the_models_own_target(
             velocity = signal.sqrt() * noise[row] - (1 - signal).sqrt() * latents[row] * 0.5
             target = noise[row] if prediction_type == "epsilon" else velocity
             assert torch.allclose(together[row], (prediction - target) ** 2, atol=1e-5)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loss_weights_equal_their_closed_forms(model_folder: Path, prediction_type: str) -> None:
-    scheduler = load_model(str(model_folder)).scheduler
-    scheduler.register_to_config(prediction_type=prediction_type)
-    timesteps = torch.tensor([0, 300, 950])
-    signal = scheduler.alphas_cumprod[timesteps].double()
-    snr, plus = signal / (1 - signal), 0 if prediction_type == "epsilon" else 1
-    by_snr = loss_weights(scheduler, timesteps, min_snr_gamma=5.0, debiased=False)
-    assert torch.allclose(by_snr.double(), snr.clamp(max=5) / (snr + plus), rtol=1e-3)
-    capped = snr.clamp(max=1000)
-    debiased = loss_weights(scheduler, timesteps, min_snr_gamma=None, debiased=True)
-    expected = capped.rsqrt() if prediction_type == "epsilon" else 1 / (capped + 1)
-    assert torch.allclose(debiased.double(), expected, rtol=1e-3)
-    assert torch.equal(loss_weights(scheduler, timesteps, min_snr_gamma=None, debiased=False), torch.ones(3))
 
 
 def test_fixed_draws_belong_to_the_picture_and_spread_over_the_schedule() -> None:

@@ -10,6 +10,7 @@ from library.diffusion.prompt_files import Prompt
 from library.training.output_folder import OutputFolder
 from library.training.records import Recorder
 from library.training.sample_folder import write_previews
+from library.training.state import Players
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Painter:
     accelerator: Accelerator
     model: LatentDiffusion
     prompts: list[Prompt]
+    players: Players
     folder: OutputFolder
     rules: PreviewRules
 
@@ -31,7 +33,7 @@ class Painter:
         """
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
-        with self.accelerator.autocast():
+        with self.players.shown(), self.accelerator.autocast():
             images = paint(self.model, self.prompts, self.rules)
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
         recorder.pictures(done, images)

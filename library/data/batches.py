@@ -84,6 +84,10 @@ class Pictures:
             for some in self._by_shape(rows, most)
         ]
 
+    def plain_tokens(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, pieces, 77] of whole captions, and their weights where some are not 1; no picture is touched."""
+        return _stacked([self._plain_tokens(row) for row in rows])
+
     def _by_shape(self, rows: Sequence[int], most: int) -> list[list[int]]:
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
@@ -96,15 +100,13 @@ class Pictures:
         """One batch of rows, their looks and their tokens with weights."""
         mean = torch.stack([still.moments.mean for still in stills])
         masks = [still.mask for still in stills]
-        weights = [one for _, one in tokens]
+        ids, weights = _stacked(tokens)
         full = torch.ones(1, *mean.shape[-2:])
         return Batch(
             mean=mean,
             std=torch.stack([still.moments.std for still in stills]),
-            tokens=torch.stack([ids for ids, _ in tokens]),
-            token_weights=None
-            if all(one is None for one in weights)
-            else torch.stack([torch.ones(ids.shape) if one is None else one for ids, one in tokens]),
+            tokens=ids,
+            token_weights=weights,
             is_member=torch.tensor([self.is_member[row] for row in rows]),
             weights=torch.tensor([self.lineup.weights[row] for row in rows]),
             mask=None
@@ -127,6 +129,14 @@ class Pictures:
         text = training_caption(example.caption, rules, moment, stream(self.seed, "caption", row, step, *use))
         tokens, weights = self.tokenize([text])
         return tokens[0], None if weights is None else weights[0]
+
+
+def _stacked(tokens: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Tokens of several captions in one tensor; weights are None where all are 1."""
+    ids = torch.stack([one for one, _ in tokens])
+    if all(weights is None for _, weights in tokens):
+        return ids, None
+    return ids, torch.stack([torch.ones(one.shape) if weights is None else weights for one, weights in tokens])
 
 
 class MemberBatches:

@@ -1,10 +1,11 @@
-"""How wrong the model's prediction is: the squared-error map that feeds the adaptation loss and the proxy attacker."""
+"""How wrong the model's prediction is: the difference whose square feeds the adaptation loss and the proxy attacker."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from library.diffusion.noise import Draw
 from library.diffusion.text import encode_text
 
 
@@ -18,38 +19,39 @@ class Denoiser:
         self.latent_scale = latent_scale  # 0.18215 for SD 1.x
         self.clip_skip = clip_skip
 
-    def error_map(
-        self, latents: Tensor, tokens: Tensor, generator: torch.Generator, token_weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Squared error [B, C, h, w] fp32 at one random timestep and noise per image, and the timesteps [B].
-
-        arXiv 2402.11989 eq. 1.
+    def context(self, tokens: Tensor, token_weights: Tensor | None) -> Tensor:
+        """Text states [B, T, D] in the UNet's dtype.
 
         Args:
-            latents: [B, C, h, w] unscaled latents.
             tokens: [B, pieces, 77].
-            generator: CPU generator; draws the timesteps, then the noise.
-            token_weights: [B, pieces, 77] of the text states; None where all are 1.
+            token_weights: [B, pieces, 77], what each state is multiplied by; None = 1 everywhere.
         """
-        timesteps = torch.randint(0, self.timestep_count(), (len(latents),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        return self.error_map_at(latents, tokens, timesteps, noise, token_weights), timesteps
+        states = encode_text(self.text_encoder, tokens.to(self.unet.device), self.clip_skip, token_weights)
+        return states.to(self.unet.dtype)
 
-    def error_map_at(
-        self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor, token_weights: Tensor | None = None
-    ) -> Tensor:
-        """The same at given timesteps [B] and noise [B, C, h, w]; the target is the model's own (noise or velocity)."""
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the UNet knows them, [B, C, h, w]."""
+        return latents * self.latent_scale
+
+    def difference(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
+        """Prediction - target, [B, C, h, w] fp32; its square is the error map of arXiv 2402.11989 eq. 1.
+
+        The target is the model's own (noise or velocity); a perturbation of the input is no part of it.
+
+        Args:
+            scaled: [B, C, h, w] scaled latents.
+            context: [B, T, D].
+        """
         device = self.unet.device
-        scaled = (latents * self.latent_scale).to(device)
-        timesteps, noise = timesteps.to(device), noise.to(device)
-        noisy = self.scheduler.add_noise(scaled, noise, timesteps)
-        context = encode_text(self.text_encoder, tokens.to(device), self.clip_skip, token_weights)
-        prediction = self.unet(noisy.to(self.unet.dtype), timesteps, context.to(self.unet.dtype)).sample
+        scaled, timesteps, noise = scaled.to(device), draw.timesteps.to(device), draw.noise.to(device)
+        added = noise if draw.perturbation is None else noise + draw.perturbation.to(device)
+        noisy = self.scheduler.add_noise(scaled, added, timesteps)
+        prediction = self.unet(noisy.to(self.unet.dtype), timesteps, context.to(device)).sample
         if self.scheduler.config.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(scaled, noise, timesteps)
         else:
             target = noise
-        return (prediction.float() - target.float()).square()
+        return prediction.float() - target.float()
 
     def timestep_count(self) -> int:
         """Length of the noise schedule, 1000 for Stable Diffusion."""

@@ -1,5 +1,6 @@
 """When LoRA files and states are written, under which number, and which old ones are removed."""
 
+import math
 import shutil
 from dataclasses import dataclass
 
@@ -11,45 +12,52 @@ from library.training.output_folder import OutputFolder, epoch_number, step_numb
 class KeepRule:
     """How often to save and how much to keep, in kohya's terms."""
 
-    every_epochs: int | None  # epochs between files
-    every_steps: int | None  # optimizer steps between files
-    last_epochs: int | None  # numbered epoch files kept
-    last_steps: int | None  # optimizer steps back that are kept
-    last_epochs_state: int | None  # the same for states; unset: as for files
-    last_steps_state: int | None
+    save_every_n_epochs: int | None  # epochs between files
+    save_every_n_steps: int | None  # optimizer steps between files
+    save_n_epoch_ratio: int | None  # files over the whole run; beats save_every_n_epochs
+    save_last_n_epochs: int | None  # numbered epoch files kept
+    save_last_n_steps: int | None  # optimizer steps back that are kept
+    save_last_n_epochs_state: int | None  # the same for states; unset: as for files
+    save_last_n_steps_state: int | None
+
+    def every_epochs(self, course: Course) -> int | None:
+        """Epochs between files; a ratio means epochs of the run / ratio, rounded down, at least 1, as in kohya."""
+        if self.save_n_epoch_ratio is None:
+            return self.save_every_n_epochs
+        return max(1, math.ceil(course.epochs(course.total_steps)) // self.save_n_epoch_ratio)
 
 
 def numbers_due(course: Course, rule: KeepRule, done: int) -> list[str]:
     """Numbers of the files to write after ``done`` steps; the last epoch gets none, its file is the final one."""
     numbers = []
-    if rule.every_epochs and course.is_due(done, rule.every_epochs, None):
+    every_epochs = rule.every_epochs(course)
+    if every_epochs and course.is_due(done, every_epochs, None):
         numbers.append(epoch_number(done // course.steps_per_epoch))
-    if rule.every_steps and course.is_due(done, None, rule.every_steps):
+    if rule.save_every_n_steps and course.is_due(done, None, rule.save_every_n_steps):
         numbers.append(step_number(done))
     return numbers
 
 
 def remove_old(course: Course, rule: KeepRule, folder: OutputFolder, done: int) -> None:
     """Remove the numbered files and states that fall out of the rule after ``done`` steps."""
-    if rule.every_epochs and rule.last_epochs and course.is_due(done, rule.every_epochs, None):
-        oldest = done // course.steps_per_epoch - rule.every_epochs * rule.last_epochs
-        if oldest > 0:
-            folder.lora(epoch_number(oldest)).unlink(missing_ok=True)
-    if rule.every_steps and rule.last_steps and course.is_due(done, None, rule.every_steps):
-        oldest = (done - rule.last_steps) // rule.every_steps * rule.every_steps
-        if oldest > 0:
-            folder.lora(step_number(oldest)).unlink(missing_ok=True)
-    _remove_old_states(course, rule, folder, done)
+    for number in _fallen_out(course, rule, done, rule.save_last_n_epochs, rule.save_last_n_steps):
+        folder.lora(number).unlink(missing_ok=True)
+    last_epochs = rule.save_last_n_epochs_state or rule.save_last_n_epochs
+    last_steps = rule.save_last_n_steps_state or rule.save_last_n_steps
+    for number in _fallen_out(course, rule, done, last_epochs, last_steps):
+        shutil.rmtree(folder.state(number), ignore_errors=True)
 
 
-def _remove_old_states(course: Course, rule: KeepRule, folder: OutputFolder, done: int) -> None:
-    last_epochs = rule.last_epochs_state or rule.last_epochs
-    last_steps = rule.last_steps_state or rule.last_steps
-    if rule.every_epochs and last_epochs and course.is_due(done, rule.every_epochs, None):
-        oldest = done // course.steps_per_epoch - rule.every_epochs * last_epochs
-        if oldest > 0:
-            shutil.rmtree(folder.state(epoch_number(oldest)), ignore_errors=True)
-    if rule.every_steps and last_steps and course.is_due(done, None, rule.every_steps):
-        oldest = (done - last_steps) // rule.every_steps * rule.every_steps
-        if oldest > 0:
-            shutil.rmtree(folder.state(step_number(oldest)), ignore_errors=True)
+def _fallen_out(
+    course: Course, rule: KeepRule, done: int, last_epochs: int | None, last_steps: int | None
+) -> list[str]:
+    """Number of the oldest file by epochs and by steps, once it is too old."""
+    numbers = []
+    every_epochs, every_steps = rule.every_epochs(course), rule.save_every_n_steps
+    if every_epochs and last_epochs and course.is_due(done, every_epochs, None):
+        oldest = done // course.steps_per_epoch - every_epochs * last_epochs
+        numbers += [epoch_number(oldest)] if oldest > 0 else []
+    if every_steps and last_steps and course.is_due(done, None, every_steps):
+        oldest = (done - last_steps) // every_steps * every_steps
+        numbers += [step_number(oldest)] if oldest > 0 else []
+    return numbers

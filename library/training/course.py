@@ -3,6 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+KOHYAS_STEPS = 1600  # default of max_train_steps
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How many images an optimizer step takes."""
+
+    per_device: int  # images of a pass
+    accumulation: int  # passes of a step
+    processes: int
+
+    def images(self) -> int:
+        """Of a full optimizer step, all processes together."""
+        return self.per_device * self.accumulation * self.processes
+
+    def in_words(self) -> str:
+        """The product."""
+        return (f"global batch: {self.per_device} images x {self.accumulation} passes x {self.processes} processes = "
+                f"{self.images()} images a step")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Course:
@@ -35,6 +55,12 @@ class Course:
             return done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
         return every_steps is not None and done % every_steps == 0
 
+    def look_is_due(self, done: int, every_epochs: int, every_steps: int | None) -> bool:
+        """Whether both aux sides are looked at after ``done`` steps: every so many epochs, steps, and at the end."""
+        by_steps = every_steps is not None and done % every_steps == 0
+        by_epochs = done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
+        return by_steps or by_epochs or done == self.total_steps
+
     def exposures(self, done: int, repeats: Sequence[int]) -> float:
         """How often each member has been trained on after ``done`` steps, on average.
 
@@ -43,11 +69,21 @@ class Course:
         """
         return self.epochs(done) * sum(repeats) / len(repeats)
 
-    def in_words(self, repeats: Sequence[int]) -> str:
-        """The plan in numbers, so that nobody is surprised when the run ends."""
-        return (f"course: {self.total_steps} optimizer steps = {self.epochs(self.total_steps):.4g} epochs of "
+    def in_words(self, repeats: Sequence[int], size: BatchSize, max_train_epochs: int | None) -> str:
+        """The plan in numbers, so that nobody is surprised when the run ends; and what decided its length.
+
+        Args:
+            repeats: of each member.
+        """
+        epochs = self.epochs(self.total_steps)
+        text = (f"course: {self.total_steps} optimizer steps = {epochs:.4g} epochs of "
                 f"{self.steps_per_epoch} steps; {sum(repeats)} images an epoch, each member seen "
-                f"{self.exposures(self.total_steps, repeats):.4g} times in all")  # fmt: skip
+                f"{self.exposures(self.total_steps, repeats):.4g} times in all\n{size.in_words()}")  # fmt: skip
+        if max_train_epochs is None and self.total_steps == KOHYAS_STEPS:
+            text += (f"\nnobody named another length, so kohya's default max_train_steps = {KOHYAS_STEPS} decides: "
+                     f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images an epoch = about "
+                     f"{epochs:.4g} epochs; set max_train_epochs to say it in epochs")  # fmt: skip
+        return text
 
     def stage(self, done: int, every_epochs: int | None) -> str:
         """Name of the previews after ``done`` steps: by epoch where they come by epoch, else by step."""

@@ -8,17 +8,18 @@ from library.training.lora_file import kinds_in
 from library.training.output_folder import OutputFolder
 
 
-def show_library_messages(*, wanted: bool) -> None:
+def show_library_messages(*, wanted: bool, level: str) -> None:
     """Send the library's log messages to the terminal (never to a file) and quieten the frameworks'.
 
     Args:
         wanted: False for processes beside the main one.
+        level: least weight of a message, "DEBUG" to "CRITICAL".
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("library")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if wanted else logging.ERROR)
+    logger.setLevel(level if wanted else logging.ERROR)
     for name in ("transformers", "diffusers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

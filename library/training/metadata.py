@@ -25,6 +25,7 @@ PRIVACY_SETTINGS = (
     "update_order",
     "proxy_mode",
     "gain_limit",
+    "ema_decay",
 )
 
 

@@ -1,88 +1,201 @@
-"""Optimizers and learning-rate courses by kohya's names."""
+"""Optimizers by kohya's names, by torch.optim's, or by a dotted path; optional packages are imported when asked for."""
 
-import ast
 import inspect
-from typing import Any
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
 
 from library.check import InputError, did_you_mean
+from library.training.literals import literal_arguments
+
+logger = logging.getLogger(__name__)
 
 
-def optimizer_arguments(pairs: list[str]) -> dict[str, Any]:
-    """``["weight_decay=0.01", "betas=0.9,0.99"]`` -> keyword arguments; values are Python literals.
+@dataclass(frozen=True)
+class OptimizerRules:
+    """Which optimizer, with what arguments; the learning rates come with the parameter groups."""
+
+    optimizer_type: str
+    optimizer_args: list[str]
+    max_grad_norm: float
+
+
+class Known(NamedTuple):
+    """Where an optimizer of kohya's list lives."""
+
+    path: str
+    package: str = ""  # on PyPI; empty: one that the suite needs anyway
+    arguments: dict[str, Any] = {}  # kohya's own, where the person gives none
+    only_cuda: bool = False
+    adapts: str = ""  # finds its step size itself; "one": refuses different rates, "first": takes the first group's
+
+
+_BITSANDBYTES, _DADAPT = "bitsandbytes", "dadaptation"
+KNOWN = {
+    "AdamW": Known("torch.optim.AdamW", arguments={"fused": True}),
+    "AdamW8bit": Known("bitsandbytes.optim.AdamW8bit", _BITSANDBYTES, only_cuda=True),
+    "PagedAdamW": Known("bitsandbytes.optim.PagedAdamW", _BITSANDBYTES, only_cuda=True),
+    "PagedAdamW8bit": Known("bitsandbytes.optim.PagedAdamW8bit", _BITSANDBYTES, only_cuda=True),
+    "PagedAdamW32bit": Known("bitsandbytes.optim.PagedAdamW32bit", _BITSANDBYTES, only_cuda=True),
+    "Lion": Known("lion_pytorch.Lion", "lion-pytorch"),
+    "Lion8bit": Known("bitsandbytes.optim.Lion8bit", _BITSANDBYTES, only_cuda=True),
+    "PagedLion8bit": Known("bitsandbytes.optim.PagedLion8bit", _BITSANDBYTES, only_cuda=True),
+    "SGDNesterov": Known("torch.optim.SGD", arguments={"nesterov": True, "momentum": 0.9}),
+    "SGDNesterov8bit": Known(
+        "bitsandbytes.optim.SGD8bit", _BITSANDBYTES, {"nesterov": True, "momentum": 0.9}, only_cuda=True
+    ),
+    "DAdaptation": Known("dadaptation.experimental.DAdaptAdamPreprint", _DADAPT, adapts="one"),
+    "DAdaptAdamPreprint": Known("dadaptation.experimental.DAdaptAdamPreprint", _DADAPT, adapts="one"),
+    "DAdaptAdam": Known("dadaptation.DAdaptAdam", _DADAPT, adapts="one"),
+    "DAdaptAdaGrad": Known("dadaptation.DAdaptAdaGrad", _DADAPT, adapts="first"),
+    "DAdaptAdan": Known("dadaptation.DAdaptAdan", _DADAPT, adapts="first"),
+    "DAdaptAdanIP": Known("dadaptation.experimental.DAdaptAdanIP", _DADAPT, adapts="first"),
+    "DAdaptLion": Known("dadaptation.DAdaptLion", _DADAPT, adapts="one"),
+    "DAdaptSGD": Known("dadaptation.DAdaptSGD", _DADAPT, adapts="one"),
+    "Prodigy": Known("prodigyopt.Prodigy", "prodigyopt", adapts="one"),
+    "AdaFactor": Known("transformers.optimization.Adafactor"),
+    "RAdamScheduleFree": Known("schedulefree.RAdamScheduleFree", "schedulefree"),
+    "AdamWScheduleFree": Known("schedulefree.AdamWScheduleFree", "schedulefree"),
+    "SGDScheduleFree": Known("schedulefree.SGDScheduleFree", "schedulefree"),
+}
+NOT_FOR_LORA = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it takes sparse gradients alone",
+    "Optimizer": "it is the base class",
+}
+
+
+def build_optimizer(network: nn.Module, groups: list[dict[str, Any]], rules: OptimizerRules) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups that carry their learning rates; what is in no group is frozen.
+
+    Args:
+        network: whose parameters the groups hold.
 
     Raises:
-        InputError: a pair that is no key=value, or a value that is no literal.
-    """
-    arguments: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            arguments[name.strip()] = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
-            raise InputError(
-                f"optimizer_args: '{pair}' is no key=value with a number, e.g. weight_decay=0.01"
-            ) from error
-    return arguments
-
-
-def build_optimizer(groups: list[dict[str, Any]], optimizer_type: str, pairs: list[str]) -> torch.optim.Optimizer:
-    """AdamW (fused) or bitsandbytes' AdamW8bit over parameter groups that carry their learning rates.
-
-    Raises:
-        InputError: nothing to train, unknown arguments, or 8 bit without bitsandbytes and CUDA.
+        InputError: nothing to train, an unknown name or argument, a missing package, no CUDA where it is needed.
     """
     if not groups:
         raise InputError("nothing would be trained: every learning rate is 0; set unet_lr or text_encoder_lr")
-    arguments = optimizer_arguments(pairs)
-    kind: Any = torch.optim.AdamW if optimizer_type == "AdamW" else _adamw_8bit()
-    known = inspect.signature(kind).parameters
-    unknown = [name for name in arguments if name not in known]
-    if unknown:
-        raise InputError(f"optimizer_args: {optimizer_type} has no '{unknown[0]}'{did_you_mean(unknown[0], known)}")
-    if optimizer_type == "AdamW":
-        arguments.setdefault("fused", True)
-    return kind(groups, **arguments)
-
-
-def _adamw_8bit() -> Any:
-    if not torch.cuda.is_available():
-        raise InputError('optimizer_type AdamW8bit needs a CUDA GPU; use optimizer_type = "AdamW"')
+    name, known = find_optimizer(rules.optimizer_type)
+    kind = _import(name, known)
+    arguments = {**known.arguments, **literal_arguments(rules.optimizer_args, "optimizer_args")}
+    _check_arguments(name, kind, arguments)
+    if name == "AdaFactor":
+        groups, arguments = _for_adafactor(groups, arguments, rules.max_grad_norm)
+    if known.adapts:
+        _check_rates(name, known, groups)
     try:
-        from bitsandbytes.optim import AdamW8bit
-    except (ImportError, RuntimeError, OSError) as error:
-        raise InputError(
-            f"optimizer_type AdamW8bit needs bitsandbytes ({error}); pip install bitsandbytes, or use "
-            'optimizer_type = "AdamW"'
-        ) from error
-    return AdamW8bit
+        optimizer = kind(groups, **arguments)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"optimizer_type {name} does not take these weights and optimizer_args: {error}") from error
+    kept = {id(parameter) for parameter in trained_parameters(optimizer)}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()  # a schedule-free one evaluates elsewhere than it trains
+    return optimizer
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, name: str, *, warmup: float, total_steps: int, cycles: int, power: float
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The course of the learning rate.
+def find_optimizer(optimizer_type: str) -> tuple[str, Known]:
+    """The name as it is usually written, and where the class lives; kohya's names in any case of letters.
 
-    Args:
-        warmup: optimizer steps; below 1 a share of the run.
-        total_steps: optimizer steps of the whole run.
+    Raises:
+        InputError: nothing of this name, with what is near; a torch optimizer that cannot train a LoRA.
     """
-    steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
-    if steps >= total_steps and steps > 0:
-        raise InputError(f"lr_warmup_steps {steps} leaves nothing of the run's {total_steps} steps")
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps, num_cycles=cycles, power=power
+    wanted = optimizer_type or "AdamW"
+    names = {name.lower(): name for name in KNOWN}
+    if wanted.lower() in names:
+        return names[wanted.lower()], KNOWN[names[wanted.lower()]]
+    if wanted in NOT_FOR_LORA:
+        raise InputError(f'optimizer_type {wanted} cannot train a LoRA: {NOT_FOR_LORA[wanted]}; use "AdamW"')
+    if "." in wanted:
+        return wanted, Known(wanted)
+    if inspect.isclass(kind := getattr(torch.optim, wanted, None)) and issubclass(kind, torch.optim.Optimizer):
+        return wanted, Known(f"torch.optim.{wanted}")
+    hint = did_you_mean(wanted, [*KNOWN, *(name for name in dir(torch.optim) if name[0].isupper())])
+    raise InputError(
+        f"optimizer_type '{wanted}' is neither in kohya's list nor a class of torch.optim{hint} A class of another "
+        "package is named by its dotted path, e.g. came_pytorch.CAME"
     )
 
 
-def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _import(name: str, known: Known) -> Any:
+    if known.only_cuda and not torch.cuda.is_available():
+        raise InputError(f'optimizer_type {name} needs a CUDA GPU and there is none here; use "AdamW" or "Lion"')
+    module, _, kind = known.path.rpartition(".")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
+        package = known.package or module.split(".")[0]
+        raise InputError(
+            f'optimizer_type {name} needs the package {package} ({error}): pip install {package}, or use "AdamW"'
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"optimizer_type '{name}': {module} has no class {kind}") from error
+    if not callable(found):
+        raise InputError(f"optimizer_type '{name}' is no class")
+    return found
+
+
+def _check_arguments(name: str, kind: Any, arguments: dict[str, Any]) -> None:
+    """Refuse what the class does not know; the parameters and rates come with the groups."""
+    known = inspect.signature(kind).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for argument in arguments:
+        if argument not in known or argument == "params":
+            raise InputError(f"optimizer_args: {name} has no '{argument}'{did_you_mean(argument, known)}")
+
+
+def _for_adafactor(
+    groups: list[dict[str, Any]], arguments: dict[str, Any], max_grad_norm: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """kohya's rule: relative_step is on unless it is set off, and then finds the rate alone; warmup_init needs it."""
+    relative = arguments.get("relative_step", True)
+    if arguments.get("warmup_init", False) and not relative:
+        logger.warning("AdaFactor: warmup_init = True turns relative_step on")
+        relative = True
+    if not relative:
+        if max_grad_norm > 0:
+            logger.warning("AdaFactor clips by itself; max_grad_norm = 0 is usual with it, it is %g", max_grad_norm)
+        return groups, {**arguments, "relative_step": False}
+    logger.warning(
+        "AdaFactor with relative_step finds its own rate; learning_rate, unet_lr, text_encoder_lr change nothing"
+    )
+    plain = [{name: value for name, value in group.items() if name != "lr"} for group in groups]
+    return plain, {**arguments, "relative_step": True, "lr": None}
+
+
+def _check_rates(name: str, known: Known, groups: list[dict[str, Any]]) -> None:
+    """kohya's two warnings for optimizers that find their step size: rates near 1, and the same for all groups."""
+    rates = sorted({group["lr"] for group in groups if "lr" in group})
+    if len(rates) > 1 and known.adapts == "one":
+        raise InputError(
+            f"optimizer_type {name} takes one learning rate for everything, got {rates}; "
+            "set unet_lr and text_encoder_lr alike (and no loraplus ratios), or one of them to 0"
+        )
+    if len(rates) > 1:
+        logger.warning(
+            "%s: of the learning rates %s the first group's alone takes effect, %g", name, rates, groups[0]["lr"]
+        )
+    if rates and rates[0] <= 0.1:
+        logger.warning(
+            "%s finds its own step size and scales it by the learning rate: %g is low, 1.0 is usual", name, rates[0]
+        )
+
+
+def trained_parameters(optimizer: Any) -> list[nn.Parameter]:
     """What an optimizer moves."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def trained_numbers(optimizer: Any) -> int:
+    """How many numbers an optimizer moves."""
+    return sum(parameter.numel() for parameter in trained_parameters(optimizer))
 
 
 def gradient_norm(parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -105,6 +105,7 @@ def clear_run(folder: OutputFolder) -> None:
     ]
     for file in numbered:
         file.unlink()
-    for place in (folder.samples(), folder.tensorboard(), folder.path / "state", folder.path / "audit"):
+    others = [folder.path / name for name in ("state", "audit", "wandb")]
+    for place in (folder.samples(), folder.tensorboard(), *others):
         if place.is_dir():
             shutil.rmtree(place)

@@ -1,8 +1,7 @@
-"""What a run writes down as it goes: log.jsonl, TensorBoard, the progress bar."""
+"""What a run writes down as it goes: log.jsonl, trackers, the progress bar."""
 
 import json
 import math
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,49 +11,39 @@ from tqdm import tqdm
 
 from library.tensor_files import write_whole
 from library.training.output_folder import OutputFolder
+from library.training.speed import Speed
+from library.training.trackers import LogRules, Tracker, open_trackers
 
 SHOWN = ("adaptation_loss", "attack_loss", "proxy_loss")  # in the bar
 
 
 class Recorder:
-    """One object a line in log.jsonl, the same figures in TensorBoard, the latest in the bar. Never a caption."""
+    """One object a line in log.jsonl, the same figures to the trackers, the latest in the bar. Never a caption."""
 
     def __init__(
-        self,
-        folder: OutputFolder,
-        logging_dir: str | None,
-        *,
-        total: int,
-        done: int,
-        images_per_step: float,
-        active: bool,
-    ) -> None:
+        self, folder: OutputFolder, rules: LogRules, *, total: int, done: int, images_per_step: float,
+        mfu_of_one: float, active: bool,
+    ) -> None:  # fmt: skip
         """
         Args:
-            logging_dir: for TensorBoard; unset: beside the log.
             done: steps of an earlier run that this one goes on from.
-            images_per_step: member images of one optimizer step, all processes together.
+            images_per_step, mfu_of_one: see Speed.
             active: False writes nothing (processes beside the main one).
         """
 
         self.active = active
         self.log = folder.log()
-        self.images_per_step = images_per_step
-        self._started: float | None = None
-        self._first = done
+        self.speed = Speed(images_per_step, mfu_of_one)
         self._bar = tqdm(
             total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, disable=not active
         )
+        self._trackers: list[Tracker] = []
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         if done:
             self._forget_after(done)
         self._file = self.log.open("a", encoding="utf-8")
-        self._writer: Any = SummaryWriter(
-            logging_dir or str(folder.tensorboard()), purge_step=done + 1 if done else None
-        )
+        self._trackers = open_trackers(rules, folder, done)
 
     def __enter__(self) -> "Recorder":
         return self
@@ -63,43 +52,49 @@ class Recorder:
         self._bar.close()
         if self.active:
             self._file.close()
-            self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def step(self, done: int, epoch: int, figures: dict[str, float]) -> None:
         """Record one optimizer step; the rate counts from the end of the first one."""
         if not self.active:
             return
         self._write({"step": done, "epoch": epoch, **figures})
-        now = time.perf_counter()
-        if self._started is None:
-            self._started, self._first = now, done
-        elapsed = now - self._started
+        self._track(done, "step", figures)
+        speed = self.speed.after_step()
+        self._track(done, "speed", speed)
         shown = {name: f"{value:.4g}" for name, value in figures.items() if name in SHOWN}
-        if elapsed > 0:
-            rate = (done - self._first) * self.images_per_step / elapsed
-            shown["images/s"] = f"{rate:.1f}"
-            self._writer.add_scalar("speed/images_per_second", rate, done)
-        for name, value in figures.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(f"step/{name}", value, done)
+        if "images_per_second" in speed:
+            shown["images/s"] = f"{speed['images_per_second']:.1f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(1)
 
-    def epoch(self, done: int, epoch: int, figures: dict[str, float]) -> None:
-        """Record an epoch's look at the aux sides."""
+    def epoch(self, done: int, epoch: int, figures: dict[str, Any]) -> None:
+        """Record a look at the aux sides."""
         if not self.active:
             return
         self._write({"step": done, "epoch": epoch, **figures})
-        for name, value in figures.items():
-            self._writer.add_scalar(f"epoch/{name}", value, done)
-        self._bar.write(f"epoch {epoch}: {look_in_words(figures)}")
+        self._track(done, "epoch", figures)
+        self._bar.write(f"epoch {epoch}, step {done}: {look_in_words(figures)}")
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
-        """Show previews in TensorBoard, by number, never by prompt."""
-        import numpy as np
+        """Show previews in TensorBoard, by number, never by prompt; they go nowhere else."""
+        for tracker in self._trackers:
+            tracker.pictures(done, images)
 
-        for index, image in enumerate(images):
-            self._writer.add_image(f"preview/{index:02d}", np.asarray(image), done, dataformats="HWC")
+    def in_words(self) -> str:
+        """What the run learned, and how fast it was."""
+        return "\n".join(line for line in (learning_in_words(self.log), self.speed.in_words()) if line)
+
+    def _track(self, done: int, kind: str, figures: dict[str, Any]) -> None:
+        """Numbers that are finite, to every tracker."""
+        plain = {
+            f"{kind}/{name}": value
+            for name, value in figures.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        for tracker in self._trackers:
+            tracker.figures(done, plain)
 
     def _write(self, record: dict[str, Any]) -> None:
         plain = {
@@ -116,12 +111,12 @@ class Recorder:
         write_whole(self.log, "".join(f"{line}\n" for line in kept))
 
 
-def look_in_words(figures: dict[str, float]) -> str:
-    """An epoch's look at the aux sides in one line, with the images it rests on."""
+def look_in_words(figures: dict[str, Any]) -> str:
+    """A look at the aux sides in one line: members against non-members, with the images it rests on."""
     parts = []
     for side, name in (("members_aux", "members-aux"), ("non_members_aux", "non-members-aux")):
         parts.append(f"{name} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})")
-    text = f"adaptation loss at fixed noise: {', '.join(parts)}"
+    text = f"adaptation loss at fixed noise: {' vs '.join(parts)}"
     if "proxy_balanced_accuracy" in figures:
         text += f"; proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}"
     return text

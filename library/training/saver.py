@@ -61,8 +61,9 @@ class Saver:
         """The LoRA under this number ("" = the final name) and the proxy attacker that belongs to it."""
         if not self.active:
             return
-        state = self.players.network.state_dict()
-        write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
+        with self.players.shown():
+            state = self.players.network.state_dict()
+            write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
         write_tensors(self.folder.proxy(), self.players.proxy.state_dict(), {})
 
     def write_state(self, number: str, done: int) -> str:

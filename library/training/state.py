@@ -1,11 +1,12 @@
-"""A resumable state: LoRA and proxy in fp32, both optimizers, the course so far, and the options that shaped it."""
+"""A resumable state: LoRA, its average and proxy in fp32, both optimizers, the course, and the options behind it."""
 
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from library.check import Faults, InputError, shortened
 from library.tensor_files import read_tensors, write_tensors, write_whole
+from library.training.average import Average, has_two_faces, shown_weights
+from library.training.optimizers import trained_parameters
 
 FORMAT = 1
 
@@ -29,6 +32,28 @@ class Players:
     proxy: nn.Module
     attacker: Any  # the proxy's optimizer
     scaler: Any  # of fp16; None otherwise
+    average: Average | None  # of the trained weights
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The network as files, previews and looks have it: the average where one is kept, without dropout."""
+        if self.average is None and not self._schedule_free():
+            was_training = self.network.training
+            self.network.eval()
+            try:
+                yield
+            finally:
+                self.network.train(was_training)
+            return
+        with shown_weights(self.network, trained_parameters(self.optimizer), self.optimizer, self.average):
+            yield
+
+    def shown_weights(self) -> str:
+        """Which weights ``shown`` shows, for the log."""
+        return "ema" if self.average is not None else "schedule-free" if self._schedule_free() else "trained"
+
+    def _schedule_free(self) -> bool:
+        return has_two_faces(getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
 
 
 def save_state(
@@ -49,6 +74,8 @@ def save_state(
     try:
         write_tensors(temporary / "lora.safetensors", raw_tensors(players.network), {})
         write_tensors(temporary / "proxy.safetensors", players.proxy.state_dict(), {})
+        if players.average is not None:
+            write_tensors(temporary / "average.safetensors", players.average.state(), {})
         moving = {
             "optimizer": players.optimizer.state_dict(),
             "schedule": players.schedule.state_dict(),
@@ -107,6 +134,8 @@ def load_players(place: str | None, players: Players) -> None:
     path = Path(place)
     fill_raw(players.network, read_tensors(path / "lora.safetensors")[0])
     _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
+    if players.average is not None:
+        players.average.fill(read_tensors(path / "average.safetensors")[0])
     moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
     players.optimizer.load_state_dict(moving["optimizer"])
     players.schedule.load_state_dict(moving["schedule"])

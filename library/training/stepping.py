@@ -1,5 +1,6 @@
 """One optimizer step: gradients averaged over processes, clipped, checked, taken or skipped."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from library.training.interruption import FiniteGuard
-from library.training.optimizers import gradient_norm
+from library.training.optimizers import gradient_norm, trained_parameters
+from library.training.state import Players
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 
@@ -24,18 +26,26 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
 
 
 def take_step(
-    accelerator: Accelerator, optimizer: Any, schedule: Any, parameters: list[nn.Parameter], max_grad_norm: float,
-    losses: Tensor, guard: FiniteGuard,
-) -> dict[str, float]:  # fmt: skip
-    """Step optimizer and schedule unless the loss or the gradient is not finite; gradients are cleared either way.
+    accelerator: Accelerator,
+    players: Players,
+    max_grad_norm: float,
+    losses: Tensor,
+    guard: FiniteGuard,
+    settle: Callable[[], dict[str, float]],
+) -> dict[str, float]:
+    """Step optimizer, schedule and average unless the loss or the gradient is not finite; gradients are cleared then.
 
     Args:
-        optimizer: prepared by the accelerator.
+        players: with the optimizer prepared by the accelerator.
         losses: [3] of this process: the objective that was differentiated, L and CE.
+        settle: what the network does to its weights after a step, before the average sees them; gives figures.
 
     Returns:
-        Figures for the log: losses averaged over processes, the gradient norm before clipping, the learning rate.
+        Figures for the log: losses averaged over processes, the gradient norm before clipping, the learning rate; the
+        rate times the step size found, where the optimizer finds one; and what ``settle`` gave.
     """
+    optimizer, schedule = players.optimizer, players.schedule
+    parameters = trained_parameters(optimizer)
     accelerator.unscale_gradients(optimizer)
     average_gradients(accelerator, parameters)
     norm = gradient_norm(parameters, max_grad_norm)
@@ -43,12 +53,22 @@ def take_step(
         torch.cat([losses, norm.reshape(1)]), "mean"
     ).tolist()  # the step's one wait for the GPU
     figures = dict(zip(("loss", "adaptation_loss", "attack_loss", "gradient_norm"), values, strict=True))
+    figures |= rates(optimizer, schedule)
     scaled = accelerator.scaler is not None  # then an overflow of the gradient is the scaler's own business
     taken = guard.accepts(figures["loss"], 0.0 if scaled else figures["gradient_norm"])
     if taken or scaled:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    rate = float(schedule.get_last_lr()[0])
+    figures |= settle()
     if taken and not (scaled and optimizer.step_was_skipped):
-        schedule.step()
-    return {**figures, "learning_rate": rate}
+        schedule.step()  # before the gradients go: Adafactor's course looks at them
+        if players.average is not None:
+            players.average.update()
+    optimizer.zero_grad(set_to_none=True)
+    return figures
+
+
+def rates(optimizer: Any, schedule: Any) -> dict[str, float]:
+    """Learning rate of the first group in this step; times d for D-adaptation and Prodigy."""
+    rate = float(schedule.get_last_lr()[0])
+    found = optimizer.param_groups[0].get("d")
+    return {"learning_rate": rate} | ({} if found is None else {"adapted_learning_rate": rate * float(found)})

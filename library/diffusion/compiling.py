@@ -1,0 +1,64 @@
+"""torch.compile for the UNet's repeated blocks, tried out before the first step."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from library.diffusion.model_files import LatentDiffusion
+
+logger = logging.getLogger(__name__)
+MOST_VARIANTS = 64  # of one block: a UNet level, with and without gradient, LoRA in training or not, by picture shape
+
+
+@dataclass(frozen=True)
+class CompileRules:
+    """Whether and how."""
+
+    torch_compile: bool
+    dynamo_backend: str
+
+
+def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, int]) -> bool:
+    """Compile each transformer block, whatever network sits in it; back to plain execution where that fails.
+
+    Args:
+        model: prepared, with its network injected.
+        size: training size (width, height) in pixels that the trial pass takes.
+
+    Returns:
+        Whether the blocks are compiled.
+    """
+    if not rules.torch_compile:
+        return False
+    unet = model.unet
+    # Dynamo looks at .grad of whatever a block is given, and torch warns of that for a tensor that is no leaf
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    torch._dynamo.config.recompile_limit = MOST_VARIANTS
+    try:
+        unet.compile_repeated_blocks(backend=rules.dynamo_backend)
+        _trial(model, size)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ImportError, OSError, ValueError, TypeError, AttributeError) as error:  # by backend
+        for module in unet.modules():
+            module._compiled_call_impl = None
+        torch._dynamo.reset()
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        logger.warning("torch_compile: backend %s failed, the run goes on without it: %s", rules.dynamo_backend, reason)
+        return False
+    torch._dynamo.config.suppress_errors = True  # a later shape that fails runs uncompiled, and dynamo says so
+    return True
+
+
+def _trial(model: LatentDiffusion, size: tuple[int, int]) -> None:
+    """One forward and backward pass that leaves neither gradients nor a trace in the streams of chance."""
+    unet = model.unet
+    with torch.random.fork_rng(devices=[unet.device] if unet.device.type == "cuda" else []):
+        latents = torch.zeros(1, *model.latent_shape(size), device=unet.device, dtype=unet.dtype, requires_grad=True)
+        width = model.text_encoder.config.hidden_size
+        context = torch.zeros(1, 77, width, device=unet.device, dtype=unet.dtype)
+        with torch.autocast(unet.device.type, unet.dtype, enabled=unet.dtype != torch.float32):
+            prediction = unet(latents, torch.zeros(1, dtype=torch.long, device=unet.device), context).sample
+        torch.autograd.grad(prediction.float().sum(), latents)

@@ -1,0 +1,59 @@
+"""What a run computes on: accelerate's view of the processes, and whether this torch build knows the GPU."""
+
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from library.check import InputError
+
+
+def open_accelerator(mixed_precision: str, ddp_timeout: int | None) -> Accelerator:
+    """Devices, precision and processes.
+
+    Args:
+        ddp_timeout: minutes until processes that wait for each other give up; None: torch's own.
+
+    Raises:
+        InputError: a GPU that this torch build has no code for.
+    """
+    if torch.cuda.is_available():
+        check_capability(
+            torch.cuda.get_device_name(),
+            torch.cuda.get_device_capability(),
+            torch.cuda.get_arch_list(),
+            torch.__version__,
+        )
+    handlers = [] if ddp_timeout is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=ddp_timeout))]
+    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+
+
+def check_capability(name: str, capability: tuple[int, int], architectures: Sequence[str], version: str) -> None:
+    """Compare a GPU's compute capability with what torch was built for.
+
+    Machine code (sm_) runs on the same major version and an equal or higher minor one, unless it is specific (sm_90a);
+    intermediate code (compute_) is translated for any later GPU.
+
+    Args:
+        architectures: ``torch.cuda.get_arch_list()``, e.g. ["sm_80", "sm_90", "compute_90"]; empty: nothing is known.
+
+    Raises:
+        InputError: no code for this GPU, with the way out.
+    """
+    matches = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", text) for text in architectures]
+    known = [found for found in matches if found is not None]  # AMD's gfx names say nothing of capabilities
+    for found in known:
+        kind, built, specific = found[1], (int(found[2]), int(found[3])), found[4]
+        if built == capability or (kind == "compute" and built <= capability):
+            return
+        if kind == "sm" and specific != "a" and built[0] == capability[0] and built[1] <= capability[1]:
+            return
+    if known:
+        raise InputError(
+            f"torch {version} has no code for this GPU: {name} is sm_{capability[0]}{capability[1]}, and the build is "
+            f"for {', '.join(architectures)}; install a torch build for a CUDA version that knows the GPU (sm_120, RTX "
+            "50: CUDA 12.8 or newer), see pytorch.org/get-started"
+        )

@@ -1,0 +1,159 @@
+"""Where figures go beside log.jsonl: TensorBoard on this machine, Weights & Biases over the network."""
+
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import toml
+from PIL import Image
+
+from library.check import Faults, InputError, did_you_mean
+from library.training.output_folder import OutputFolder
+
+# What log_tracker_config may hand to wandb.init; the rest would send options, code, pictures or paths away.
+FOR_WANDB = ("entity", "group", "job_type", "tags", "notes", "mode", "id", "resume")
+
+
+@dataclass(frozen=True)
+class LogRules:
+    """Which trackers, where, under what names."""
+
+    log_with: str
+    logging_dir: str | None
+    log_prefix: str | None
+    log_tracker_name: str | None
+    log_tracker_config: str | None
+    wandb_run_name: str | None
+
+
+class Tracker(Protocol):
+    """Takes figures; one that leaves the machine takes nothing else."""
+
+    def figures(self, done: int, figures: dict[str, float]) -> None:
+        """Numbers after ``done`` optimizer steps, by names like ``step/loss``."""
+
+    def pictures(self, done: int, images: list[Image.Image]) -> None:
+        """Previews, by number."""
+
+    def close(self) -> None:
+        """Write out what is still held."""
+
+
+class TensorBoard:
+    """Scalars and previews in event files."""
+
+    def __init__(self, place: str, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._writer: Any = SummaryWriter(place, purge_step=done + 1 if done else None)
+
+    def figures(self, done: int, figures: dict[str, float]) -> None:
+        """See Tracker."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, done)
+
+    def pictures(self, done: int, images: list[Image.Image]) -> None:
+        """See Tracker."""
+        for index, image in enumerate(images):
+            self._writer.add_image(f"preview/{index:02d}", np.asarray(image), done, dataformats="HWC")
+
+    def close(self) -> None:
+        """See Tracker."""
+        self._writer.close()
+
+
+class WandB:
+    """Figures alone: no pictures, captions, paths, options, command line, code or facts about the machine."""
+
+    def __init__(self, folder: Path, project: str, run_name: str | None, further: dict[str, Any]) -> None:
+        import wandb
+
+        settings = wandb.Settings(
+            console="off", disable_code=True, disable_git=True, save_code=False, disable_job_creation=True,
+            host="private", program="private", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+            x_save_requirements=False,
+        )  # fmt: skip
+        self._run: Any = wandb.init(
+            project=project, name=run_name, dir=str(folder), config={}, settings=settings, **further
+        )
+
+    def figures(self, done: int, figures: dict[str, float]) -> None:
+        """See Tracker."""
+        self._run.log({name: float(value) for name, value in figures.items()}, step=done)
+
+    def pictures(self, done: int, images: list[Image.Image]) -> None:
+        """Previews may show a private picture: they stay here."""
+
+    def close(self) -> None:
+        """See Tracker."""
+        self._run.finish()
+
+
+def open_trackers(rules: LogRules, folder: OutputFolder, done: int) -> list[Tracker]:
+    """The trackers that were asked for.
+
+    Args:
+        done: steps of an earlier run that this one goes on from.
+    """
+    trackers: list[Tracker] = []
+    if rules.log_with in ("tensorboard", "all"):
+        trackers.append(TensorBoard(tensorboard_folder(rules, folder), done))
+    if rules.log_with in ("wandb", "all"):
+        further = read_tracker_config(rules.log_tracker_config)
+        trackers.append(WandB(folder.path, rules.log_tracker_name or "private-lora", rules.wandb_run_name, further))
+    return trackers
+
+
+def tensorboard_folder(rules: LogRules, folder: OutputFolder) -> str:
+    """``output_dir/tensorboard``; with a prefix a dated folder below it or below logging_dir, as in kohya."""
+    place = Path(rules.logging_dir) if rules.logging_dir else folder.tensorboard()
+    return str(place / f"{rules.log_prefix}{time.strftime('%Y%m%d%H%M%S')}" if rules.log_prefix else place)
+
+
+def check_trackers(rules: LogRules) -> None:
+    """What can be known before the run: that wandb is there and its file harmless.
+
+    Raises:
+        InputError: every fault.
+    """
+    faults = Faults()
+    if rules.log_with in ("wandb", "all"):
+        if importlib.util.find_spec("wandb") is None:
+            faults.add(f"log_with {rules.log_with} needs the package wandb: pip install wandb, or log_with tensorboard")
+        with faults.gathered():
+            read_tracker_config(rules.log_tracker_config)
+    else:
+        for name in ("log_tracker_name", "log_tracker_config", "wandb_run_name"):
+            if getattr(rules, name):
+                faults.add(f'{name} is for wandb, and log_with is "{rules.log_with}"; set log_with = "wandb" or "all"')
+    faults.raise_if_any()
+
+
+def read_tracker_config(path: str | None) -> dict[str, Any]:
+    """The [wandb] table of a TOML file: further arguments of wandb.init that send nothing but names.
+
+    Raises:
+        InputError: no TOML, another table, or an argument that is not taken.
+    """
+    if path is None:
+        return {}
+    try:
+        tables = toml.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
+        raise InputError(f"log_tracker_config '{path}': no valid TOML: {error}") from error
+    faults = Faults()
+    for table in tables:
+        if table != "wandb":
+            faults.add(f"log_tracker_config '{path}': [{table}] is not taken; [wandb] is")
+    further = dict(tables.get("wandb", {}))
+    for name in further:
+        if name not in FOR_WANDB:
+            faults.add(
+                f"log_tracker_config '{path}': wandb.init's '{name}' is not taken, figures alone leave this machine; "
+                f"taken are {', '.join(FOR_WANDB)}{did_you_mean(name, FOR_WANDB)}"
+            )
+    faults.raise_if_any()
+    return further
