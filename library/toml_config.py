@@ -6,7 +6,7 @@ import secrets
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,22 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     seed = secrets.randbelow(2**31)
     notice(f"no seed was given: {seed} was drawn (config.toml keeps it)")
     return dataclasses.replace(config, seed=seed)
+
+
+def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that another training must repeat to be its twin: no output, preview, audit or seed.
+
+    Args:
+        settings: options of the run by name; others are left out.
+    """
+    apart = ("saving", "previews", "audit", "run")
+    return {
+        name: settings[name]
+        for name, field in fields_of(door).items()
+        if name in settings
+        and (field.metadata["section"] not in apart or name == "save_precision")
+        and name not in ("seed", "split_file")
+    }
 
 
 def read_flags(door: str, arguments: Sequence[str], faults: Faults) -> tuple[dict[str, Given], str | None]:

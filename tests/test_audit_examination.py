@@ -29,7 +29,7 @@ def examined(leak, blind=None, **options):
         evidence,
         CANDIDATES,
         {"pictures alone": scores},
-        inclusion="bernoulli",
+        epsilon_doubt="",
         target_fpr=0.05,
         seed=0,
         battery=BATTERY,
@@ -43,7 +43,7 @@ def leaking():
     return Outcome(
         "run <1>", "LoRA", {"param_alpha": "0"}, 40.0, False, examination, CANDIDATES,
         adaptation_utility(evidence, CANDIDATES), {"profile": "lite"},
-        {attack.name: attack.passes(LITE) for attack in ATTACKS},
+        {attack.name: attack.passes(LITE) for attack in ATTACKS}, {},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from library.audit.intervals import Interval, auc_interval
 from library.audit.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.permutation import dataset_level_p
 from library.audit.rates import auc
+from library.audit.residuals import SQUARE
 from library.audit.verdict import Verdict, leaks, verdict
 from library.seeding import stream_seed
 
@@ -39,12 +40,13 @@ class Examination:
     p_max: float
     worst: str
     epsilon: Sequence[OneRunBound]
-    epsilon_is_valid: bool  # the split threw a fair coin per group
+    epsilon_doubt: str  # why the split threw no fair coin per group; empty: the bounds are valid
     dataset_p: float
     verdict: Verdict
     profiles: dict[str, list[tuple[int, float, float]]]  # attack -> (timestep, AUC on, AUC off), test sides
     scores: dict[str, Rows]
     scores_off: dict[str, Rows]
+    shadow_findings: dict[str, Finding]  # fitted on a shadow LoRA, tried on this one; empty where none was trained
 
 
 def examine(
@@ -52,11 +54,12 @@ def examine(
     candidates: Candidates,
     blind: Mapping[str, Rows],
     *,
-    inclusion: str,
+    epsilon_doubt: str,
     target_fpr: float,
     seed: int,
     undefended: Mapping[str, Finding] | None = None,
     extra: Mapping[str, tuple[Rows, Rows, str]] | None = None,
+    shadow: tuple[Candidates, Mapping[str, tuple[Rows, Rows, str]]] | None = None,
     notes: Sequence[str] = (),
     battery: Sequence[Attack] = ATTACKS,
 ) -> Examination:
@@ -64,8 +67,10 @@ def examine(
 
     Args:
         blind: scores of attackers that never asked the model.
+        epsilon_doubt: why the split is no fair coin per group, or nothing.
         undefended: findings on an undefended LoRA of the same split; attacks that fail there are not credited.
         extra: scores, scores on the base, and settings of attacks that bring their own sweep (shadow LoRAs).
+        shadow: candidates with a shadow's labels on the aux sides, and what attacks fitted on that shadow say here.
         notes: why the audit is invalid whatever its figures.
         battery: the attacks; the primary one must be among them.
     """
@@ -77,6 +82,10 @@ def examine(
         name: finding(name, chosen[name], rows, scores_off.get(name), candidates, target_fpr, seed)
         for name, rows in scores.items()
     }
+    shadow_findings = {
+        name: finding(name, choice, rows, rows_off, shadow[0], target_fpr, seed)
+        for name, (rows, rows_off, choice) in shadow[1].items()
+    } if shadow else {}  # fmt: skip
     p_max, worst = joint_p(scores, candidates, seed)
     control_rows = {f"{name}, LoRA off": rows for name, rows in scores_off.items() if np.ptp(rows) > 0}
     control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates)}
@@ -91,12 +100,13 @@ def examine(
         p_max=p_max,
         worst=worst,
         epsilon=one_run_bounds(scores[PRIMARY][test], candidates.is_member[test], groups),
-        epsilon_is_valid=inclusion == "bernoulli",
+        epsilon_doubt=epsilon_doubt,
         dataset_p=dataset_level_p(scores[PRIMARY][test], candidates.is_member[test], groups)[0],
         verdict=verdict(findings, PRIMARY, p_max, controls_p, failed, notes, uncredited),
         profiles=profiles(evidence, candidates),
         scores=scores,
         scores_off=scores_off,
+        shadow_findings=shadow_findings,
     )
 
 
@@ -142,18 +152,20 @@ def control(name: str, rows: Rows, candidates: Candidates, seed: int) -> Control
 
 
 def profiles(evidence: Evidence, candidates: Candidates) -> dict[str, list[tuple[int, float, float]]]:
-    """AUC against the timestep for the loss and the caption's worth, on and off (shown, never chosen from)."""
-    base = evidence.without_adapter()
-    found = {}
-    for name, caption_counts in (("loss", False), ("caption gain", True)):
-        rows = []
-        for place, step in enumerate(evidence.plan.noise_timesteps):
-            areas = []
-            for state in (evidence, base):
-                values = -state.losses("on")[:, place]
-                if caption_counts:
-                    values = state.losses("on", caption=False)[:, place] + values
-                areas.append(auc(*sides_of(values, candidates, "test")))
-            rows.append((step, areas[0], areas[1]))
-        found[name] = rows
-    return found
+    """AUC against the timestep for loss, the caption's worth and SecMI, on and off (shown, never chosen from)."""
+    nodes = evidence.plan.chain_nodes[:-1]  # edge 0 starts at the clean latent: it is PIA
+    both = [_profile_scores(state) for state in (evidence, evidence.without_adapter())]
+    timesteps = {"loss": evidence.plan.noise_timesteps, "caption gain": evidence.plan.noise_timesteps, "SecMI": nodes}
+    return {
+        name: [
+            (step, *(auc(*sides_of(one[name][:, place], candidates, "test")) for one in both))  # type: ignore[misc]
+            for place, step in enumerate(steps)
+        ]
+        for name, steps in timesteps.items()
+    }
+
+
+def _profile_scores(evidence: Evidence) -> dict[str, Rows]:
+    loss = evidence.losses("on")
+    gain = evidence.losses("on", caption=False) - loss
+    return {"loss": -loss, "caption gain": gain, "SecMI": -evidence.on["edges"][..., SQUARE].astype(np.float64)}

@@ -5,15 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from library.audit.battery import ATTACKS, PRIMARY
 from library.audit.evidence import Candidates, Evidence
 from library.audit.examination import Examination
 from library.audit.findings import Finding
+from library.audit.generation import Drawings
+from library.audit.provenance import Provenance
 
 TITLES = {attack.name: attack.title for attack in ATTACKS} | {
     "lira": "LiRA with shadow LoRAs",
-    "drawings": "Drawings near the picture (VAE space)",
+    "drawings": "Drawings near the picture",
 }
 ACCESS = {attack.name: attack.access for attack in ATTACKS} | {"lira": "GB+base, shadow LoRAs", "drawings": "BB"}
 
@@ -32,6 +35,9 @@ class Outcome:
     utility: Mapping[str, float]
     facts: Mapping[str, str]  # profile, hashes, versions, seconds
     passes: Mapping[str, int]  # UNet passes per picture, by attack
+    nearest: Mapping[
+        str, NDArray[np.uint8]
+    ]  # nearest drawing [3, h, w] by hash of the picture
 
     @property
     def main(self) -> Finding:
@@ -43,6 +49,28 @@ class Outcome:
         """The finding farthest from chance, among those measured on all test pictures."""
         measured = [self.examination.findings[name] for name in self.examination.scores]
         return max(measured, key=lambda one: one.auc_flipped)
+
+
+def outcome_of(
+    label: str,
+    origin: Provenance,
+    examination: Examination,
+    candidates: Candidates,
+    evidence: Evidence,
+    drawn: Drawings | None,
+    facts: Mapping[str, str],
+) -> Outcome:
+    """Put together what was measured and where it came from."""
+    if drawn is not None:
+        examination.findings["drawings"] = drawn.finding
+    return Outcome(
+        label, origin.method, origin.settings, origin.exposures, origin.defended, examination, candidates,
+        utility=adaptation_utility(evidence, candidates) | (dict(drawn.quality) if drawn else {}),
+        facts={"profile": evidence.plan.name, "LoRA": origin.fingerprint[:16]}
+        | dict(facts) | (dict(drawn.facts) if drawn else {}),
+        passes={attack.name: attack.passes(evidence.plan) for attack in ATTACKS},
+        nearest=drawn.nearest if drawn else {},
+    )  # fmt: skip
 
 
 def adaptation_utility(evidence: Evidence, candidates: Candidates) -> dict[str, float]:
@@ -76,7 +104,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "controls": [asdict(one) for one in examination.controls.values()],
         "p_max_over_controls": examination.controls_p,
         "epsilon_lower_bounds": [asdict(bound) for bound in examination.epsilon],
-        "epsilon_is_valid": examination.epsilon_is_valid,
+        "epsilon_is_valid": not examination.epsilon_doubt,
+        "epsilon_doubt": examination.epsilon_doubt,
         "dataset_level_p": examination.dataset_p,
         "auc_by_timestep": {name: [list(row) for row in rows] for name, rows in examination.profiles.items()},
         "utility": dict(outcome.utility),

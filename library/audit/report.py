@@ -198,9 +198,9 @@ def epsilon_section(outcome: Outcome) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     examination = outcome.examination
     note = (
-        "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
-        if examination.epsilon_is_valid
-        else "The split did not throw a fair coin per group: the numbers are indicative, no valid bound."
+        f"The numbers are indicative, no valid bound: {examination.epsilon_doubt}."
+        if examination.epsilon_doubt
+        else "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
     )
     rows = [
         (str(bound.guesses), str(bound.correct), f"{bound.epsilon:.2f}", f"{bound.ceiling:.2f}",
