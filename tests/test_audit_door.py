@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import audit
-import PLoRA
 from library.audit.adapter_keys import kohya_named
 from library.audit.command_line import outputs_named
 from library.audit.provenance import provenance
 from library.check import InputError
 from library.tensor_files import read_tensors
 from library.toml_config import TYPES
-from tests import tiny
+from tests import audit_run, tiny
+from tests.audit_run import options
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,27 +25,13 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def trained(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder of a LoRA that saw its few members some forty times."""
-    place = tmp_path_factory.mktemp("trained")
-    pictures = tiny.write_pictures(place / "pictures", 80, repeats=10)
-    flags = {
-        "pretrained_model_name_or_path": model_folder, "train_data_dir": pictures, "resolution": 16, "seed": 7,
-        "output_dir": place / "out", "max_train_epochs": 4, "save_every_n_epochs": 2, "train_batch_size": 8,
-        "network_dim": 8, "network_alpha": 8, "learning_rate": 5e-3, "inclusion": "fixed", "param_alpha": 0,
-        "k_steps": 0, "save_precision": "float",
-    }  # fmt: skip
-    assert PLoRA.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 0
-    return place / "out"
+    return audit_run.train(model_folder, tmp_path_factory.mktemp("trained"), save_every_n_epochs=2)
 
 
 @pytest.fixture
 def out(trained: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil; its pictures stay where they are."""
     return Path(shutil.copytree(trained, tmp_path / "out"))
-
-
-def options(trained: Path, *more: object) -> list[str]:
-    """Flags that keep a test's audit fast and its caches apart."""
-    return [str(word) for word in ("--cache_dir", trained.parent / "cache", "--target_fpr", 0.1, *more)]
 
 
 @pytest.fixture(scope="module")

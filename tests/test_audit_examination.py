@@ -10,7 +10,8 @@ from library.audit.battery import ATTACKS
 from library.audit.candidate_pictures import require_resolvable
 from library.audit.examination import examine
 from library.audit.findings import finding
-from library.audit.outcome import Outcome, adaptation_utility, as_json, stamp_facts
+from library.audit.outcome import Outcome, adaptation_utility, stamp_facts
+from library.audit.plain_files import as_json
 from library.audit.report import report_html, write_report
 from library.audit.risk_list import Risk
 from library.audit.sweep_plan import LITE
@@ -117,7 +118,7 @@ def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
 
 
 def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
-    risk = Risk("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==")
+    risk = Risk("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==", "")
     folder = tmp_path / "audit"
     text = write_report(leaking, [leaking], [risk], folder).read_text()
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from scipy import stats
 
 from library.audit.evidence import Candidates, Rows
 from library.audit.examination import Examination
@@ -54,7 +55,9 @@ def roc_figure(rows: Mapping[str, Rows], candidates: Candidates, logarithmic: bo
             axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
             first = False
         axes.step(false_rate, true_rate, where="post", color=colour, linewidth=1.6, label=name)
-    axes.plot(grid, grid, color=QUIET, linestyle="--", linewidth=1, label="guessing")
+    non_members_tested = len(candidates.rows("non-members-test"))
+    guessed = (np.floor(grid * non_members_tested + 1e-9) + 1) / (non_members_tested + 1)  # mean TPR of a coin
+    axes.plot(grid, np.minimum(guessed, 1), color=QUIET, linestyle="--", linewidth=1, label="guessing")
     if logarithmic:
         axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
     axes.set(xlabel="non-members accused (false-positive rate)", ylabel="members found (true-positive rate)")
@@ -85,13 +88,18 @@ def forest_figure(examination: Examination, titles: Mapping[str, str]) -> str:
         axes.plot(one.auc, place, "o", color=MEMBER, markersize=5)
         if one.auc_off is not None:
             axes.plot(one.auc_off, place, "o", color=QUIET, markerfacecolor="white", markersize=5)
+        other = examination.shadow_findings.get(one.name)
+        if other is not None:
+            axes.plot(other.auc_interval, [place + 0.3] * 2, color=NON_MEMBER, linewidth=1.2)
+            axes.plot(other.auc, place + 0.3, "D", color=NON_MEMBER, markersize=3.5)
         labels.append(titles.get(one.name, one.name))
     for place, control in enumerate(blind, start=len(found)):
         axes.plot(control.interval, [place] * 2, color=QUIET, linewidth=2)
         axes.plot(control.auc, place, "s", color=QUIET, markersize=4)
         labels.append(f"control: {control.name}")
     axes.axvline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel="AUC: filled LoRA on, open LoRA off")
+    transferred = ",\nblue diamond fitted on a shadow LoRA" if examination.shadow_findings else ""
+    axes.set(xlim=(0, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel=f"AUC: filled LoRA on, open LoRA off{transferred}")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     return svg(figure)
 
@@ -139,58 +147,75 @@ def scaled(rows: Rows, candidates: Candidates) -> Rows:
     return (rows - non_members.mean()) / max(float(non_members.std()), 1e-12)
 
 
-def transfer_figure(examination: Examination) -> str:
+def transfer_figure(examination: Examination, titles: Mapping[str, str]) -> str:
     """Realised against target false-positive rate of the thresholds that were fixed on the aux sides."""
-    figure, axes = canvas(3.0)
+    figure, axes = canvas(4.2)
     kept = [one.transfer for one in examination.findings.values() if one.transfer is not None]
     for place, one in enumerate(kept):
         axes.plot([place] * 2, one.fpr_interval, color=NON_MEMBER, linewidth=2)
         axes.plot(place, one.fpr, "o", color=NON_MEMBER, markersize=4)
     if kept:
         axes.axhline(kept[0].target_fpr, color=QUIET, linestyle="--", linewidth=1)
-    names = [one.name for one in examination.findings.values() if one.transfer is not None]
-    axes.set_xticks(range(len(names)), names, rotation=75, fontsize=7)
+    names = [titles.get(one.name, one.name) for one in examination.findings.values() if one.transfer is not None]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set(ylabel="non-members accused", ylim=(0, None))
     return svg(figure)
 
 
-def epsilon_figure(examination: Examination) -> str:
-    """Lower bound on epsilon for each number of guesses, with what all guesses right would give."""
+def epsilon_figure(examination: Examination, claimed: float | None) -> str:
+    """Lower bound on epsilon for each number of guesses, with what all guesses right would give and what is claimed."""
     figure, axes = canvas(3.0)
     counts = [bound.guesses for bound in examination.epsilon]
     axes.plot(counts, [bound.epsilon for bound in examination.epsilon], "o-", color=MEMBER, label="lower bound")
     axes.plot(counts, [bound.ceiling for bound in examination.epsilon], "s--", color=QUIET, label="all guesses right")
+    if claimed is not None:
+        axes.axhline(claimed, color=NON_MEMBER, linewidth=1.2, label=f"claimed by the LoRA: {claimed:g}")
     axes.set(xlabel="guesses", ylabel="epsilon", ylim=(-0.1, None))
     axes.legend(fontsize=8, frameon=False)
     return svg(figure)
 
 
-def course_figure(points: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> str:
-    """AUC of the main attack with its interval against exposures per image: one line per run."""
-    figure, axes = canvas()
-    for (name, rows), colour in zip(points.items(), LINES * 4, strict=False):
-        rows = sorted(rows)
-        steps = [row[0] for row in rows]
-        axes.plot(steps, [row[1] for row in rows], "o-", color=colour, markersize=4, label=name)
-        axes.fill_between(
-            steps, [row[2] for row in rows], [row[3] for row in rows], color=colour, alpha=0.12, linewidth=0
-        )
-    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(xlabel="exposures per member picture", ylabel="AUC of the main attack", ylim=(0, 1.02))
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+def group_figure(bars: Mapping[str, tuple[float, int]]) -> str:
+    """Groups of member pictures by how many non-members score below them; the number of pictures beside each."""
+    figure, axes = canvas(0.9 + 0.24 * len(bars))
+    shares = [100 * share for share, _ in bars.values()]
+    axes.barh(range(len(bars)), shares, color=MEMBER, alpha=0.75)
+    axes.axvline(50, color=QUIET, linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel="% of non-members that score lower (guessing: 50)")
+    axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
     return svg(figure)
 
 
-def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> str:
-    """Privacy against fit: relative member loss (x) and flipped AUC with interval (y) of every run."""
-    figure, axes = canvas()
-    for (name, (fit, area, low, high)), colour in zip(points.items(), LINES * 4, strict=False):
-        axes.plot([fit] * 2, [low, high], color=colour, linewidth=1.5)
-        axes.plot(fit, area, "o", color=colour, label=name)
-    axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
-    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(
-        xlabel="loss on members, of the base's (lower = learnt more)", ylabel="AUC of the best attack", ylim=(0.4, 1.02)
+def group_bars(scores: Rows, candidates: Candidates, most: int = 16) -> dict[str, tuple[float, int]]:
+    """The groups of members that stand out most: mean share of non-members below, and pictures, worst first."""
+    below = np.searchsorted(np.sort(scores[~candidates.is_member]), scores) / (~candidates.is_member).sum()
+    groups: dict[str, list[float]] = {}
+    for row in np.flatnonzero(candidates.is_member).tolist():
+        groups.setdefault(candidates.groups[row], []).append(float(below[row]))
+    means = {name: (float(np.mean(shares)), len(shares)) for name, shares in groups.items()}
+    worst = sorted(means, key=lambda name: (-means[name][0], name))[:most]
+    return {_short(name): means[name] for name in worst}
+
+
+def _short(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}\u2026"
+
+
+def agreement_figure(scores: Mapping[str, Rows], candidates: Candidates, titles: Mapping[str, str]) -> str:
+    """Rank correlation (Spearman) of every pair of attacks over the test members: who finds the same pictures."""
+    rows = candidates.rows("members-test")
+    ranks = np.stack([stats.rankdata(values[rows]) for values in scores.values()])
+    ranks -= ranks.mean(1, keepdims=True)
+    lengths = np.maximum(np.linalg.norm(ranks, axis=1), 1e-12)
+    together = (ranks @ ranks.T) / np.outer(lengths, lengths)
+    count = len(scores)
+    figure, axes = canvas(1.0 + 0.21 * count)
+    axes.grid(visible=False)
+    shown = axes.imshow(together, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    names = [f"{titles.get(name, name)}  {place}" for place, name in enumerate(scores, start=1)]
+    axes.set_yticks(range(count), names, fontsize=7)
+    axes.set_xticks(range(count), [str(place) for place in range(1, count + 1)], fontsize=6)
+    figure.colorbar(
+        shown, ax=axes, location="bottom", shrink=0.8, aspect=30, label="rank correlation over test members"
     )
-    axes.legend(fontsize=7, frameon=False)
     return svg(figure)

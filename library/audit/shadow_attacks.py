@@ -46,7 +46,7 @@ def likelihood_ratios(target: Rows, shadows: Rows, inside: NDArray[np.bool_]) ->
 
 
 def likelihood_scores(evidence: Evidence, shadows: Sequence[Shadow]) -> dict[str, tuple[Rows, Rows, str]]:
-    """"lira": scores of the target, of the base in its place, and what was used; nothing without shadows.
+    """ "lira": scores of the target, of the base in its place, and what was used; nothing without shadows.
 
     Raises:
         InputError: shadows that were not asked yet.
