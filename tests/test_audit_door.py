@@ -56,6 +56,8 @@ def test_an_audit_leaves_a_private_report_and_states_its_facts(trained, audited)
     assert audited["exposures_per_image"] == 40 and audited["method"] == "LoRA" and audited["defended"] is False
     assert audited["images"] == {side: 20 for side in audited["images"]} and audited["epsilon_is_valid"] is False
     assert {"vae_frechet_distance", "vae_kernel_distance"} <= set(audited["utility"])
+    assert not any("fid" in name or "clip" in name for name in audited["utility"])  # no weights, no such name
+    assert audited["facts"]["black box"] == "distance in the VAE's space"
     assert "drawings" in [one["name"] for one in audited["findings"]]
 
 

@@ -51,16 +51,17 @@ def attack_exhibits(outcome: Outcome) -> list[str]:
                     "What the guesses prove about any differential-privacy claim (95 %): a claim below the lower bound "
                     "is refuted."),
         page.figure(figures.agreement_figure(examination.scores, candidates, TITLES), "Which attacks agree",
-                    "Attacks that find the same pictures are red; a defence against one says little about a pale one."),
+                    "Rank correlation over the test side's members. Attacks that find the same pictures are red; a "
+                    "defence against one says little about a pale one."),
     ]  # fmt: skip
 
 
 def picture_exhibits(outcome: Outcome) -> list[str]:
     """Who is most exposed."""
-    bars = figures.group_bars(outcome.examination.scores[PRIMARY], outcome.candidates)
+    bars, highest = figures.group_bars(outcome.examination.scores[PRIMARY], outcome.candidates)
     text = ("Groups of member pictures (the split's own, with their number of pictures) by the main attack. An average "
             "hides the worst off; group names may be private.")  # fmt: skip
-    return [page.figure(figures.group_figure(bars), "Most exposed groups", text)]
+    return [page.figure(figures.group_figure(bars, highest), "Most exposed groups", text)]
 
 
 def shared_exhibits(together: Sequence[Outcome]) -> list[str]:

@@ -175,26 +175,31 @@ def epsilon_figure(examination: Examination, claimed: float | None) -> str:
     return svg(figure)
 
 
-def group_figure(bars: Mapping[str, tuple[float, int]]) -> str:
-    """Groups of member pictures by how many non-members score below them; the number of pictures beside each."""
+def group_figure(bars: Mapping[str, tuple[float, int]], highest: float) -> str:
+    """Groups of member pictures by mean score; the number of pictures beside each, the best non-member as a line."""
     figure, axes = canvas(0.9 + 0.24 * len(bars))
-    shares = [100 * share for share, _ in bars.values()]
-    axes.barh(range(len(bars)), shares, color=MEMBER, alpha=0.75)
-    axes.axvline(50, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel="% of non-members that score lower (guessing: 50)")
+    axes.barh(range(len(bars)), [score for score, _ in bars.values()], color=MEMBER, alpha=0.75)
+    axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
+    axes.axvline(0, color=QUIET, linewidth=1)
+    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members from their mean")
     axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
     return svg(figure)
 
 
-def group_bars(scores: Rows, candidates: Candidates, most: int = 16) -> dict[str, tuple[float, int]]:
-    """The groups of members that stand out most: mean share of non-members below, and pictures, worst first."""
-    below = np.searchsorted(np.sort(scores[~candidates.is_member]), scores) / (~candidates.is_member).sum()
+def group_bars(scores: Rows, candidates: Candidates, most: int = 16) -> tuple[dict[str, tuple[float, int]], float]:
+    """The groups of members that stand out most (mean score in spreads of the non-members, pictures), worst first.
+
+    Returns:
+        The groups, and the highest non-member on the same scale.
+    """
+    level = scaled(scores, candidates)
     groups: dict[str, list[float]] = {}
     for row in np.flatnonzero(candidates.is_member).tolist():
-        groups.setdefault(candidates.groups[row], []).append(float(below[row]))
-    means = {name: (float(np.mean(shares)), len(shares)) for name, shares in groups.items()}
+        groups.setdefault(candidates.groups[row], []).append(float(level[row]))
+    means = {name: (float(np.mean(rows)), len(rows)) for name, rows in groups.items()}
     worst = sorted(means, key=lambda name: (-means[name][0], name))[:most]
-    return {_short(name): means[name] for name in worst}
+    return {_short(name): means[name] for name in worst}, float(level[~candidates.is_member].max())
 
 
 def _short(name: str, longest: int = 24) -> str:
@@ -215,7 +220,5 @@ def agreement_figure(scores: Mapping[str, Rows], candidates: Candidates, titles:
     names = [f"{titles.get(name, name)}  {place}" for place, name in enumerate(scores, start=1)]
     axes.set_yticks(range(count), names, fontsize=7)
     axes.set_xticks(range(count), [str(place) for place in range(1, count + 1)], fontsize=6)
-    figure.colorbar(
-        shown, ax=axes, location="bottom", shrink=0.8, aspect=30, label="rank correlation over test members"
-    )
+    figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, aspect=30, label="rank correlation")
     return svg(figure)

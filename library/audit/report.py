@@ -117,8 +117,8 @@ def comparison(together: Sequence[Outcome], outcome: Outcome) -> list[str]:
         )
         for one in together
     ]
-    text = ("The shaded LoRA is the one of this page. Differences are paired: same pictures, same noise, same "
-            "bootstrap draws. The reference is the first undefended LoRA on the same split, else the first.")  # fmt: skip
+    text = ("The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap "
+            "draws); the reference is the first undefended LoRA on the same split, else the first.")  # fmt: skip
     table = page.table(columns, rows, [one is outcome for one in together])
     return [page.heading("Side by side"), page.paragraph(text, small=True), table]
 
@@ -127,7 +127,7 @@ def paired(one: Outcome, together: Sequence[Outcome]) -> str:
     """The main attack's AUC minus the reference's, with its interval."""
     for pair in paired_differences(one, together):
         if pair.attack == PRIMARY:
-            return f"{pair.difference:+.2f} {interval(pair.interval)}"
+            return f"{round(pair.difference, 2) + 0.0:+.2f} {interval(pair.interval)}"
     return "-"
 
 
