@@ -53,6 +53,7 @@ def test_an_audit_leaves_a_private_report_and_states_its_facts(trained, audited)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert files and all(file.stat().st_mode & 0o777 == 0o600 for file in files)
     assert all(place.stat().st_mode & 0o777 == 0o700 for place in folder.rglob("*") if place.is_dir())
+    assert audited["verdict"]["word"] == "leak" and audited["p_max_over_controls"] > 0.01  # off and blind: at chance
     assert audited["exposures_per_image"] == 40 and audited["method"] == "LoRA" and audited["defended"] is False
     assert audited["images"] == {side: 20 for side in audited["images"]} and audited["epsilon_is_valid"] is False
     assert {"vae_frechet_distance", "vae_kernel_distance"} <= set(audited["utility"])
@@ -94,6 +95,27 @@ def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch
     shutil.rmtree(out / "audit")
     assert audit.main([str(out), *options(trained)]) == 0
     assert asked == [0, 0, 80, 80]  # base, untrained adapter, then this copy's own folder
+
+
+def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audited, out, monkeypatch):
+    shutil.rmtree(out / "audit")
+    original, asked = audit.sweeping.Asker.gradients, []
+
+    def dying(self, batch):
+        asked.append(len(batch))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(audit.sweeping.Asker, "gradients", dying)
+    with pytest.raises(KeyboardInterrupt):
+        audit.main([str(out), *options(trained)])
+    monkeypatch.undo()
+    kept = len(list((out / "audit" / "records").glob("*/*.safetensors")))
+    assert kept > 0 and not (out / "audit" / "findings.json").exists()
+    assert audit.main([str(out), *options(trained)]) == 0
+    found = json.loads((out / "audit" / "findings.json").read_text())
+    assert found["findings"] == [one for one in audited["findings"] if one["name"] != "drawings"]
 
 
 def test_a_stamp_states_aggregates_and_leaves_the_tensors_alone(trained, audited, out):

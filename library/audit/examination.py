@@ -88,7 +88,7 @@ def examine(
     } if shadow else {}  # fmt: skip
     p_max, worst = joint_p(scores, candidates, seed)
     control_rows = {f"{name}, LoRA off": rows for name, rows in scores_off.items() if np.ptp(rows) > 0}
-    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates)}
+    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates, battery)}
     controls_p, failed = joint_p(control_rows, candidates, seed)
     test = np.flatnonzero(candidates.is_test)
     groups = [candidates.groups[int(row)] for row in test]
@@ -129,9 +129,9 @@ def works(found: Finding) -> bool:
     return leaks(found, found.p)
 
 
-def permuted_fit(evidence: Evidence, aux: AuxView, candidates: Candidates) -> Rows:
+def permuted_fit(evidence: Evidence, aux: AuxView, candidates: Candidates, battery: Sequence[Attack]) -> Rows:
     """[n] mean scores of the primary attack fitted on aux labels that were dealt anew among groups."""
-    primary = next(attack for attack in ATTACKS if attack.name == PRIMARY)
+    primary = next(attack for attack in battery if attack.name == PRIMARY)
     groups = np.array(candidates.groups, dtype=str)[aux.rows]
     names, position = np.unique(groups, return_inverse=True)
     label_of = np.zeros(len(names), dtype=bool)
