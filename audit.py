@@ -49,19 +49,18 @@ def main(arguments: list[str]) -> int:
         defaults=dataclasses.asdict(config), overrides={name: value for name, value in given.items() if value},
         split_file=config.split_file or None)
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in listed}
-    casts = {run.lora: candidate_pictures.find_cast(run.split, candidate_pictures.read_pictures(run.settings))
-             for run in listed}
-    for cast in casts.values():
-        candidate_pictures.require_resolvable(cast.candidates, config.target_fpr)
+    casts = candidate_pictures.casts_of(listed, config.target_fpr)
 
     # Undefended LoRAs first: an attack that fails on them shows nothing about a defence on the same split
     audited: dict[Path, outcome.Outcome] = {}
     undefended: dict[str, Mapping[str, Finding]] = {}
+    of_base: dict[str, dict] = {}  # what the attacks say of the base alone: the same for every LoRA on it
     for run in sorted(listed, key=lambda run: (adapters[run.lora][2].defended is not False, not run.is_last)):
         print(f"\n{run.label}: {run.lora}")
         cast, origin = casts[run.lora], adapters[run.lora][2]
         drawings = None if config.scores_only else ask_model(run, config, adapters[run.lora], cast)
-        found = score(run, config, origin, cast, drawings, undefended.get(cast.split_hash) if origin.defended else None)
+        shown = undefended.get(cast.split_hash) if origin.defended else None
+        found = score(run, config, origin, cast, drawings, shown, of_base)
         audited[run.lora] = found
         if origin.defended is False and run.is_last:
             undefended.setdefault(cast.split_hash, found.examination.findings)
@@ -80,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 def score(
     run: runs.Run, config: Config, origin: provenance.Provenance, cast: candidate_pictures.Cast,
-    drawn: generation.Drawings | None, undefended: Mapping[str, Finding] | None,
+    drawn: generation.Drawings | None, undefended: Mapping[str, Finding] | None, of_base: dict[str, dict],
 ) -> outcome.Outcome:
     """Examine the cached answers about one LoRA; no model is needed."""
     started, plan, planned = time.monotonic(), PLANS[config.profile], shadows_of(run, config, origin, cast)
@@ -88,7 +87,7 @@ def score(
     blinded = blind.blind_controls(cast.paths(), cast.captions(), evidence.aux_view(cast.candidates, config.audit_seed))
     found = examination.examine(
         answers, cast.candidates, blinded, epsilon_doubt=cast.doubt_of_coins(run.settings),
-        target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended,
+        target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended, of_base=of_base,
         extra=shadow_attacks.likelihood_scores(answers, planned.halves),
         shadow=shadow_attacks.transferred_scores(answers, planned.transfer, cast.candidates, config.audit_seed),
         notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [])

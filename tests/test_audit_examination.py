@@ -108,7 +108,8 @@ def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
     outcome = dataclasses.replace(leaking, examination=shadow, settings={"epsilon": "8"})
     text = report_html(outcome, [outcome, early], [])
     for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
-                  "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups", "AUC against exposures",
+                  "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
+                  "AUC against exposures",
                   "Privacy against fit"):  # fmt: skip
         assert f'<figure><img alt="{title}"' in text
     assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from library.audit.evidence import Candidates, aux_view
+from library.audit.runs import Run
 from library.audit.sweep import Picture
 from library.check import Faults, InputError, shortened
 from library.data.buckets import assign_buckets, parse_resolution
@@ -58,6 +59,23 @@ class Cast:
         if share is None:
             return "the split file does not say with which share it was drawn"
         return "" if share == 0.5 else f"its coins were not fair (nonmember_share {share:g}, not 0.5)"
+
+
+def casts_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cast]:
+    """The pictures of every run, by LoRA file; runs of one folder and split read them once.
+
+    Raises:
+        InputError: pictures that are missing or changed, or too few of them.
+    """
+    seen: dict[tuple[Path, str, str], Cast] = {}
+    casts = {}
+    for run in runs:
+        key = (run.split, str(run.settings["train_data_dir"]), str(run.settings.get("nonmember_data_dir")))
+        if key not in seen:
+            seen[key] = find_cast(run.split, read_pictures(run.settings))
+            require_resolvable(seen[key].candidates, target_fpr)
+        casts[run.lora] = seen[key]
+    return casts
 
 
 def find_cast(split_file: Path, examples: Sequence[Example]) -> Cast:

@@ -1,5 +1,6 @@
 """One LoRA examined: every attack scored, every control run, one verdict."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from library.audit.intervals import Interval, auc_interval
 from library.audit.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.permutation import dataset_level_p
 from library.audit.rates import auc
+from library.audit.record_store import Records
 from library.audit.residuals import SQUARE
 from library.audit.verdict import Verdict, leaks, verdict
 from library.seeding import stream_seed
@@ -62,6 +64,7 @@ def examine(
     shadow: tuple[Candidates, Mapping[str, tuple[Rows, Rows, str]]] | None = None,
     notes: Sequence[str] = (),
     battery: Sequence[Attack] = ATTACKS,
+    of_base: dict[str, dict[str, Rows]] | None = None,
 ) -> Examination:
     """Score everything once.
 
@@ -73,9 +76,14 @@ def examine(
         shadow: candidates with a shadow's labels on the aux sides, and what attacks fitted on that shadow say here.
         notes: why the audit is invalid whatever its figures.
         battery: the attacks; the primary one must be among them.
+        of_base: what the attacks say of a base alone, kept by the caller for the next LoRA on it.
     """
     aux = aux_view(candidates, seed)
-    scores, scores_off, chosen = battery_scores(evidence, aux, battery)
+    scores, chosen = battery_scores(evidence, aux, battery)
+    known, name_of_base = {} if of_base is None else of_base, digest_of(evidence.off, aux)
+    if name_of_base not in known:
+        known[name_of_base] = battery_scores(evidence.without_adapter(), aux, battery)[0]
+    scores_off = dict(known[name_of_base])
     for name, (rows, rows_off, choice) in (extra or {}).items():
         scores[name], scores_off[name], chosen[name] = rows, rows_off, choice
     findings = {
@@ -112,16 +120,22 @@ def examine(
 
 def battery_scores(
     evidence: Evidence, aux: AuxView, battery: Sequence[Attack]
-) -> tuple[dict[str, Rows], dict[str, Rows], dict[str, str]]:
-    """Scores of every attack with the adapter on and off, and what each chose."""
-    scores, scores_off, chosen = {}, {}, {}
-    base = evidence.without_adapter()
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    """Scores of every attack, and what each chose."""
+    scores, chosen = {}, {}
     for attack in battery:
         if attack.possible(evidence.plan):
             scores[attack.name], chosen[attack.name] = attack.score(evidence, aux)
-            scores_off[attack.name] = attack.score(base, aux)[0]
             logger.info("scored %s (%s)", attack.name, chosen[attack.name])
-    return scores, scores_off, chosen
+    return scores, chosen
+
+
+def digest_of(records: Records, aux: AuxView) -> str:
+    """Names a base's answers together with the aux side that attacks learn from."""
+    digest = hashlib.sha256(repr((aux.seed, sorted(records))).encode())
+    for values in (*(records[name] for name in sorted(records)), aux.rows, aux.labels, aux.folds):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def works(found: Finding) -> bool:
