@@ -123,6 +123,7 @@ def ask_model(
         pictures, plan, effort, Path(config.cache_dir) / "audit", model.fingerprint,
         f"{settings['clip_skip']} {settings['max_token_length']}", "cuda bf16" if on_gpu else "cpu fp32")
     stores = bench.stores(run.audit / "records", origin.fingerprint, origin.shape)
+    eyes = image_encoders.open_eyes(model.vae, pick(config, image_encoders.EyeRules))
     bench.sweep(asked, stores, run.sweep_index(plan.name))
 
     def opened(file: Path) -> tuple[denoiser.Denoiser, provenance.Provenance]:
@@ -135,7 +136,6 @@ def ask_model(
         return None
     rules = pick(config, generation.DrawingRules)
     rows = generation.drawing_rows(cast.candidates, rules.generation_captions)
-    eyes = image_encoders.open_eyes(model.vae, pick(config, image_encoders.EyeRules))
     drawn = sweeping.draw_all(asked, [pictures[row] for row in rows], stores, rules, eyes, effort)
     real = candidate_pictures.looks_at(cast, sizes, rows, eyes.looks)
     return generation.drawings_of(*drawn, real, cast.candidates, rows, rules=rules, eyes=eyes, seed=config.audit_seed)

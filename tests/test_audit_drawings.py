@@ -206,3 +206,11 @@ def test_with_weights_at_hand_the_figures_carry_their_proper_names(drawn):
 
 def test_the_nearest_drawing_stands_below_an_exposed_picture(drawn):
     assert "the nearest drawing stands below the picture" in drawn[1]
+
+
+def test_a_judge_without_drawings_and_odd_shadows_are_refused_at_once(weights, tmp_path):
+    with pytest.raises(InputError) as caught:
+        audit.main([str(tmp_path), "--clip_model", str(weights["clip"]), "--shadow_loras", "3", "--inception_weights",
+                    str(tmp_path / "no.pth")])  # fmt: skip
+    for needed in ("would judge drawings, and none are made", "shadow_loras must be even", "no.pth' does not exist"):
+        assert needed in str(caught.value)
