@@ -16,7 +16,7 @@ from library.audit.intervals import group_draws
 from library.audit.rates import roc_points
 
 MEMBER, NON_MEMBER, QUIET, GRID = "#c2410c", "#1d4ed8", "#64748b", "#e2e8f0"
-LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309")
+LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0e7490")
 
 
 def canvas(height: float = 3.6) -> tuple[Figure, Axes]:
@@ -98,8 +98,7 @@ def forest_figure(examination: Examination, titles: Mapping[str, str]) -> str:
         axes.plot(control.auc, place, "s", color=QUIET, markersize=4)
         labels.append(f"control: {control.name}")
     axes.axvline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    transferred = ",\nblue diamond fitted on a shadow LoRA" if examination.shadow_findings else ""
-    axes.set(xlim=(0, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel=f"AUC: filled LoRA on, open LoRA off{transferred}")
+    axes.set(xlim=(0, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel="AUC: filled LoRA on, open LoRA off")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     return svg(figure)
 
