@@ -5,23 +5,23 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from library import toml_config
 from library.audit import blind, candidate_pictures, command_line, denoiser, evidence, examination, generation
-from library.audit import outcome, provenance, report, risk_list, runs, shadows, sweeping
-from library.audit.battery import ATTACKS, PRIMARY
+from library.audit import image_encoders, outcome, provenance, report, risk_list, runs, shadow_attacks, shadows
+from library.audit import sweeping
 from library.audit.findings import Finding
 from library.audit.sweep_plan import PLANS
 from library.config import Config
 from library.diffusion import model_files
+from library.rules import pick
 from library.training import messages
 from networks import base_weights, lora
 
-DOOR = Path(__file__).stem
-GUIDANCE = 2.0  # of the drawings
+DOOR, HERE = Path(__file__).stem, Path(__file__).parent
 
 
 def main(arguments: list[str]) -> int:
@@ -36,19 +36,18 @@ def main(arguments: list[str]) -> int:
         defaults=dataclasses.asdict(config), overrides={name: value for name, value in given.items() if value},
         split_file=config.split_file or None)
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in listed}
-    casts = {run.lora: candidate_pictures.find_cast(run.split, candidate_pictures.read_pictures(run.settings))
-             for run in listed}
-    for cast in casts.values():
-        candidate_pictures.require_resolvable(cast.candidates, config.target_fpr)
+    casts = candidate_pictures.casts_of(listed, config.target_fpr)
 
     # Undefended LoRAs first: an attack that fails on them shows nothing about a defence on the same split
     audited: dict[Path, outcome.Outcome] = {}
     undefended: dict[str, Mapping[str, Finding]] = {}
+    of_base: dict[str, dict] = {}  # what the attacks say of the base alone: the same for every LoRA on it
     for run in sorted(listed, key=lambda run: (adapters[run.lora][2].defended is not False, not run.is_last)):
         print(f"\n{run.label}: {run.lora}")
         cast, origin = casts[run.lora], adapters[run.lora][2]
         drawings = None if config.scores_only else ask_model(run, config, adapters[run.lora], cast)
-        found = score(run, config, origin, cast, drawings, undefended.get(cast.split_hash) if origin.defended else None)
+        shown = undefended.get(cast.split_hash) if origin.defended else None
+        found = score(run, config, origin, cast, drawings, shown, of_base)
         audited[run.lora] = found
         if origin.defended is False and run.is_last:
             undefended.setdefault(cast.split_hash, found.examination.findings)
@@ -56,8 +55,8 @@ def main(arguments: list[str]) -> int:
 
     together = [audited[run.lora] for run in listed]
     for run in (run for run in listed if run.is_last):
-        found, cast = audited[run.lora], casts[run.lora]
-        risks = risk_list.riskiest(found.examination.scores[PRIMARY], cast.candidates, cast.paths())
+        found = audited[run.lora]
+        risks = risk_list.riskiest(found, casts[run.lora].paths())
         print(f"report of {run.label}: {report.write_report(found, together, risks, run.audit)}")
     for run in listed if config.stamp else []:
         provenance.stamp(run.lora, outcome.stamp_facts(audited[run.lora]))
@@ -67,67 +66,73 @@ def main(arguments: list[str]) -> int:
 
 def score(
     run: runs.Run, config: Config, origin: provenance.Provenance, cast: candidate_pictures.Cast,
-    drawings: tuple[Finding, dict[str, float]] | None, undefended: Mapping[str, Finding] | None,
+    drawn: generation.Drawings | None, undefended: Mapping[str, Finding] | None, of_base: dict[str, dict],
 ) -> outcome.Outcome:
     """Examine the cached answers about one LoRA; no model is needed."""
-    started, plan = time.monotonic(), PLANS[config.profile]
-    stores, keys = sweeping.read_index(run.sweep_index(plan.name))
-    answers = sweeping.evidence_of(stores, keys, plan)
-    silent = np.array_equal(answers.on["noise"], answers.off["noise"])
-    aux = evidence.aux_view(cast.candidates, config.audit_seed)
+    started, plan, planned = time.monotonic(), PLANS[config.profile], shadows_of(run, config, origin, cast)
+    answers = sweeping.evidence_of(*sweeping.read_index(run.sweep_index(plan.name)), plan)
+    blinded = blind.blind_controls(cast.paths(), cast.captions(), evidence.aux_view(cast.candidates, config.audit_seed))
     found = examination.examine(
-        answers, cast.candidates, blind.blind_controls(cast.paths(), cast.captions(), aux),
-        inclusion=cast.inclusion if run.settings["nonmember_share"] == 0.5 else "uneven coins",
-        target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended,
-        extra={"lira": shadows.shadow_scores(answers, cast.candidates.groups, keys, run.audit / "shadows",
-                                             config.shadow_loras, config.audit_seed)} if config.shadow_loras else None,
-        notes=["the LoRA changes nothing: the model answers exactly as without it"] if silent else [])
-    utility = outcome.adaptation_utility(answers, cast.candidates)
-    if drawings is not None:
-        found.findings["drawings"] = drawings[0]
-        utility |= drawings[1]
-    facts = {"profile": plan.name, "inclusion": cast.inclusion, "split": cast.split_hash[:16],
-             "LoRA": origin.fingerprint[:16], "torch": torch.__version__,
+        answers, cast.candidates, blinded, epsilon_doubt=cast.doubt_of_coins(run.settings),
+        target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended, of_base=of_base,
+        extra=shadow_attacks.likelihood_scores(answers, planned.halves),
+        shadow=shadow_attacks.transferred_scores(answers, planned.transfer, cast.candidates, config.audit_seed),
+        notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [])
+    facts = {"inclusion": cast.inclusion, "split": cast.split_hash[:16], "torch": torch.__version__,
              "seconds for the scores": f"{time.monotonic() - started:.0f}"}
-    return outcome.Outcome(
-        run.label, origin.method, origin.settings, origin.exposures, origin.defended, found, cast.candidates, utility,
-        facts, {attack.name: attack.passes(plan) for attack in ATTACKS})
+    facts |= shadow_attacks.exposures_in_words(origin.exposures, planned.transfer)
+    return outcome.outcome_of(run.label, origin, found, cast.candidates, answers, drawn, facts)
+
+
+def shadows_of(
+    run: runs.Run, config: Config, origin: provenance.Provenance, cast: candidate_pictures.Cast
+) -> shadows.Planned:
+    """The shadow LoRAs that were asked for, and how they are trained."""
+    options = toml_config.recipe_of(origin.trainer, run.settings)
+    recipe = shadows.Recipe(HERE / f"{origin.trainer}.py", options, run.split, run.audit / "shadows")
+    return shadows.planned(recipe, cast.candidates, pick(config, shadows.ShadowRules))
 
 
 def ask_model(
     run: runs.Run, config: Config, adapter: tuple[dict[str, torch.Tensor], dict[str, str], provenance.Provenance],
     cast: candidate_pictures.Cast,
-) -> tuple[Finding, dict[str, float]] | None:
+) -> generation.Drawings | None:
     """Open the model, put the LoRA in, ask what is not cached yet; returns what drawings show, where asked for."""
     settings, plan, (weights, metadata, origin) = run.settings, PLANS[config.profile], adapter
-    model, on_gpu = denoiser.open_model(settings)
-    base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
+    planned = shadows_of(run, config, origin, cast)
+    model, on_gpu = opened_base(settings)
     provenance.check_base(run.lora, metadata, model.fingerprint, model.file_hashes)
     asked, effort = with_adapter(run, model, weights, on_gpu), sweeping.effort_of(config.sweep_batch_size, on_gpu)
     sizes = candidate_pictures.training_sizes(cast.examples, model.side_multiple())
     pictures = candidate_pictures.encode_cast(
         cast, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
-    stores = sweeping.stores_of(
-        run.audit / "records", Path(config.cache_dir) / "audit", plan, base=model.fingerprint,
-        adapter=origin.fingerprint, shape=origin.shape, kind="cuda bf16" if on_gpu else "cpu fp32",
-        preprocess=f"{settings['clip_skip']} {settings['max_token_length']} {model.schedule_in_words()}")
-    sweeping.sweep_all(asked, pictures, plan, stores, effort)
-    sweeping.write_index(run.sweep_index(plan.name), stores, [picture.key for picture in pictures])
-    if config.shadow_loras:
-        trainer, options = Path(__file__).with_name(f"{origin.trainer}.py"), run.lora.parent / "config.toml"
-        for file, place in shadows.train_shadows(run.split, cast.candidates, run.audit / "shadows", trainer, options,
-                                                 config.shadow_loras, config.audit_seed, plan.name):
-            model, _ = denoiser.open_model(settings)
-            base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
-            shadow = with_adapter(run, model, provenance.read_adapter(file)[0], on_gpu)
-            sweeping.sweep_shadow(shadow, pictures, plan, place, effort)
+    bench = sweeping.Bench(
+        pictures, plan, effort, Path(config.cache_dir) / "audit", model.fingerprint,
+        f"{settings['clip_skip']} {settings['max_token_length']} {model.schedule_in_words()}",
+        "cuda bf16" if on_gpu else "cpu fp32")
+    stores = bench.stores(run.audit / "records", origin.fingerprint, origin.shape)
+    eyes = image_encoders.open_eyes(model.vae, pick(config, image_encoders.EyeRules))
+    bench.sweep(asked, stores, run.sweep_index(plan.name))
+
+    def opened(file: Path) -> tuple[denoiser.Denoiser, provenance.Provenance]:
+        adapted, _, known = provenance.read_adapter(file)
+        return with_adapter(run, opened_base(settings)[0], adapted, on_gpu), known
+
+    shadow_attacks.ask_shadows(planned, cast.candidates, bench, opened)
     if config.generated_images == 0:
         return None
-    rows = generation.drawing_rows(cast.candidates, config.generation_captions)
-    drawn = sweeping.draw_all(asked, [pictures[row] for row in rows], stores, images=config.generated_images,
-                              steps=config.generation_steps, guidance=GUIDANCE, effort=effort)
-    return (generation.drawing_finding(*drawn, cast.candidates, rows, config.audit_seed),
-            generation.drawing_quality(*drawn, cast.candidates, rows))
+    rules = pick(config, generation.DrawingRules)
+    rows = generation.drawing_rows(cast.candidates, rules.generation_captions)
+    drawn = sweeping.draw_all(asked, [pictures[row] for row in rows], stores, rules, eyes, effort)
+    real = candidate_pictures.looks_at(cast, sizes, rows, eyes.looks)
+    return generation.drawings_of(*drawn, real, cast.candidates, rows, rules=rules, eyes=eyes, seed=config.audit_seed)
+
+
+def opened_base(settings: Mapping[str, Any]) -> tuple[model_files.LatentDiffusion, bool]:
+    """The base as the training had it, base_weights merged; and whether it is on a GPU."""
+    model, on_gpu = denoiser.open_model(settings)
+    base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
+    return model, on_gpu
 
 
 def with_adapter(

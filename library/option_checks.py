@@ -11,6 +11,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PATHS = (
     "train_data_dir", "nonmember_data_dir", "reg_data_dir", "in_json", "dataset_config", "conditioning_data_dir",
     "split_file", "sample_prompts", "resume", "network_weights", "log_tracker_config",
+    "inception_weights",
 )  # fmt: skip
 METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
 
@@ -25,6 +26,7 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
         if not Path(path).is_file():
             faults.add(f"base_weights '{path}' is not a file")
     if door not in TRAINERS:
+        _check_audit(config, faults)
         return
     _check_model(config, faults)
     _check_data(config, faults)
@@ -32,6 +34,14 @@ def check_together(door: str, config: Config, faults: Faults) -> None:
     _check_loss(config, faults)
     _check_saving(config, faults)
     _check_device(config, faults)
+
+
+def _check_audit(config: Config, faults: Faults) -> None:
+    judges = [name for name in ("inception_weights", "clip_model", "image_encoder") if getattr(config, name)]
+    if judges and not config.generated_images:
+        faults.add(f"{' and '.join(judges)} would judge drawings, and none are made; give generated_images")
+    if config.shadow_loras % 2:
+        faults.add(f"shadow_loras must be even (every picture is inside half of them), got {config.shadow_loras}")
 
 
 def _check_model(config: Config, faults: Faults) -> None:

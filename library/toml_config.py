@@ -6,7 +6,7 @@ import secrets
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from library.check import Faults, InputError, did_you_mean
@@ -69,6 +69,22 @@ def given_options(
     if "max_train_steps" in known and "max_train_epochs" not in known:
         file.pop("max_train_epochs", None)
     return file | known
+
+
+def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that another training must repeat to be its twin: no output, preview, audit or seed.
+
+    Args:
+        settings: options of the run by name; others are left out.
+    """
+    apart = ("saving", "previews", "audit", "run")
+    return {
+        name: settings[name]
+        for name, field in fields_of(door).items()
+        if name in settings
+        and (field.metadata["section"] not in apart or name == "save_precision")
+        and name not in ("seed", "split_file")
+    }
 
 
 def _known(door: str, given: dict[str, Given], faults: Faults, notice: Callable[[str], None]) -> dict[str, Given]:

@@ -66,6 +66,14 @@ def test_a_planted_leak_is_found_by_every_attack_in_the_stated_direction(attack)
 
 
 @pytest.mark.parametrize("attack", FAST, ids=lambda attack: attack.name)
+def test_a_leak_without_any_doubt_gives_auc_one(attack):
+    evidence = planted_evidence(CANDIDATES, leak=15.0, plan=FULL if attack.name == "pfami" else LITE)
+    grid = evidence.on["noise"]  # caption and empty caption share their noise, as they do in a sweep
+    grid[..., 1, :] = grid[..., 0, :] + np.where(CANDIDATES.is_member, 1.0, 0.5)[:, None, None, None]
+    assert area_of(attack.score(evidence, aux_view(CANDIDATES, seed=0))[0]) == 1
+
+
+@pytest.mark.parametrize("attack", FAST, ids=lambda attack: attack.name)
 def test_without_a_leak_every_attack_is_at_chance(attack):
     areas = []
     for seed in range(4):
@@ -75,7 +83,7 @@ def test_without_a_leak_every_attack_is_at_chance(attack):
     assert abs(np.mean(areas) - 0.5) < 0.11  # three standard errors of four draws of 40 + 40
 
 
-@pytest.mark.parametrize("attack", FAST, ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_the_base_in_the_adapters_place_shows_nothing_of_a_leak(attack):
     evidence = planted_evidence(CANDIDATES, 3.0, FULL if attack.name == "pfami" else LITE).without_adapter()
     assert abs(area_of(attack.score(evidence, aux_view(CANDIDATES, 0))[0]) - 0.5) < 0.2
@@ -92,6 +100,13 @@ def test_swapping_the_labels_flips_every_unfitted_score():
         if attack.possible(LITE) and not attack.learns:
             scores = attack.score(evidence, aux_view(CANDIDATES, 0))[0]
             assert area_of(scores, swapped) == pytest.approx(1 - area_of(scores))
+
+
+@pytest.mark.parametrize("attack", [attack for attack in ATTACKS if attack.learns], ids=lambda attack: attack.name)
+def test_a_fit_on_swapped_labels_points_the_other_way(attack):
+    evidence, aux = planted_evidence(CANDIDATES, 3.0), aux_view(CANDIDATES, 0)
+    scores = attack.score(evidence, dataclasses.replace(aux, labels=~aux.labels))[0]
+    assert area_of(scores) < 0.15
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)

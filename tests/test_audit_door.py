@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import audit
-import PLoRA
 from library.audit.adapter_keys import kohya_named
 from library.audit.command_line import outputs_named
 from library.audit.provenance import provenance
 from library.check import InputError
 from library.tensor_files import read_tensors
 from library.toml_config import TYPES
-from tests import tiny
+from tests import audit_run, tiny
+from tests.audit_run import options
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,27 +25,13 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def trained(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder of a LoRA that saw its few members some forty times."""
-    place = tmp_path_factory.mktemp("trained")
-    pictures = tiny.write_pictures(place / "pictures", 80, repeats=10)
-    flags = {
-        "pretrained_model_name_or_path": model_folder, "train_data_dir": pictures, "resolution": 16, "seed": 7,
-        "output_dir": place / "out", "max_train_epochs": 4, "save_every_n_epochs": 2, "train_batch_size": 8,
-        "network_dim": 8, "network_alpha": 8, "learning_rate": 5e-3, "inclusion": "fixed", "param_alpha": 0,
-        "k_steps": 0, "save_precision": "float",
-    }  # fmt: skip
-    assert PLoRA.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 0
-    return place / "out"
+    return audit_run.train(model_folder, tmp_path_factory.mktemp("trained"), save_every_n_epochs=2)
 
 
 @pytest.fixture
 def out(trained: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil; its pictures stay where they are."""
     return Path(shutil.copytree(trained, tmp_path / "out"))
-
-
-def options(trained: Path, *more: object) -> list[str]:
-    """Flags that keep a test's audit fast and its caches apart."""
-    return [str(word) for word in ("--cache_dir", trained.parent / "cache", "--target_fpr", 0.1, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +53,12 @@ def test_an_audit_leaves_a_private_report_and_states_its_facts(trained, audited)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert files and all(file.stat().st_mode & 0o777 == 0o600 for file in files)
     assert all(place.stat().st_mode & 0o777 == 0o700 for place in folder.rglob("*") if place.is_dir())
+    assert audited["verdict"]["word"] != "invalid" and audited["p_max_over_controls"] > 0.01  # off, blind: at chance
     assert audited["exposures_per_image"] == 40 and audited["method"] == "LoRA" and audited["defended"] is False
     assert audited["images"] == {side: 20 for side in audited["images"]} and audited["epsilon_is_valid"] is False
     assert {"vae_frechet_distance", "vae_kernel_distance"} <= set(audited["utility"])
+    assert not any("fid" in name or "clip" in name for name in audited["utility"])  # no weights, no such name
+    assert audited["facts"]["black box"] == "distance in the VAE's space"
     assert "drawings" in [one["name"] for one in audited["findings"]]
 
 
@@ -106,6 +95,27 @@ def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch
     shutil.rmtree(out / "audit")
     assert audit.main([str(out), *options(trained)]) == 0
     assert asked == [0, 0, 80, 80]  # base, untrained adapter, then this copy's own folder
+
+
+def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audited, out, monkeypatch):
+    shutil.rmtree(out / "audit")
+    original, asked = audit.sweeping.Asker.gradients, []
+
+    def dying(self, batch):
+        asked.append(len(batch))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(audit.sweeping.Asker, "gradients", dying)
+    with pytest.raises(KeyboardInterrupt):
+        audit.main([str(out), *options(trained)])
+    monkeypatch.undo()
+    kept = len(list((out / "audit" / "records").glob("*/*.safetensors")))
+    assert kept > 0 and not (out / "audit" / "findings.json").exists()
+    assert audit.main([str(out), *options(trained)]) == 0
+    found = json.loads((out / "audit" / "findings.json").read_text())
+    assert found["findings"] == [one for one in audited["findings"] if one["name"] != "drawings"]
 
 
 def test_a_stamp_states_aggregates_and_leaves_the_tensors_alone(trained, audited, out):

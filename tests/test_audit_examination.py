@@ -9,8 +9,11 @@ import pytest
 from library.audit.battery import ATTACKS
 from library.audit.candidate_pictures import require_resolvable
 from library.audit.examination import examine
+from library.audit.figures import group_bars
 from library.audit.findings import finding
-from library.audit.outcome import Outcome, adaptation_utility, as_json, stamp_facts
+from library.audit.outcome import Outcome, adaptation_utility, stamp_facts
+from library.audit.pairing import paired_differences
+from library.audit.plain_files import as_json
 from library.audit.report import report_html, write_report
 from library.audit.risk_list import Risk
 from library.audit.sweep_plan import LITE
@@ -29,7 +32,7 @@ def examined(leak, blind=None, **options):
         evidence,
         CANDIDATES,
         {"pictures alone": scores},
-        inclusion="bernoulli",
+        epsilon_doubt="",
         target_fpr=0.05,
         seed=0,
         battery=BATTERY,
@@ -43,7 +46,7 @@ def leaking():
     return Outcome(
         "run <1>", "LoRA", {"param_alpha": "0"}, 40.0, False, examination, CANDIDATES,
         adaptation_utility(evidence, CANDIDATES), {"profile": "lite"},
-        {attack.name: attack.passes(LITE) for attack in ATTACKS},
+        {attack.name: attack.passes(LITE) for attack in ATTACKS}, {},
     )  # fmt: skip
 
 
@@ -57,6 +60,69 @@ def test_no_leak_is_no_evidence_and_says_how_large_a_leak_could_have_hidden():
     examination = examined(0.0)[1]
     assert examination.verdict.word == "no evidence"
     assert f"AUC {examination.verdict.least_detectable_auc:.2f}" in examination.verdict.sentence
+
+
+def test_random_scores_are_called_a_leak_or_invalid_no_more_often_than_stated():
+    """The whole protocol on luck alone, 40 times: p < 0.01 by the main attack or by the largest of all."""
+    evidence, generator, words = planted_evidence(CANDIDATES, 0.0), np.random.default_rng(3), []
+
+    def luck(evidence, aux):
+        return generator.normal(size=len(CANDIDATES.pixels)), "nothing"
+
+    battery = [dataclasses.replace(attack, score=luck) for attack in BATTERY]
+    for _ in range(40):
+        blind = {name: luck(None, None)[0] for name in ("pictures alone", "captions alone")}
+        examination = examine(evidence, CANDIDATES, blind, epsilon_doubt="", target_fpr=0.05, seed=0, battery=battery)
+        words.append(examination.verdict.word)
+        assert all(found.auc_interval[0] < found.auc < found.auc_interval[1] for found in examination.findings.values())
+    assert words.count("leak") <= 3 and words.count("invalid") <= 3  # 2 % and 1 % stated
+    assert words.count("no evidence") >= 36
+
+
+def test_a_sign_above_luck_that_misses_the_bar_is_said_to_be_one(leaking):
+    weak = {
+        name: dataclasses.replace(one, auc=0.61, auc_flipped=0.61, auc_interval=(0.54, 0.68), p=0.002)
+        for name, one in leaking.examination.findings.items()
+    }
+    said = verdict(weak, "fusion", 0.02, 0.5, "", [])
+    assert said.word == "no evidence" and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
+
+
+def test_differences_between_loras_of_one_split_are_paired(leaking):
+    flat = examined(0.0)[1]
+    other = dataclasses.replace(leaking, label="defended", defended=True, examination=flat)
+    pairs = {pair.attack: pair for pair in paired_differences(other, [leaking, other])}
+    assert pairs["fusion"].against == "run <1>" and paired_differences(leaking, [leaking, other]) == []
+    assert pairs["fusion"].difference == pytest.approx(other.main.auc - leaking.main.auc)
+    assert pairs["fusion"].interval[1] < 0
+    elsewhere = dataclasses.replace(other, candidates=planted_candidates(60, seed=1))
+    assert paired_differences(elsewhere, [leaking, elsewhere]) == []
+    assert as_json(other, [leaking, other])["paired_differences"][0]["attack"] == "fusion"
+    text = report_html(other, [leaking, other], [])
+    assert f"{pairs['fusion'].difference:+.2f} [" in text
+
+
+def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
+    shadow = dataclasses.replace(leaking.examination, shadow_findings={"fusion": leaking.main})
+    early = dataclasses.replace(leaking, label="run <1> 000002", exposures=10.0)
+    outcome = dataclasses.replace(leaking, examination=shadow, settings={"epsilon": "8"})
+    text = report_html(outcome, [outcome, early], [])
+    for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
+                  "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
+                  "AUC against exposures",
+                  "Privacy against fit"):  # fmt: skip
+        assert f'<figure><img alt="{title}"' in text
+    assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text
+
+
+def test_groups_are_ranked_by_their_mean_and_carry_their_size():
+    scores = np.where(CANDIDATES.is_member, 1.0, 0.0) + np.random.default_rng(0).normal(0, 0.1, 240)
+    row = int(CANDIDATES.rows("members-test")[0])
+    scores[[place for place, group in enumerate(CANDIDATES.groups) if group == CANDIDATES.groups[row]]] = 9.0
+    bars, highest = group_bars(scores, CANDIDATES, most=5)
+    assert next(iter(bars)) == CANDIDATES.groups[row] and len(bars) == 5
+    assert bars[CANDIDATES.groups[row]][1] == CANDIDATES.groups.count(CANDIDATES.groups[row])
+    assert highest < min(score for score, _ in bars.values())
 
 
 def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
@@ -117,7 +183,7 @@ def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
 
 
 def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
-    risk = Risk("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==")
+    risk = Risk("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==", "")
     folder = tmp_path / "audit"
     text = write_report(leaking, [leaking], [risk], folder).read_text()
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from library.audit.rates import auc
-from library.audit.shadows import halves, likelihood_ratios, write_shadow_split
+from library.audit.shadow_attacks import likelihood_ratios
+from library.audit.shadows import halves, write_shadow_split
 from library.check import InputError
 
 
@@ -63,9 +64,8 @@ def test_a_shadow_split_keeps_pictures_and_aux_sides_and_changes_members_only(tm
     (tmp_path / "split.json").write_text(
         json.dumps({"format": 1, "seed": 0, "inclusion": "bernoulli", "images": images})
     )
-    write_shadow_split(
-        tmp_path / "split.json", {"0": False, "1": True, "2": True, "3": False}, tmp_path / "shadow.json"
-    )
+    sides = {"0": "non-members-aux", "1": "members-test", "2": "members-aux", "3": "non-members-test"}
+    write_shadow_split(tmp_path / "split.json", sides, tmp_path / "shadow.json")
     written = json.loads((tmp_path / "shadow.json").read_text())["images"]
     assert [entry["side"] for entry in written] == [
         "non-members-aux", "members-test", "members-aux", "non-members-test"

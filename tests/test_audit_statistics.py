@@ -114,13 +114,13 @@ def test_more_images_detect_a_smaller_leak():
     assert least_detectable_auc(500, 500) < least_detectable_auc(100, 100) < least_detectable_auc(20, 20) <= 1
 
 
-def test_the_auc_interval_covers_the_truth_as_often_as_it_says():
+@pytest.mark.parametrize(("shift", "truth"), [(0, 0.5), (1, 0.7602)])  # Phi(shift / sqrt(2))
+def test_the_auc_interval_covers_the_truth_as_often_as_it_says(shift, truth):
     generator = np.random.default_rng(5)
-    truth = 0.7602  # Phi(1 / sqrt(2))
     hits = 0
     for _ in range(400):
         low, high = auc_interval(
-            generator.normal(1, 1, 60), generator.normal(0, 1, 60), names(60), names(60), generator, draws=400
+            generator.normal(shift, 1, 60), generator.normal(0, 1, 60), names(60), names(60), generator, draws=400
         )
         hits += low <= truth <= high
     assert 0.91 <= hits / 400 <= 0.98

@@ -124,6 +124,35 @@ def test_every_record_agrees_with_a_naive_twin_that_asks_one_picture_at_a_time()
     assert records["noise"].shape == (1, 2, 2, 2, FIRST_BAND + BANDS + 3)
 
 
+def test_records_of_the_clean_latent_the_unit_jump_the_chain_and_the_crop_agree_with_a_naive_twin():
+    denoiser, (picture,) = toy_denoiser(), toy_pictures(1)
+    records, states = Asker(denoiser, SMALL, 8).passes([picture]), denoiser.encode_text([picture.caption])
+
+    @torch.no_grad()
+    def asked(latent, timestep):
+        return denoiser.predict_noise(latent[None], torch.tensor([timestep]), states)[0]
+
+    def near(found, difference):
+        assert torch.allclose(found, difference_statistics(difference[None])[0], rtol=1e-3, atol=1e-6)
+
+    for place, timestep in enumerate(SMALL.sima_timesteps):
+        near(records["sima"][0, place], asked(picture.latent, timestep))
+    first = asked(picture.latent, 0)
+    unit = first / (first.abs().mean() * (torch.pi / 2) ** 0.5)
+    near(records["pian"][0, 0], unit - asked(noised(picture.latent, unit, denoiser.alpha_bar(200)), 200))
+    here, before, alpha = picture.latent, first, 1.0
+    for place, node in enumerate(SMALL.chain_nodes[1:]):
+        clean = (here - (1 - alpha) ** 0.5 * before) / alpha**0.5
+        alpha = denoiser.alpha_bar(node)
+        here = alpha**0.5 * clean + (1 - alpha) ** 0.5 * before
+        after = asked(here, node)
+        near(records["edges"][0, place], after - before)
+        before = after
+    noise = noise_for(picture.identity, 100, 0, (4, 8, 8))
+    residual = asked(noised(picture.cropped, noise, denoiser.alpha_bar(100)), 100) - noise
+    assert float(records["crop"][0, 0, SQUARE]) == pytest.approx(float(residual.square().mean()), rel=1e-4)
+
+
 def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
     pictures = toy_pictures(5)
     asker = Asker(toy_denoiser(), SMALL, 8)

@@ -2,15 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from library.audit.evidence import Candidates
+from library.audit.evidence import Candidates, aux_view
+from library.audit.runs import Run
 from library.audit.sweep import Picture
 from library.check import Faults, InputError, shortened
 from library.data.buckets import assign_buckets
@@ -22,6 +25,8 @@ from library.data.split import SIDES, read_split_file, sides_hash
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.model_files import LatentDiffusion
 
+Looks = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Cast:
@@ -30,6 +35,7 @@ class Cast:
     examples: Sequence[Example]
     candidates: Candidates
     inclusion: str
+    nonmember_share: float | None  # as the split file states it
     split_hash: str
 
     def paths(self) -> list[Path]:
@@ -39,6 +45,38 @@ class Cast:
     def captions(self) -> list[str]:
         """Their captions: never written anywhere."""
         return [example.caption for example in self.examples]
+
+    def doubt_of_coins(self, settings: Mapping[str, Any]) -> str:
+        """Why this split is no fair coin per group, as a one-run audit needs; empty where it is.
+
+        Args:
+            settings: of the training; they vouch for an old split file only where the training drew it itself.
+        """
+        share = self.nonmember_share
+        if share is None and self.inclusion == "bernoulli" and not settings.get("split_file"):
+            share = settings["nonmember_share"]
+        if self.inclusion != "bernoulli":
+            return f"the split was drawn with inclusion '{self.inclusion}', not by an independent coin per group"
+        if share is None:
+            return "the split file does not say with which share it was drawn"
+        return "" if share == 0.5 else f"its coins were not fair (nonmember_share {share:g}, not 0.5)"
+
+
+def casts_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cast]:
+    """The pictures of every run, by LoRA file; runs of one folder and split read them once.
+
+    Raises:
+        InputError: pictures that are missing or changed, or too few of them.
+    """
+    seen: dict[tuple[Path, str, str], Cast] = {}
+    casts = {}
+    for run in runs:
+        key = (run.split, str(run.settings["train_data_dir"]), str(run.settings.get("nonmember_data_dir")))
+        if key not in seen:
+            seen[key] = find_cast(run.split, read_pictures(run.settings))
+            require_resolvable(seen[key].candidates, target_fpr)
+        casts[run.lora] = seen[key]
+    return casts
 
 
 def find_cast(split_file: Path, examples: Sequence[Example]) -> Cast:
@@ -75,7 +113,8 @@ def find_cast(split_file: Path, examples: Sequence[Example]) -> Cast:
         [entry["pixels"] for entry in kept], [entry["side"] for entry in kept], [entry["group"] for entry in kept]
     )
     _check_captions(kept, here)
-    return Cast([here[entry["pixels"]] for entry in kept], candidates, content["inclusion"], digest)
+    matched = [here[entry["pixels"]] for entry in kept]
+    return Cast(matched, candidates, content["inclusion"], content.get("nonmember_share"), digest)
 
 
 def _on_two_sides(entry: dict[str, Any], unique: dict[str, dict[str, Any]]) -> bool:
@@ -83,7 +122,12 @@ def _on_two_sides(entry: dict[str, Any], unique: dict[str, dict[str, Any]]) -> b
 
 
 def require_resolvable(candidates: Candidates, target_fpr: float) -> None:
-    """Raises: InputError when the aux non-members cannot resolve the false-positive rate that was asked for."""
+    """Raises: InputError when there are too few pictures for the rate that was asked for, for fits or for tests."""
+    aux_view(candidates, 0)
+    for side in ("members-test", "non-members-test"):
+        groups = {candidates.groups[row] for row in candidates.rows(side).tolist()}
+        if len(groups) < 2:
+            raise InputError(f"{side} has {len(groups)} groups of pictures; 2 are needed to test anything")
     count = len(candidates.rows("non-members-aux"))
     if count * target_fpr < 1 - 1e-9:
         raise InputError(
@@ -169,3 +213,12 @@ def encode_cast(
         )
         for example, size, one, crop in zip(cast.examples, sizes, moments, crops, strict=True)
     ]
+
+
+def looks_at(
+    cast: Cast, sizes: Sequence[tuple[int, int]], rows: Sequence[int], looks: Callable[[Tensor, list[str]], Looks]
+) -> dict[str, NDArray[np.float32]]:
+    """What some networks see in the pictures themselves, one picture at a time: [n, ...] by name."""
+    chosen = [(cast.examples[row], sizes[row]) for row in rows]
+    seen = [looks(fitted_pixels(open_picture(one.path), size)[None] / 2 + 0.5, [one.caption]) for one, size in chosen]
+    return {name: torch.cat([one[name] for one in seen]).numpy() for name in seen[0]}

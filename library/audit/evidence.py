@@ -100,6 +100,10 @@ class Evidence:
         """The control: the base in the adapter's place. Every attack must be at chance on it."""
         return Evidence(self.off, self.off, self.plan)
 
+    def is_silent(self) -> bool:
+        """Whether the adapter changes no answer at all."""
+        return bool(np.array_equal(self.on["noise"], self.off["noise"]))
+
     def losses(self, state: str, *, caption: bool = True, far_weight: float = 1.0) -> Rows:
         """[n, T] loss at each timestep, mean over draws.
 

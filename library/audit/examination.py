@@ -1,5 +1,6 @@
 """One LoRA examined: every attack scored, every control run, one verdict."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from library.audit.intervals import Interval, auc_interval
 from library.audit.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.permutation import dataset_level_p
 from library.audit.rates import auc
+from library.audit.record_store import Records
+from library.audit.residuals import SQUARE
 from library.audit.verdict import Verdict, leaks, verdict
 from library.seeding import stream_seed
 
@@ -39,12 +42,13 @@ class Examination:
     p_max: float
     worst: str
     epsilon: Sequence[OneRunBound]
-    epsilon_is_valid: bool  # the split threw a fair coin per group
+    epsilon_doubt: str  # why the split threw no fair coin per group; empty: the bounds are valid
     dataset_p: float
     verdict: Verdict
     profiles: dict[str, list[tuple[int, float, float]]]  # attack -> (timestep, AUC on, AUC off), test sides
     scores: dict[str, Rows]
     scores_off: dict[str, Rows]
+    shadow_findings: dict[str, Finding]  # fitted on a shadow LoRA, tried on this one; empty where none was trained
 
 
 def examine(
@@ -52,34 +56,47 @@ def examine(
     candidates: Candidates,
     blind: Mapping[str, Rows],
     *,
-    inclusion: str,
+    epsilon_doubt: str,
     target_fpr: float,
     seed: int,
     undefended: Mapping[str, Finding] | None = None,
     extra: Mapping[str, tuple[Rows, Rows, str]] | None = None,
+    shadow: tuple[Candidates, Mapping[str, tuple[Rows, Rows, str]]] | None = None,
     notes: Sequence[str] = (),
     battery: Sequence[Attack] = ATTACKS,
+    of_base: dict[str, dict[str, Rows]] | None = None,
 ) -> Examination:
     """Score everything once.
 
     Args:
         blind: scores of attackers that never asked the model.
+        epsilon_doubt: why the split is no fair coin per group, or nothing.
         undefended: findings on an undefended LoRA of the same split; attacks that fail there are not credited.
         extra: scores, scores on the base, and settings of attacks that bring their own sweep (shadow LoRAs).
+        shadow: candidates with a shadow's labels on the aux sides, and what attacks fitted on that shadow say here.
         notes: why the audit is invalid whatever its figures.
         battery: the attacks; the primary one must be among them.
+        of_base: what the attacks say of a base alone, kept by the caller for the next LoRA on it.
     """
     aux = aux_view(candidates, seed)
-    scores, scores_off, chosen = battery_scores(evidence, aux, battery)
+    scores, chosen = battery_scores(evidence, aux, battery)
+    known, name_of_base = {} if of_base is None else of_base, digest_of(evidence.off, aux)
+    if name_of_base not in known:
+        known[name_of_base] = battery_scores(evidence.without_adapter(), aux, battery)[0]
+    scores_off = dict(known[name_of_base])
     for name, (rows, rows_off, choice) in (extra or {}).items():
         scores[name], scores_off[name], chosen[name] = rows, rows_off, choice
     findings = {
         name: finding(name, chosen[name], rows, scores_off.get(name), candidates, target_fpr, seed)
         for name, rows in scores.items()
     }
+    shadow_findings = {
+        name: finding(name, choice, rows, rows_off, shadow[0], target_fpr, seed)
+        for name, (rows, rows_off, choice) in shadow[1].items()
+    } if shadow else {}  # fmt: skip
     p_max, worst = joint_p(scores, candidates, seed)
     control_rows = {f"{name}, LoRA off": rows for name, rows in scores_off.items() if np.ptp(rows) > 0}
-    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates)}
+    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(evidence, aux, candidates, battery)}
     controls_p, failed = joint_p(control_rows, candidates, seed)
     test = np.flatnonzero(candidates.is_test)
     groups = [candidates.groups[int(row)] for row in test]
@@ -91,27 +108,34 @@ def examine(
         p_max=p_max,
         worst=worst,
         epsilon=one_run_bounds(scores[PRIMARY][test], candidates.is_member[test], groups),
-        epsilon_is_valid=inclusion == "bernoulli",
+        epsilon_doubt=epsilon_doubt,
         dataset_p=dataset_level_p(scores[PRIMARY][test], candidates.is_member[test], groups)[0],
         verdict=verdict(findings, PRIMARY, p_max, controls_p, failed, notes, uncredited),
         profiles=profiles(evidence, candidates),
         scores=scores,
         scores_off=scores_off,
+        shadow_findings=shadow_findings,
     )
 
 
 def battery_scores(
     evidence: Evidence, aux: AuxView, battery: Sequence[Attack]
-) -> tuple[dict[str, Rows], dict[str, Rows], dict[str, str]]:
-    """Scores of every attack with the adapter on and off, and what each chose."""
-    scores, scores_off, chosen = {}, {}, {}
-    base = evidence.without_adapter()
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    """Scores of every attack, and what each chose."""
+    scores, chosen = {}, {}
     for attack in battery:
         if attack.possible(evidence.plan):
             scores[attack.name], chosen[attack.name] = attack.score(evidence, aux)
-            scores_off[attack.name] = attack.score(base, aux)[0]
             logger.info("scored %s (%s)", attack.name, chosen[attack.name])
-    return scores, scores_off, chosen
+    return scores, chosen
+
+
+def digest_of(records: Records, aux: AuxView) -> str:
+    """Names a base's answers together with the aux side that attacks learn from."""
+    digest = hashlib.sha256(repr((aux.seed, sorted(records))).encode())
+    for values in (*(records[name] for name in sorted(records)), aux.rows, aux.labels, aux.folds):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def works(found: Finding) -> bool:
@@ -119,9 +143,9 @@ def works(found: Finding) -> bool:
     return leaks(found, found.p)
 
 
-def permuted_fit(evidence: Evidence, aux: AuxView, candidates: Candidates) -> Rows:
+def permuted_fit(evidence: Evidence, aux: AuxView, candidates: Candidates, battery: Sequence[Attack]) -> Rows:
     """[n] mean scores of the primary attack fitted on aux labels that were dealt anew among groups."""
-    primary = next(attack for attack in ATTACKS if attack.name == PRIMARY)
+    primary = next(attack for attack in battery if attack.name == PRIMARY)
     groups = np.array(candidates.groups, dtype=str)[aux.rows]
     names, position = np.unique(groups, return_inverse=True)
     label_of = np.zeros(len(names), dtype=bool)
@@ -142,18 +166,20 @@ def control(name: str, rows: Rows, candidates: Candidates, seed: int) -> Control
 
 
 def profiles(evidence: Evidence, candidates: Candidates) -> dict[str, list[tuple[int, float, float]]]:
-    """AUC against the timestep for the loss and the caption's worth, on and off (shown, never chosen from)."""
-    base = evidence.without_adapter()
-    found = {}
-    for name, caption_counts in (("loss", False), ("caption gain", True)):
-        rows = []
-        for place, step in enumerate(evidence.plan.noise_timesteps):
-            areas = []
-            for state in (evidence, base):
-                values = -state.losses("on")[:, place]
-                if caption_counts:
-                    values = state.losses("on", caption=False)[:, place] + values
-                areas.append(auc(*sides_of(values, candidates, "test")))
-            rows.append((step, areas[0], areas[1]))
-        found[name] = rows
-    return found
+    """AUC against the timestep for loss, the caption's worth and SecMI, on and off (shown, never chosen from)."""
+    nodes = evidence.plan.chain_nodes[:-1]  # edge 0 starts at the clean latent: it is PIA
+    both = [_profile_scores(state) for state in (evidence, evidence.without_adapter())]
+    timesteps = {"loss": evidence.plan.noise_timesteps, "caption gain": evidence.plan.noise_timesteps, "SecMI": nodes}
+    return {
+        name: [
+            (step, *(auc(*sides_of(one[name][:, place], candidates, "test")) for one in both))  # type: ignore[misc]
+            for place, step in enumerate(steps)
+        ]
+        for name, steps in timesteps.items()
+    }
+
+
+def _profile_scores(evidence: Evidence) -> dict[str, Rows]:
+    loss = evidence.losses("on")
+    gain = evidence.losses("on", caption=False) - loss
+    return {"loss": -loss, "caption gain": gain, "SecMI": -evidence.on["edges"][..., SQUARE].astype(np.float64)}

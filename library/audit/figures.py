@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from scipy import stats
 
 from library.audit.evidence import Candidates, Rows
 from library.audit.examination import Examination
@@ -15,7 +16,7 @@ from library.audit.intervals import group_draws
 from library.audit.rates import roc_points
 
 MEMBER, NON_MEMBER, QUIET, GRID = "#c2410c", "#1d4ed8", "#64748b", "#e2e8f0"
-LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309")
+LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0e7490")
 
 
 def canvas(height: float = 3.6) -> tuple[Figure, Axes]:
@@ -54,7 +55,9 @@ def roc_figure(rows: Mapping[str, Rows], candidates: Candidates, logarithmic: bo
             axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
             first = False
         axes.step(false_rate, true_rate, where="post", color=colour, linewidth=1.6, label=name)
-    axes.plot(grid, grid, color=QUIET, linestyle="--", linewidth=1, label="guessing")
+    non_members_tested = len(candidates.rows("non-members-test"))
+    guessed = (np.floor(grid * non_members_tested + 1e-9) + 1) / (non_members_tested + 1)  # mean TPR of a coin
+    axes.plot(grid, np.minimum(guessed, 1), color=QUIET, linestyle="--", linewidth=1, label="guessing")
     if logarithmic:
         axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
     axes.set(xlabel="non-members accused (false-positive rate)", ylabel="members found (true-positive rate)")
@@ -85,6 +88,10 @@ def forest_figure(examination: Examination, titles: Mapping[str, str]) -> str:
         axes.plot(one.auc, place, "o", color=MEMBER, markersize=5)
         if one.auc_off is not None:
             axes.plot(one.auc_off, place, "o", color=QUIET, markerfacecolor="white", markersize=5)
+        other = examination.shadow_findings.get(one.name)
+        if other is not None:
+            axes.plot(other.auc_interval, [place + 0.3] * 2, color=NON_MEMBER, linewidth=1.2)
+            axes.plot(other.auc, place + 0.3, "D", color=NON_MEMBER, markersize=3.5)
         labels.append(titles.get(one.name, one.name))
     for place, control in enumerate(blind, start=len(found)):
         axes.plot(control.interval, [place] * 2, color=QUIET, linewidth=2)
@@ -139,58 +146,78 @@ def scaled(rows: Rows, candidates: Candidates) -> Rows:
     return (rows - non_members.mean()) / max(float(non_members.std()), 1e-12)
 
 
-def transfer_figure(examination: Examination) -> str:
+def transfer_figure(examination: Examination, titles: Mapping[str, str]) -> str:
     """Realised against target false-positive rate of the thresholds that were fixed on the aux sides."""
-    figure, axes = canvas(3.0)
+    figure, axes = canvas(4.2)
     kept = [one.transfer for one in examination.findings.values() if one.transfer is not None]
     for place, one in enumerate(kept):
         axes.plot([place] * 2, one.fpr_interval, color=NON_MEMBER, linewidth=2)
         axes.plot(place, one.fpr, "o", color=NON_MEMBER, markersize=4)
     if kept:
         axes.axhline(kept[0].target_fpr, color=QUIET, linestyle="--", linewidth=1)
-    names = [one.name for one in examination.findings.values() if one.transfer is not None]
-    axes.set_xticks(range(len(names)), names, rotation=75, fontsize=7)
+    names = [titles.get(one.name, one.name) for one in examination.findings.values() if one.transfer is not None]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set(ylabel="non-members accused", ylim=(0, None))
     return svg(figure)
 
 
-def epsilon_figure(examination: Examination) -> str:
-    """Lower bound on epsilon for each number of guesses, with what all guesses right would give."""
+def epsilon_figure(examination: Examination, claimed: float | None) -> str:
+    """Lower bound on epsilon for each number of guesses, with what all guesses right would give and what is claimed."""
     figure, axes = canvas(3.0)
     counts = [bound.guesses for bound in examination.epsilon]
     axes.plot(counts, [bound.epsilon for bound in examination.epsilon], "o-", color=MEMBER, label="lower bound")
     axes.plot(counts, [bound.ceiling for bound in examination.epsilon], "s--", color=QUIET, label="all guesses right")
+    if claimed is not None:
+        axes.axhline(claimed, color=NON_MEMBER, linewidth=1.2, label=f"claimed by the LoRA: {claimed:g}")
     axes.set(xlabel="guesses", ylabel="epsilon", ylim=(-0.1, None))
     axes.legend(fontsize=8, frameon=False)
     return svg(figure)
 
 
-def course_figure(points: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> str:
-    """AUC of the main attack with its interval against exposures per image: one line per run."""
-    figure, axes = canvas()
-    for (name, rows), colour in zip(points.items(), LINES * 4, strict=False):
-        rows = sorted(rows)
-        steps = [row[0] for row in rows]
-        axes.plot(steps, [row[1] for row in rows], "o-", color=colour, markersize=4, label=name)
-        axes.fill_between(
-            steps, [row[2] for row in rows], [row[3] for row in rows], color=colour, alpha=0.12, linewidth=0
-        )
-    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(xlabel="exposures per member picture", ylabel="AUC of the main attack", ylim=(0, 1.02))
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+def group_figure(bars: Mapping[str, tuple[float, int]], highest: float) -> str:
+    """Groups of member pictures by mean score; the number of pictures beside each, the best non-member as a line."""
+    figure, axes = canvas(0.9 + 0.24 * len(bars))
+    axes.barh(range(len(bars)), [score for score, _ in bars.values()], color=MEMBER, alpha=0.75)
+    axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
+    axes.axvline(0, color=QUIET, linewidth=1)
+    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members from their mean")
+    axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
     return svg(figure)
 
 
-def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> str:
-    """Privacy against fit: relative member loss (x) and flipped AUC with interval (y) of every run."""
-    figure, axes = canvas()
-    for (name, (fit, area, low, high)), colour in zip(points.items(), LINES * 4, strict=False):
-        axes.plot([fit] * 2, [low, high], color=colour, linewidth=1.5)
-        axes.plot(fit, area, "o", color=colour, label=name)
-    axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
-    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(
-        xlabel="loss on members, of the base's (lower = learnt more)", ylabel="AUC of the best attack", ylim=(0.4, 1.02)
-    )
-    axes.legend(fontsize=7, frameon=False)
+def group_bars(scores: Rows, candidates: Candidates, most: int = 16) -> tuple[dict[str, tuple[float, int]], float]:
+    """The groups of members that stand out most (mean score in spreads of the non-members, pictures), worst first.
+
+    Returns:
+        The groups, and the highest non-member on the same scale.
+    """
+    level = scaled(scores, candidates)
+    groups: dict[str, list[float]] = {}
+    for row in np.flatnonzero(candidates.is_member).tolist():
+        groups.setdefault(candidates.groups[row], []).append(float(level[row]))
+    means = {name: (float(np.mean(rows)), len(rows)) for name, rows in groups.items()}
+    worst = sorted(means, key=lambda name: (-means[name][0], name))[:most]
+    return {_short(name): means[name] for name in worst}, float(level[~candidates.is_member].max())
+
+
+def _short(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}\u2026"
+
+
+def agreement_figure(scores: Mapping[str, Rows], candidates: Candidates, titles: Mapping[str, str]) -> str:
+    """Rank correlation (Spearman) of every pair of attacks over the test members: who finds the same pictures."""
+    rows = candidates.rows("members-test")
+    ranks = np.stack([stats.rankdata(values[rows]) for values in scores.values()])
+    ranks -= ranks.mean(1, keepdims=True)
+    lengths = np.maximum(np.linalg.norm(ranks, axis=1), 1e-12)
+    together = (ranks @ ranks.T) / np.outer(lengths, lengths)
+    count = len(scores)
+    figure, axes = canvas(1.0 + 0.21 * count)
+    axes.grid(visible=False)
+    shown = axes.imshow(together, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    names = [f"{titles.get(name, name)}  {place}" for place, name in enumerate(scores, start=1)]
+    axes.set_yticks(range(count), names, fontsize=7)
+    axes.set_xticks(range(count), [str(place) for place in range(1, count + 1)], fontsize=6)
+    figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, aspect=30, label="rank correlation")
     return svg(figure)

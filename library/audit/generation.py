@@ -1,21 +1,49 @@
 """What the LoRA draws: latents for given captions, how near they come to the pictures, how good they are as a set."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import linalg
 from torch import Tensor
 
 from library.audit.denoiser import Denoiser, moved_along
-from library.audit.evidence import Candidates
+from library.audit.evidence import Candidates, Rows
 from library.audit.findings import Finding, plain_finding
+from library.audit.image_encoders import Eyes, layer_name
+from library.audit.inception import LAYERS
 from library.audit.record_store import Records
+from library.audit.set_distances import frechet_distance, kernel_distance
 from library.audit.sweep import Picture
 
 POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
+THUMB = 48  # pixels of the drawing that is kept for the risk list
+GUIDANCE = 2.0
+
+
+@dataclass(frozen=True)
+class DrawingRules:
+    """What is drawn."""
+
+    generated_images: int  # per caption
+    generation_captions: int  # per test side
+    generation_steps: int  # DDIM
+
+    def name(self) -> str:
+        """For cache keys."""
+        return f"{self.generated_images}x{self.generation_steps}x{GUIDANCE:g}"
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What the drawings showed."""
+
+    finding: Finding
+    quality: Mapping[str, float]
+    facts: Mapping[str, str]  # sampler, networks, layers, counts
+    nearest: Mapping[str, NDArray[np.uint8]]  # [3, THUMB, THUMB] by hash of the picture: the nearest drawing
 
 
 def starting_noise(identity: str, draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -42,17 +70,25 @@ def drawn_latents(denoiser: Denoiser, batch: Sequence[Picture], draw: int, steps
     return here.cpu()
 
 
-def draw_records(
-    denoiser: Denoiser, images: int, steps: int, guidance: float
-) -> Callable[[list[Picture]], dict[str, Tensor]]:
-    """Asks for ``fill_store``: distance of each drawing to its picture, and the drawing's pooled latents."""
+def draw_records(denoiser: Denoiser, rules: DrawingRules, eyes: Eyes) -> Callable[[list[Picture]], dict[str, Tensor]]:
+    """Asks for ``fill_store``: distances, pooled latents and looks of each drawing; the nearest one as a thumbnail."""
 
     def ask(batch: list[Picture]) -> dict[str, Tensor]:
         latents = torch.stack([picture.latent for picture in batch]).float()
-        drawings = [drawn_latents(denoiser, batch, draw, steps, guidance) for draw in range(images)]
-        distances = torch.stack([(drawing - latents).square().mean((1, 2, 3)) for drawing in drawings], dim=1)
-        pooled = torch.stack([pooled_features(drawing) for drawing in drawings], dim=1)
-        return {"distance": distances, "drawn": pooled, "real": pooled_features(latents)}
+        drawn = [drawn_latents(denoiser, batch, draw, rules.generation_steps, GUIDANCE)
+                 for draw in range(rules.generated_images)]  # fmt: skip
+        distances = torch.stack([(one - latents).square().mean((1, 2, 3)) for one in drawn], dim=1)
+        pixels = [eyes.decode(one).cpu() for one in drawn]
+        looks = [eyes.looks(one, [picture.caption for picture in batch]) for one in pixels]
+        small = torch.stack([torch.nn.functional.adaptive_avg_pool2d(one, THUMB) for one in pixels], dim=1)
+        nearest = small[torch.arange(len(batch)), distances.argmin(1)]  # [B, 3, THUMB, THUMB]
+        return {
+            "distance": distances,
+            "drawn": torch.stack([pooled_features(one) for one in drawn], dim=1),
+            "real": pooled_features(latents),
+            "nearest": (nearest * 255).round().to(torch.uint8),
+            **{name: torch.stack([look[name] for look in looks], dim=1) for name in looks[0]},
+        }
 
     return ask
 
@@ -60,27 +96,6 @@ def draw_records(
 def pooled_features(latents: Tensor) -> Tensor:
     """[B, 4 * 16] latents averaged over 4 x 4 cells."""
     return torch.nn.functional.adaptive_avg_pool2d(latents.float(), POOLED_SIDE).flatten(1)
-
-
-def frechet_distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two sets [n, F]; in the VAE's space, hence no FID."""
-    means = [rows.mean(0) for rows in (first, second)]
-    spreads = [np.cov(rows, rowvar=False) + 1e-6 * np.eye(rows.shape[1]) for rows in (first, second)]
-    root = linalg.sqrtm(spreads[0] @ spreads[1])
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(spreads[0] + spreads[1] - 2 * np.real(root)))
-
-
-def kernel_distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Unbiased squared MMD with the kernel (x.y / F + 1)^3: KID's formula on the VAE's pooled latents, hence no KID."""
-
-    def kernel(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (left @ right.T / left.shape[1] + 1) ** 3
-
-    inside = []
-    for rows in (first, second):
-        values = kernel(rows, rows)
-        inside.append((values.sum() - np.trace(values)) / (len(rows) * (len(rows) - 1)))
-    return float(inside[0] + inside[1] - 2 * kernel(first, second).mean())
 
 
 def drawing_rows(candidates: Candidates, captions: int) -> list[int]:
@@ -92,27 +107,67 @@ def drawing_rows(candidates: Candidates, captions: int) -> list[int]:
     return rows
 
 
-def drawing_finding(on: Records, off: Records, candidates: Candidates, rows: Sequence[int], seed: int) -> Finding:
-    """Black-box attack: drawings of a member's caption come nearer to the picture than the base's do.
+def nearness(records: Records, real: Records) -> Rows:
+    """[n] mean over drawings: cosine with the picture where an encoder looked, else minus the VAE-space distance."""
+    if "encoded" in real:
+        return np.einsum("ndf,nf->nd", *(one["encoded"].astype(np.float64) for one in (records, real))).mean(1)
+    return -records["distance"].astype(np.float64).mean(1)
 
-    Score: distance of the base's drawings minus that of the LoRA's, in the VAE's latent space; nothing is fitted.
+
+def drawings_of(
+    on: Records, off: Records, real: Records, candidates: Candidates, rows: Sequence[int],
+    *, rules: DrawingRules, eyes: Eyes, seed: int,
+) -> Drawings:  # fmt: skip
+    """The black-box attack and the quality of the drawings.
+
+    Attack: drawings of a member's caption come nearer to the picture than the base's do; nothing is fitted.
+
+    Args:
+        on, off: what ``draw_records`` asked with the LoRA on and off.
+        real: looks at the pictures themselves, in the same order.
     """
-    scores = (off["distance"] - on["distance"]).astype(np.float64).mean(1)
     subset = Candidates(*([values[row] for row in rows] for values in
                           (candidates.pixels, candidates.sides, candidates.groups)))  # fmt: skip
-    return plain_finding("drawings", "nothing", scores, -off["distance"].astype(np.float64).mean(1), subset, seed)
+    space = f"cosine by {eyes.encoder.name}" if eyes.encoder else "distance in the VAE's space"
+    near = nearness(on, real), nearness(off, real)
+    found = plain_finding("drawings", f"nothing; {space}", near[0] - near[1], near[1], subset, seed)
+    is_member = subset.is_member
+    members = int(is_member.sum())
+    facts = {
+        "drawings": f"{members} captions of members-test (in the order of their hashes) x {rules.generated_images}, "
+                    f"DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {members} pictures",
+        "black box": space,
+        "image quality": f"FID and KID with {eyes.inception_name}" if eyes.inception else
+                         "no Inception weights were given (inception_weights): VAE-space distances, no FID or KID",
+        "prompt-image agreement": eyes.clip.name if eyes.clip else "no CLIP was given (clip_model): left out",
+    }  # fmt: skip
+    nearest = {subset.pixels[row]: on["nearest"][row].astype(np.uint8) for row in range(len(rows))}
+    return Drawings(found, drawing_quality(on, off, real, is_member), facts, nearest)
 
 
-def drawing_quality(on: Records, off: Records, candidates: Candidates, rows: Sequence[int]) -> dict[str, float]:
-    """Distances in the VAE's space between drawings of member captions and those members, LoRA on and off."""
-    is_member = candidates.is_member[list(rows)]
-    real = on["real"][is_member].astype(np.float64)
-    figures: dict[str, float] = {
-        "drawn_captions": float(is_member.sum()),
-        "drawn_images": float(on["drawn"][is_member][..., 0].size),
-    }
-    for name, records in (("", on), ("_of_base", off)):
-        drawn = records["drawn"][is_member].reshape(-1, real.shape[1]).astype(np.float64)
-        figures[f"vae_frechet_distance{name}"] = frechet_distance(drawn, real)
-        figures[f"vae_kernel_distance{name}"] = kernel_distance(drawn, real)
+def drawing_quality(on: Records, off: Records, real: Records, is_member: NDArray[np.bool_]) -> dict[str, float]:
+    """Distances between drawings of member captions and those members, LoRA on and off, in each space at hand."""
+    spaces = {"vae_frechet_distance": ("drawn", "real", on), "vae_kernel_distance": ("drawn", "real", on)}
+    for layer in LAYERS:
+        if f"inception_{layer}" in real:
+            spaces |= {f"{name}_{layer}": (f"inception_{layer}", f"inception_{layer}", real) for name in ("fid", "kid")}
+    figures: dict[str, float] = {"drawn_captions": float(is_member.sum())}
+    figures["drawn_images"] = float(on["drawn"][is_member][..., 0].size)
+    for suffix, records in (("", on), ("_of_base", off)):
+        for name, (drawn_name, real_name, real_records) in spaces.items():
+            pictures = real_records[real_name][is_member].astype(np.float64)
+            drawn = records[drawn_name][is_member].reshape(-1, pictures.shape[1]).astype(np.float64)
+            distance = frechet_distance if name.startswith(("fid", "vae_frechet")) else kernel_distance
+            figures[f"{name}{suffix}"] = distance(drawn, pictures)
+        if "agreement" in real:
+            figures[f"clip_score{suffix}"] = 100 * float(records["agreement"][is_member].mean())
+    if "agreement" in real:
+        figures["clip_score_of_pictures"] = 100 * float(real["agreement"][is_member].mean())
     return figures
+
+
+QUALITY = {
+    "vae_frechet_distance": "Frechet distance in the VAE's space (no FID)",
+    "vae_kernel_distance": "kernel distance in the VAE's space (no KID)",
+    "clip_score": "CLIP score, 100 x cosine of drawing and caption",
+} | {f"{name}_{layer}": f"{name.upper()}, {layer_name(layer)}" for name in ("fid", "kid") for layer in LAYERS}

@@ -1,19 +1,21 @@
 """One audited LoRA with all that the report, the JSON and the tables say about it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from library.audit.battery import ATTACKS, PRIMARY
 from library.audit.evidence import Candidates, Evidence
 from library.audit.examination import Examination
 from library.audit.findings import Finding
+from library.audit.generation import Drawings
+from library.audit.provenance import Provenance
 
 TITLES = {attack.name: attack.title for attack in ATTACKS} | {
     "lira": "LiRA with shadow LoRAs",
-    "drawings": "Drawings near the picture (VAE space)",
+    "drawings": "Drawings near the picture",
 }
 ACCESS = {attack.name: attack.access for attack in ATTACKS} | {"lira": "GB+base, shadow LoRAs", "drawings": "BB"}
 
@@ -32,6 +34,7 @@ class Outcome:
     utility: Mapping[str, float]
     facts: Mapping[str, str]  # profile, hashes, versions, seconds
     passes: Mapping[str, int]  # UNet passes per picture, by attack
+    nearest: Mapping[str, NDArray[np.uint8]]  # nearest drawing [3, h, w] by hash of the picture
 
     @property
     def main(self) -> Finding:
@@ -45,6 +48,28 @@ class Outcome:
         return max(measured, key=lambda one: one.auc_flipped)
 
 
+def outcome_of(
+    label: str,
+    origin: Provenance,
+    examination: Examination,
+    candidates: Candidates,
+    evidence: Evidence,
+    drawn: Drawings | None,
+    facts: Mapping[str, str],
+) -> Outcome:
+    """Put together what was measured and where it came from."""
+    if drawn is not None:
+        examination.findings["drawings"] = drawn.finding
+    return Outcome(
+        label, origin.method, origin.settings, origin.exposures, origin.defended, examination, candidates,
+        utility=adaptation_utility(evidence, candidates) | (dict(drawn.quality) if drawn else {}),
+        facts={"profile": evidence.plan.name, "LoRA": origin.fingerprint[:16]}
+        | dict(facts) | (dict(drawn.facts) if drawn else {}),
+        passes={attack.name: attack.passes(evidence.plan) for attack in ATTACKS},
+        nearest=drawn.nearest if drawn else {},
+    )  # fmt: skip
+
+
 def adaptation_utility(evidence: Evidence, candidates: Candidates) -> dict[str, float]:
     """Mean loss on members and non-members with the LoRA, as a share of the base's under the same noise."""
     on, off = evidence.losses("on").mean(1), evidence.losses("off").mean(1)
@@ -55,58 +80,6 @@ def adaptation_utility(evidence: Evidence, candidates: Candidates) -> dict[str, 
         "member_loss_relative": float(on[members].mean() / off[members].mean()),
         "non_member_loss_relative": float(on[~members].mean() / off[~members].mean()),
     }
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """All aggregate figures; no picture, name or caption."""
-    examination = outcome.examination
-    sides = list(outcome.candidates.sides)
-    return {
-        "format": 1,
-        "label": outcome.label,
-        "method": outcome.method,
-        "settings": dict(outcome.settings),
-        "exposures_per_image": outcome.exposures,
-        "defended": outcome.defended,
-        "verdict": asdict(examination.verdict),
-        "primary": PRIMARY,
-        "worst": outcome.worst.name,
-        "p_max_over_attacks": examination.p_max,
-        "findings": [_finding_json(outcome, one) for one in examination.findings.values()],
-        "controls": [asdict(one) for one in examination.controls.values()],
-        "p_max_over_controls": examination.controls_p,
-        "epsilon_lower_bounds": [asdict(bound) for bound in examination.epsilon],
-        "epsilon_is_valid": examination.epsilon_is_valid,
-        "dataset_level_p": examination.dataset_p,
-        "auc_by_timestep": {name: [list(row) for row in rows] for name, rows in examination.profiles.items()},
-        "utility": dict(outcome.utility),
-        "images": {side: sides.count(side) for side in sorted(set(sides))},
-        "groups_tested": len({group for group, side in zip(outcome.candidates.groups, sides, strict=True)
-                              if side.endswith("-test")}),
-        "facts": dict(outcome.facts),
-    }  # fmt: skip
-
-
-def _finding_json(outcome: Outcome, one: Finding) -> dict[str, Any]:
-    return {
-        **asdict(one),
-        "title": TITLES[one.name],
-        "access": ACCESS[one.name],
-        "unet_passes_per_image": outcome.passes.get(one.name),
-        "score_direction": "higher = more likely a member",
-    }
-
-
-def scores_csv(outcome: Outcome) -> str:
-    """One line per picture: hash of its pixels, side, group, every score with the LoRA on and off."""
-    examination = outcome.examination
-    on, off = examination.scores, examination.scores_off
-    columns = [*on, *(f"{name}_off" for name in off)]
-    values = np.column_stack([*on.values(), *off.values()])
-    lines = [",".join(["pixels", "side", *columns])]
-    for place, (pixels, side) in enumerate(zip(outcome.candidates.pixels, outcome.candidates.sides, strict=True)):
-        lines.append(",".join([pixels, side, *(f"{value:.8g}" for value in values[place])]))
-    return "\n".join(lines) + "\n"
 
 
 def stamp_facts(outcome: Outcome) -> dict[str, str]:

@@ -87,9 +87,10 @@ def figures(drawings: Sequence[str]) -> str:
     return f'<div class="figures">{"".join(drawings)}</div>'
 
 
-def pictures(entries: Sequence[tuple[str, str, str]]) -> str:
-    """Thumbnails: (data URI, file name, text)."""
-    boxes = "".join(
-        f'<div><img alt="" src="{uri}"><b>{escape(name)}</b><br>{escape(text)}</div>' for uri, name, text in entries
-    )
-    return f'<div class="pictures">{boxes}</div>'
+def pictures(entries: Sequence[tuple[Sequence[str], str, str]]) -> str:
+    """Thumbnails: (data URIs, file name, text)."""
+    boxes = []
+    for uris, name, text in entries:
+        shown = "".join(f'<img alt="" src="{uri}">' for uri in uris)
+        boxes.append(f"<div>{shown}<b>{escape(name)}</b><br>{escape(text)}</div>")
+    return f'<div class="pictures">{"".join(boxes)}</div>'

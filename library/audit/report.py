@@ -1,14 +1,18 @@
 """The report of one audit: report.html for people, findings.json for programs, scores.csv for statisticians."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from library.audit import figures, page
+from library.audit import page
 from library.audit.battery import PRIMARY
+from library.audit.exhibits import exhibits
 from library.audit.findings import Finding
-from library.audit.outcome import ACCESS, TITLES, Outcome, as_json, scores_csv
+from library.audit.generation import QUALITY
+from library.audit.intervals import hanley_mcneil_half_width
+from library.audit.outcome import ACCESS, TITLES, Outcome
+from library.audit.pairing import paired_differences
+from library.audit.plain_files import as_json, scores_csv
 from library.audit.risk_list import Risk
 from library.tensor_files import private_folder, write_whole
 
@@ -23,7 +27,7 @@ def write_report(outcome: Outcome, together: Sequence[Outcome], risks: Sequence[
         together: every LoRA of this call, for the comparisons; ``outcome`` among them.
     """
     private_folder(folder)
-    write_whole(folder / "findings.json", json.dumps(as_json(outcome), indent=1) + "\n", private=True)
+    write_whole(folder / "findings.json", json.dumps(as_json(outcome, together), indent=1) + "\n", private=True)
     write_whole(folder / "scores.csv", scores_csv(outcome), private=True)
     write_whole(folder / "report.html", report_html(outcome, together, risks), private=True)
     return folder / "report.html"
@@ -34,8 +38,8 @@ def report_html(outcome: Outcome, together: Sequence[Outcome], risks: Sequence[R
     parts = [f"<h1>Membership audit of {page.escape(outcome.label)}</h1>", *first_screen(outcome)]
     if len(together) > 1:
         parts += comparison(together, outcome)
-    parts += [page.heading("Figures"), page.figures(drawings(outcome, together)), *attack_table(outcome)]
-    parts += controls_section(outcome) + epsilon_section(outcome)
+    parts += [page.heading("Figures"), page.figures(exhibits(outcome, together)), *attack_table(outcome)]
+    parts += quality_section(outcome) + controls_section(outcome) + epsilon_section(outcome)
     if risks:
         parts += risk_section(risks)
     return page.page(f"Audit of {outcome.label}", [*parts, *fine_print(outcome)])
@@ -84,6 +88,10 @@ def first_screen(outcome: Outcome) -> list[str]:
         ("Member loss, of the base's", f"{100 * utility['member_loss_relative']:.1f} %"),
         ("Non-member loss, of the base's", f"{100 * utility['non_member_loss_relative']:.1f} %"),
         ("Tested on", f"{outcome.main.members} members, {outcome.main.non_members} non-members"),
+        (
+            "Luck alone moves an AUC of this sample by",
+            f"\u00b1{hanley_mcneil_half_width(0.5, outcome.main.members, outcome.main.non_members):.2f}",
+        ),
     ]
     if transfer is not None:
         found, wrong = 100 * transfer.tpr, 100 * transfer.fpr
@@ -93,7 +101,8 @@ def first_screen(outcome: Outcome) -> list[str]:
 
 def comparison(together: Sequence[Outcome], outcome: Outcome) -> list[str]:
     """All LoRAs of this call in one table."""
-    columns = ("LoRA", "method", "exposures", "verdict", "main AUC", "worst attack", "worst AUC", "member loss")
+    columns = ("LoRA", "method", "exposures", "verdict", "main AUC", "minus the reference's", "worst attack",
+               "worst AUC", "member loss")  # fmt: skip
     rows = [
         (
             one.label,
@@ -101,62 +110,51 @@ def comparison(together: Sequence[Outcome], outcome: Outcome) -> list[str]:
             "?" if one.exposures is None else f"{one.exposures:g}",
             one.examination.verdict.word,
             area(one.main),
+            paired(one, together),
             TITLES[one.worst.name],
             area(one.worst),
             f"{100 * one.utility['member_loss_relative']:.1f} %",
         )
         for one in together
     ]
-    return [page.heading("Side by side"), page.table(columns, rows, [one is outcome for one in together])]
+    text = ("The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap "
+            "draws); the reference is the first undefended LoRA on the same split, else the first.")  # fmt: skip
+    table = page.table(columns, rows, [one is outcome for one in together])
+    return [page.heading("Side by side"), page.paragraph(text, small=True), table]
 
 
-def drawings(outcome: Outcome, together: Sequence[Outcome]) -> list[str]:
-    """Every figure with its caption."""
-    examination, candidates = outcome.examination, outcome.candidates
-    names = list(dict.fromkeys([PRIMARY, outcome.worst.name, "loss_calibrated", "loss", "gsa2"]))[:5]
-    rows = {TITLES[name]: examination.scores[name] for name in names if name in examination.scores}
-    band = "The band is the 95 % interval of the first line."
-    shown = [
-        page.figure(figures.roc_figure(rows, candidates, True), "ROC, logarithmic",
-                    f"How many members are found when few non-members may be accused. {band}"),
-        page.figure(figures.roc_figure(rows, candidates, False), "ROC", f"The same on plain axes. {band}"),
-        page.figure(figures.forest_figure(examination, TITLES), "All attacks",
-                    "AUC with 95 % intervals. With the LoRA off and for the controls, 0.5 is what must come out."),
-        page.figure(figures.histogram_figure(examination.scores[PRIMARY], examination.scores_off[PRIMARY], candidates),
-                    "Scores", "Where the two colours part, members can be told; below the line the LoRA is off."),
-        page.figure(figures.timestep_figure(examination.profiles), "AUC against the timestep",
-                    "Which noise level gives most away; shown, never chosen from."),
-        page.figure(figures.transfer_figure(examination), "Thresholds in practice",
-                    "False accusations on the test side at thresholds fixed on other pictures; dashed: the target."),
-        page.figure(figures.epsilon_figure(examination), "Empirical epsilon",
-                    "What the guesses prove about any differential-privacy claim (95 %)."),
-    ]  # fmt: skip
-    known = [one for one in together if one.exposures is not None]
-    if len(known) > 1:
-        lines: dict[str, list[tuple[float, float, float, float]]] = {}
-        for one in known:
-            name = re.sub(r" (step)?\d{6,8}$", "", one.label)  # checkpoints of one folder make one line
-            lines.setdefault(name, []).append((one.exposures or 0.0, one.main.auc, *one.main.auc_interval))
-        shown.append(page.figure(figures.course_figure(lines), "AUC against exposures",
-                                 "How the leak grows while members are seen again and again."))  # fmt: skip
-    if len(together) > 1:
-        points = {one.label: (one.utility["member_loss_relative"], one.worst.auc_flipped, *flipped_interval(one.worst))
-                  for one in together}  # fmt: skip
-        shown.append(page.figure(figures.tradeoff_figure(points), "Privacy against fit",
-                                 "Best attack against what was learnt, for every LoRA of this call."))  # fmt: skip
-    return shown
+def paired(one: Outcome, together: Sequence[Outcome]) -> str:
+    """The main attack's AUC minus the reference's, with its interval."""
+    for pair in paired_differences(one, together):
+        if pair.attack == PRIMARY:
+            return f"{round(pair.difference, 2) + 0.0:+.2f} {interval(pair.interval)}"
+    return "-"
 
 
-def flipped_interval(one: Finding) -> tuple[float, float]:
-    """The AUC interval on the side of 0.5 where the AUC lies."""
-    low, high = one.auc_interval
-    return (low, high) if one.auc >= 0.5 else (1 - high, 1 - low)
+def quality_section(outcome: Outcome) -> list[str]:
+    """Image quality and prompt agreement of what was drawn, each figure under its own name."""
+    rows = [
+        (title, f"{outcome.utility[name]:.4g}", f"{outcome.utility[f'{name}_of_base']:.4g}")
+        for name, title in QUALITY.items()
+        if name in outcome.utility
+    ]
+    if not rows:
+        return []
+    said = [outcome.facts[name] for name in ("drawings", "image quality", "prompt-image agreement")]
+    images = f"{outcome.utility['drawn_images']:.0f} drawings"
+    if "clip_score_of_pictures" in outcome.utility:
+        said.append(f"the pictures themselves reach a CLIP score of {outcome.utility['clip_score_of_pictures']:.4g}")
+    note = "Frechet distances of few pictures are too large; compare them only at the same number."
+    text = f"{images}: {'; '.join(said)}. {note}"
+    return [page.heading("Image quality"), page.paragraph(text, small=True),
+            page.table(("figure", "LoRA on", "LoRA off"), rows)]  # fmt: skip
 
 
 def attack_table(outcome: Outcome) -> list[str]:
     """Every attack with all its figures."""
+    shadows = outcome.examination.shadow_findings
     columns = ("attack", "access", "UNet passes", "chosen on aux", "AUC", "flipped", "LoRA off", "balanced accuracy",
-               "TPR at 5 % FPR", "TPR at 1 % FPR", "p")  # fmt: skip
+               "TPR at 5 % FPR", "TPR at 1 % FPR", "p", *(("AUC, fitted on a shadow",) if shadows else ()))  # fmt: skip
     rows = []
     for one in outcome.examination.findings.values():
         accuracy = (
@@ -168,6 +166,7 @@ def attack_table(outcome: Outcome) -> list[str]:
         rows.append((
             TITLES[one.name], ACCESS[one.name], str(outcome.passes.get(one.name, "-")), one.chosen, area(one),
             f"{one.auc_flipped:.2f}", off, accuracy, _rate(one, 0.05), _rate(one, 0.01), f"{one.p:.4f}",
+            *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
         ))  # fmt: skip
     marked = [one.name == PRIMARY for one in outcome.examination.findings.values()]
     text = ("Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. GB asks "
@@ -198,9 +197,9 @@ def epsilon_section(outcome: Outcome) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     examination = outcome.examination
     note = (
-        "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
-        if examination.epsilon_is_valid
-        else "The split did not throw a fair coin per group: the numbers are indicative, no valid bound."
+        f"The numbers are indicative, no valid bound: {examination.epsilon_doubt}."
+        if examination.epsilon_doubt
+        else "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
     )
     rows = [
         (str(bound.guesses), str(bound.correct), f"{bound.epsilon:.2f}", f"{bound.ceiling:.2f}",
@@ -218,7 +217,13 @@ def risk_section(risks: Sequence[Risk]) -> list[str]:
     text = ("Member pictures with the highest scores of the main attack. The percentage says how many non-members "
             "score as high: at 0 % an attacker could accuse this picture and be wrong on none of them. This list names "
             "private pictures; keep the folder to yourself.")  # fmt: skip
-    entries = [(risk.thumbnail, risk.file, f"passed by {100 * risk.passed_by:.0f} % of non-members") for risk in risks]
+    if any(risk.drawing for risk in risks):
+        text += " Where its caption was drawn, the nearest drawing stands below the picture."
+    entries = [
+        ([uri for uri in (risk.thumbnail, risk.drawing) if uri], risk.file,
+         f"passed by {100 * risk.passed_by:.0f} % of non-members")
+        for risk in risks
+    ]  # fmt: skip
     return [page.heading("Most exposed pictures"), page.paragraph(text), page.pictures(entries)]
 
 

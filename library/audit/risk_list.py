@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from library.audit.evidence import Candidates, Rows
+from library.audit.battery import PRIMARY
+from library.audit.outcome import Outcome
 from library.data.examples import open_picture
 
 THUMB = 96  # pixels
@@ -23,10 +26,12 @@ class Risk:
     score: float
     passed_by: float  # share of non-members (both sides) that score at least as high
     thumbnail: str  # data URI
+    drawing: str  # the nearest drawing of its caption, or empty
 
 
-def riskiest(scores: Rows, candidates: Candidates, paths: Sequence[Path], count: int = 24) -> list[Risk]:
-    """The members with the highest scores; aux members carry held-out scores."""
+def riskiest(outcome: Outcome, paths: Sequence[Path], count: int = 24) -> list[Risk]:
+    """The members with the highest scores of the main attack; aux members carry held-out scores."""
+    scores, candidates = outcome.examination.scores[PRIMARY], outcome.candidates
     members = np.flatnonzero(candidates.is_member)
     non_members = np.sort(scores[~candidates.is_member])
     order = members[np.argsort(-scores[members], kind="stable")][:count]
@@ -36,15 +41,20 @@ def riskiest(scores: Rows, candidates: Candidates, paths: Sequence[Path], count:
             side=candidates.sides[row],
             score=float(scores[row]),
             passed_by=float(1 - np.searchsorted(non_members, scores[row], side="left") / len(non_members)),
-            thumbnail=thumbnail(paths[row]),
+            thumbnail=thumbnail(open_picture(paths[row])),
+            drawing=drawing(outcome.nearest.get(candidates.pixels[row])),
         )
         for row in order.tolist()
     ]
 
 
-def thumbnail(path: Path) -> str:
+def drawing(pixels: NDArray[np.uint8] | None) -> str:
+    """A drawing [3, h, w] as a data URI; empty where none was made."""
+    return "" if pixels is None else thumbnail(Image.fromarray(pixels.transpose(1, 2, 0)))
+
+
+def thumbnail(picture: Image.Image) -> str:
     """A small PNG as a data URI."""
-    picture = open_picture(path)
     picture.thumbnail((THUMB, THUMB))
     stream = io.BytesIO()
     picture.save(stream, "PNG")

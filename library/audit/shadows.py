@@ -1,24 +1,86 @@
-"""Likelihood-ratio attack with shadow LoRAs: train N of them on random halves and compare (arXiv 2112.03570)."""
+"""Shadow LoRAs: trained with the target's own recipe on other members of the same pool, so that labels are known."""
 
+import hashlib
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import toml
 from numpy.typing import NDArray
 
-from library.audit.evidence import Candidates, Evidence, Rows
-from library.audit.record_store import RecordStore
+from library.audit.evidence import Candidates
 from library.check import InputError
 from library.data.split import read_split_file
 from library.seeding import stream_seed
 from library.tensor_files import private_folder, write_whole
 
 logger = logging.getLogger(__name__)
-FEW = 8  # up to so many shadows, all pictures share one spread per timestep
+NAME = "shadow"
+
+
+@dataclass(frozen=True)
+class ShadowRules:
+    """Which shadows are wanted."""
+
+    shadow_loras: int
+    shadow_transfer: bool
+    audit_seed: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the target was trained."""
+
+    trainer: Path  # the door
+    options: Mapping[str, Any]  # all that shapes its weights
+    split: Path
+    folder: Path  # where shadows are kept
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """One shadow LoRA, trained or not."""
+
+    sides: Sequence[str]  # of each candidate while this shadow trains
+    seed: int
+    folder: Path  # named by recipe, sides and seed: a retrained target gets new shadows
+
+    @property
+    def lora(self) -> Path:
+        """Its file."""
+        return self.folder / f"{NAME}.safetensors"
+
+    def inside(self) -> NDArray[np.bool_]:
+        """[n] who is in its training set."""
+        return np.array([side.startswith("members") for side in self.sides])
+
+    def sweep_index(self, plan_name: str) -> Path:
+        """The file that says where its answers lie."""
+        return self.folder / f"sweep-{plan_name}.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The shadows of one LoRA under audit."""
+
+    recipe: Recipe
+    halves: Sequence[Shadow]
+    transfer: Shadow | None
+
+
+def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Planned:
+    """Who is in which shadow. Raises: InputError when they cannot be trained."""
+    if (rules.shadow_loras or rules.shadow_transfer) and not recipe.trainer.is_file():
+        raise InputError("shadow LoRAs repeat the recipe of the LoRA under audit, and this one was made by another "
+                         "trainer; leave shadow_loras and shadow_transfer out")  # fmt: skip
+    transfer = transfer_shadow(recipe, candidates, rules.audit_seed) if rules.shadow_transfer else None
+    return Planned(recipe, half_shadows(recipe, candidates, rules.shadow_loras, rules.audit_seed), transfer)
 
 
 def halves(groups: Sequence[str], shadows: int, seed: int) -> NDArray[np.bool_]:
@@ -33,104 +95,70 @@ def halves(groups: Sequence[str], shadows: int, seed: int) -> NDArray[np.bool_]:
     return np.stack(rows)
 
 
-def write_shadow_split(original: Path, inside: dict[str, bool], target: Path) -> None:
-    """The same pictures with other members; who is on an aux side stays there."""
+def half_shadows(recipe: Recipe, candidates: Candidates, count: int, seed: int) -> list[Shadow]:
+    """``count`` shadows on random halves of all candidates, for the likelihood ratio; aux pictures stay aux."""
+    found = []
+    for number, row in enumerate(halves(candidates.groups, count, seed) if count else []):
+        sides = [
+            f"{'members' if inside else 'non-members'}-{side.rsplit('-', 1)[1]}"
+            for inside, side in zip(row.tolist(), candidates.sides, strict=True)
+        ]
+        found.append(_shadow(recipe, candidates, sides, stream_seed(seed, "shadow", number) % 2**31))
+    return found
+
+
+def transfer_shadow(recipe: Recipe, candidates: Candidates, seed: int) -> Shadow:
+    """The shadow whose members are the aux non-members and whose non-members are the aux members.
+
+    The target's test pictures stand on the side that no training looks at.
+    """
+    names, position = np.unique(np.asarray(candidates.groups, dtype=str), return_inverse=True)
+    ends = np.where(np.random.default_rng(stream_seed(seed, "shadow transfer")).random(len(names)) < 0.5, "aux", "test")
+    sides = []
+    for side, end in zip(candidates.sides, ends[position], strict=True):
+        turned = {"non-members-aux": f"members-{end}", "members-aux": "non-members-aux"}
+        sides.append(turned.get(side, "non-members-test"))
+    return _shadow(recipe, candidates, sides, stream_seed(seed, "shadow transfer") % 2**31)
+
+
+def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: int) -> Shadow:
+    placed = sorted(zip(candidates.pixels, sides, strict=True))
+    facts = json.dumps([recipe.trainer.stem, dict(recipe.options), placed, seed], sort_keys=True, default=str)
+    return Shadow(sides, seed, recipe.folder / hashlib.sha256(facts.encode()).hexdigest()[:24])
+
+
+def write_shadow_split(original: Path, side_of: Mapping[str, str], target: Path) -> None:
+    """The same pictures on other sides.
+
+    Args:
+        side_of: side by hash of pixels.
+    """
     content = read_split_file(original)
     for entry in content["images"]:
-        end = entry["side"].rsplit("-", 1)[1]
-        entry["side"] = f"{'members' if inside[entry['pixels']] else 'non-members'}-{end}"
-    content["inclusion"] = "bernoulli"
+        entry["side"] = side_of[entry["pixels"]]
+    content |= {"inclusion": "bernoulli", "nonmember_share": None, "aux_share": None}
     write_whole(target, json.dumps(content, indent=1) + "\n", private=True)
 
 
-def train_shadow(trainer: Path, config: Path, split: Path, folder: Path, seed: int) -> Path:
-    """Run the training door once, with the target's own options; a finished shadow is kept. Returns its LoRA.
+def train(shadow: Shadow, recipe: Recipe, candidates: Candidates) -> None:
+    """Run the training door once, with the target's own options; a finished shadow is kept.
 
     Raises:
         InputError: when the training fails, with its last words.
     """
-    name = "shadow"
-    lora = folder / f"{name}.safetensors"
-    if lora.is_file():
-        return lora
-    if not trainer.is_file():
-        raise InputError(f"shadow LoRAs need the trainer of the LoRA under audit, and '{trainer.name}' is not here")
-    command = [sys.executable, str(trainer), "--config_file", str(config), "--split_file", str(split), "--output_dir",
-               str(folder), "--output_name", name, "--seed", str(seed), "--overwrite", "--no-save_state_on_train_end",
-               "--save_every_n_epochs", "1000000", "--sample_prompts", ""]  # fmt: skip
+    if shadow.lora.is_file():
+        return
+    folder = private_folder(private_folder(recipe.folder) / shadow.folder.name)
+    split, options = folder / "sides.json", folder / "recipe.toml"
+    write_shadow_split(recipe.split, dict(zip(candidates.pixels, shadow.sides, strict=True)), split)
+    own = {"split_file": str(split), "output_dir": str(folder), "output_name": NAME, "seed": shadow.seed,
+           "save_state_on_train_end": False, "overwrite": True}  # fmt: skip
+    known = {name: value for name, value in recipe.options.items() if value is not None}
+    write_whole(options, toml.dumps({**known, **own}), private=True)
+    command = [sys.executable, str(recipe.trainer), "--config_file", str(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    if done.returncode != 0 or not shadow.lora.is_file():
         raise InputError(f"a shadow LoRA could not be trained: {done.stderr.strip()[-500:]}")
-    return lora
-
-
-def train_shadows(
-    original: Path,
-    candidates: Candidates,
-    folder: Path,
-    trainer: Path,
-    config: Path,
-    shadows: int,
-    seed: int,
-    plan_name: str,
-) -> list[tuple[Path, Path]]:
-    """Train every shadow that is not there yet, with the target's own trainer and options.
-
-    Returns:
-        LoRA file and folder for its answers, for each shadow.
-    """
-    files = []
-    for number, row in enumerate(halves(candidates.groups, shadows, seed)):
-        split = private_folder(folder) / f"split-{number:03d}.json"
-        write_shadow_split(original, dict(zip(candidates.pixels, row.tolist(), strict=True)), split)
-        lora = train_shadow(trainer, config, split, folder / f"{number:03d}", seed + number)
-        files.append((lora, shadow_folder(folder, number, plan_name)))
-        logger.info("shadow LoRA %d of %d is there", number + 1, shadows)
-    return files
-
-
-def likelihood_ratios(target: Rows, shadows: Rows, inside: NDArray[np.bool_]) -> Rows:
-    """[n] sum over timesteps of log N(x; in) - log N(x; out), Gaussians per picture and timestep.
-
-    Args:
-        target: [n, T] log of the loss with the LoRA over that of the base.
-        shadows: [N, n, T] the same under each shadow.
-        inside: [N, n] who was in its training set.
-    """
-    mask = inside[:, :, None]
-    log_ratio = np.zeros(target.shape)
-    for sign, chosen in ((1, mask), (-1, ~mask)):
-        count = chosen.sum(0)
-        if (count == 0).any():
-            raise InputError("a picture is inside all shadows or none; more shadows are needed")
-        centre = np.where(chosen, shadows, 0).sum(0) / count
-        squares = np.where(chosen, (shadows - centre) ** 2, 0)
-        if len(shadows) <= FEW:
-            spread = (squares.sum((0, 1)) / max(int(count.sum()) - len(target), 1))[None]
-        else:
-            spread = squares.sum(0) / np.maximum(count - 1, 1)
-        spread = np.maximum(spread, 1e-12)
-        log_ratio += sign * (-0.5 * np.log(spread) - (target - centre) ** 2 / (2 * spread))
-    return log_ratio.sum(1)
-
-
-def shadow_folder(folder: Path, number: int, plan_name: str) -> Path:
-    """Where the answers of one shadow lie."""
-    return folder / f"{number:03d}" / "audit" / plan_name
-
-
-def shadow_scores(
-    evidence: Evidence, groups: Sequence[str], keys: Sequence[str], folder: Path, shadows: int, seed: int
-) -> tuple[Rows, Rows, str]:
-    """Scores of the target, of the base in its place, and what was used. Raises: InputError without cached answers."""
-    inside = halves(groups, shadows, seed)
-    base = np.log(evidence.losses("off"))
-    answers = []
-    for number in range(shadows):
-        place = shadow_folder(folder, number, evidence.plan.name)
-        records = RecordStore(place).gather(keys)
-        answers.append(np.log(Evidence(records, records, evidence.plan).losses("on")) - base)
-    target = np.log(evidence.losses("on")) - base
-    stacked = np.stack(answers)
-    off = likelihood_ratios(np.zeros_like(target), stacked, inside)
-    return likelihood_ratios(target, stacked, inside), off, f"{shadows} shadows"
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o600)
+    logger.info("trained shadow LoRA %s", shadow.folder.name)

@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from library.audit.denoiser import Denoiser
-from library.audit.evidence import Evidence
-from library.audit.generation import draw_records
+from library.audit.evidence import Evidence, Rows
+from library.audit.generation import DrawingRules, draw_records
+from library.audit.image_encoders import Eyes
 from library.audit.record_store import Records, RecordStore, store_key
 from library.audit.sweep import Asker, Picture, fill_store
 from library.audit.sweep_plan import SweepPlan
@@ -54,67 +55,66 @@ def fill(
         fill_store(RecordStore(folder), pictures, ask, effort.batch_size, bar.update, effort.workers)
 
 
-def stores_of(
-    records: Path, shared: Path, plan: SweepPlan, *, base: str, adapter: str, shape: str, preprocess: str, kind: str
-) -> Stores:
-    """Name the stores by everything that shapes their numbers.
+@dataclass(frozen=True)
+class Bench:
+    """The pictures and the grid of one audit, and all that names its answers beside the LoRA."""
 
-    Args:
-        records: folder of this LoRA's own answers; shared: of the base's.
-        base, adapter, shape: fingerprints of the base, the LoRA's values, and its names and ranks.
-        preprocess: VAE, clip skip, token length.
-        kind: device and number format.
-    """
-    for folder in (records.parent, records, shared.parent, shared):
-        private_folder(folder)
-    common = (plan.fingerprint(), base, preprocess, kind)
-    return Stores(
-        on=str(records / store_key("on", adapter, *common)),
-        off=str(shared / store_key("off", *common)),
-        gradients_on=str(records / store_key("gradients", adapter, *common)),
-        gradients_fresh=str(shared / store_key("fresh gradients", shape, *common)),
-    )
+    pictures: Sequence[Picture]
+    plan: SweepPlan
+    effort: Effort
+    shared: Path  # folder of the base's answers
+    base: str  # fingerprint
+    preprocess: str  # clip skip, token length
+    kind: str  # device and number format
 
+    def stores(self, records: Path, adapter: str, shape: str) -> Stores:
+        """Name the stores by everything that shapes their numbers.
 
-def sweep_all(
-    denoiser: Denoiser,
-    pictures: Sequence[Picture],
-    plan: SweepPlan,
-    stores: Stores,
-    effort: Effort,
-) -> None:
-    """Ask everything that is not cached yet, the base first.
+        Args:
+            records: folder of this LoRA's own answers.
+            adapter, shape: fingerprints of the LoRA's values, and of its names and ranks.
+        """
+        for folder in (records.parent, records, self.shared.parent, self.shared):
+            private_folder(folder)
+        common = (self.plan.fingerprint(), self.base, self.preprocess, self.kind)
+        return Stores(
+            on=str(records / store_key("on", adapter, *common)),
+            off=str(self.shared / store_key("off", *common)),
+            gradients_on=str(records / store_key("gradients", adapter, *common)),
+            gradients_fresh=str(self.shared / store_key("fresh gradients", shape, *common)),
+        )
 
-    Raises:
-        InputError: when the LoRA makes the model answer with NaN.
-    """
-    height, width = pictures[0].latent.shape[1:]
-    asker = Asker(denoiser, plan, min(height, width))
-    for folder, state, ask in (
-        (stores.off, "off", asker.passes),
-        (stores.gradients_fresh, "fresh", asker.gradients),
-        (stores.on, "on", asker.passes),
-        (stores.gradients_on, "on", asker.gradients),
-    ):
-        denoiser.switch(state)
-        name = ("gradients" if ask == asker.gradients else "passes") + f", LoRA {state}"
-        try:
-            fill(Path(folder), pictures, ask, effort, name)
-        except FloatingPointError as error:
-            raise InputError(f"with the LoRA {state}, {error}; the file is broken or made for another base") from error
+    def sweep(
+        self, denoiser: Denoiser, stores: Stores, index: Path, rows: Sequence[int] | None = None, gradients: bool = True
+    ) -> None:
+        """Ask everything that is not cached yet, the base first, and remember where the answers lie.
 
+        Args:
+            index: file that ``read_index`` finds them by.
+            rows: the pictures to ask about; None asks about all.
 
-def sweep_shadow(
-    denoiser: Denoiser,
-    pictures: Sequence[Picture],
-    plan: SweepPlan,
-    folder: Path,
-    effort: Effort,
-) -> None:
-    """Ask a shadow LoRA what the likelihood ratio needs."""
-    denoiser.switch("on")
-    asker = Asker(denoiser, plan, min(pictures[0].latent.shape[1:]))
-    fill(folder, pictures, asker.passes, effort, "shadow LoRA")
+        Raises:
+            InputError: when the LoRA makes the model answer with NaN.
+        """
+        pictures = self.pictures if rows is None else [self.pictures[row] for row in rows]
+        asker = Asker(denoiser, self.plan, min(pictures[0].latent.shape[1:]))
+        for folder, state, ask in (
+            (stores.off, "off", asker.passes),
+            (stores.gradients_fresh, "fresh", asker.gradients),
+            (stores.on, "on", asker.passes),
+            (stores.gradients_on, "on", asker.gradients),
+        ):
+            if ask == asker.gradients and not gradients:
+                continue
+            denoiser.switch(state)
+            name = ("gradients" if ask == asker.gradients else "passes") + f", LoRA {state}"
+            try:
+                fill(Path(folder), pictures, ask, self.effort, name)
+            except FloatingPointError as error:
+                raise InputError(
+                    f"with the LoRA {state}, {error}; the file is broken or made for another base"
+                ) from error
+        write_index(index, stores, [picture.key for picture in pictures])
 
 
 def evidence_of(stores: Stores, keys: Sequence[str], plan: SweepPlan) -> Evidence:
@@ -122,6 +122,12 @@ def evidence_of(stores: Stores, keys: Sequence[str], plan: SweepPlan) -> Evidenc
     passes = [RecordStore(Path(folder)).gather(keys) for folder in (stores.on, stores.off)]
     gradients = [RecordStore(Path(folder)).gather(keys) for folder in (stores.gradients_on, stores.gradients_fresh)]
     return Evidence(passes[0] | gradients[0], passes[1] | gradients[1], plan)
+
+
+def losses_of(folder: Path, keys: Sequence[str], plan: SweepPlan) -> Rows:
+    """[n, T] losses under one LoRA, mean over draws."""
+    records = RecordStore(folder).gather(keys)
+    return Evidence(records, records, plan).losses("on")
 
 
 def write_index(file: Path, stores: Stores, keys: Sequence[str]) -> None:
@@ -143,20 +149,13 @@ def read_index(file: Path) -> tuple[Stores, list[str]]:
 
 
 def draw_all(
-    denoiser: Denoiser,
-    pictures: Sequence[Picture],
-    stores: Stores,
-    *,
-    images: int,
-    steps: int,
-    guidance: float,
-    effort: Effort,
+    denoiser: Denoiser, pictures: Sequence[Picture], stores: Stores, rules: DrawingRules, eyes: Eyes, effort: Effort
 ) -> tuple[Records, Records]:
     """Drawings of the pictures' captions with the LoRA on and off, as statistics; cached like the sweep."""
     answers = []
     for folder, state in ((stores.on, "on"), (stores.off, "off")):
         denoiser.switch(state)
-        place, ask = Path(f"{folder}-{images}x{steps}x{guidance:g}"), draw_records(denoiser, images, steps, guidance)
-        fill(place, pictures, ask, effort, f"drawings, LoRA {state}")
+        place = Path(f"{folder}-{rules.name()}-{eyes.fingerprint()}")
+        fill(place, pictures, draw_records(denoiser, rules, eyes), effort, f"drawings, LoRA {state}")
         answers.append(RecordStore(place).gather([picture.key for picture in pictures]))
     return answers[0], answers[1]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from library.audit.findings import Finding
-from library.audit.intervals import least_detectable_auc
+from library.audit.intervals import hanley_mcneil_half_width, least_detectable_auc
 
 BAR = 0.55  # an interval must clear it (or 1 - it) to be called a leak
 LEAK_P = 0.01
@@ -65,9 +65,17 @@ def verdict(
             f"{math.floor(100 * shown.auc_flipped)} of 100 pairs{inverted}; 50 would be guessing."
         )
         return Verdict("leak", sentence, [f"{shown.name}: p = {shown.p:.4f}, max over attacks {p_max:.4f}"], detectable)
+    width = hanley_mcneil_half_width(0.5, main.members, main.non_members)
+    hint = "The attacks do not tell "
+    if main.p < LEAK_P:
+        low, high = main.auc_interval
+        hint = (
+            f"The main attack does better than luck (AUC {main.auc:.2f} [{low:.2f}, {high:.2f}], p = {main.p:.4f}), "
+            f"but its interval does not clear {BAR:g}, which is asked of a leak: it hardly tells "
+        )
     sentence = (
-        f"The attacks do not tell {size} apart. That is no proof of privacy: a leak below AUC "
-        f"{detectable:.2f} would mostly go unseen in a sample of this size."
+        f"{hint}{size} apart. That is no proof of privacy: in a sample of this size luck alone moves an AUC by "
+        f"\u00b1{width:.2f}, and a leak below AUC {detectable:.2f} would mostly go unseen."
     )
     reasons = [f"max-over-attacks p = {p_max:.3f}"]
     if len(uncredited) == len(findings):

@@ -24,6 +24,8 @@ class Split:
     sides: dict[str, list[Example]]
     seed: int
     inclusion: str  # bernoulli, fixed, or folders (non-members came from a folder of their own)
+    nonmember_share: float | None = None  # as drawn; None: a folder of their own, or an old file that does not say
+    aux_share: float | None = None
 
     def members(self) -> list[Example]:
         """Everything that is trained on."""
@@ -93,14 +95,14 @@ def draw_split(
     _check_groups(candidates + outsiders)
     if outsiders:
         members, non_members = candidates, outsiders
-        inclusion_used = "folders"
+        inclusion_used, share_used = "folders", None
     else:
         non_members, members = _parted(candidates, nonmember_share, inclusion, seed, "inclusion", least=2)
-        inclusion_used = inclusion
+        inclusion_used, share_used = inclusion, nonmember_share
     members_aux, members_test = _parted(members, aux_share, inclusion, seed, "members-aux")
     non_members_aux, non_members_test = _parted(non_members, aux_share, inclusion, seed, "non-members-aux")
     sides = dict(zip(SIDES, (members_aux, members_test, non_members_aux, non_members_test), strict=True))
-    return checked(Split(sides, seed, inclusion_used))
+    return checked(Split(sides, seed, inclusion_used, share_used, aux_share))
 
 
 def _check_groups(examples: list[Example]) -> None:
@@ -191,7 +193,8 @@ def write_split(split: Split, path: Path) -> None:
         for side in SIDES
         for example in split.sides[side]
     ]
-    content = {"format": 1, "seed": split.seed, "inclusion": split.inclusion, "images": images}
+    shares = {"nonmember_share": split.nonmember_share, "aux_share": split.aux_share}
+    content = {"format": 1, "seed": split.seed, "inclusion": split.inclusion, **shares, "images": images}
     write_whole(path, json.dumps(content, indent=1) + "\n", private=True)
 
 
@@ -225,7 +228,8 @@ def reuse_split(path: str | Path, examples: list[Example]) -> Split:
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
     for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):
         sides[side_of[example.pixels][0]].append(example)
-    return checked(Split(sides, content["seed"], content["inclusion"]))
+    shares = content.get("nonmember_share"), content.get("aux_share")  # files of earlier versions do not say
+    return checked(Split(sides, content["seed"], content["inclusion"], *shares))
 
 
 def read_split_file(path: Path) -> dict:
