@@ -22,6 +22,7 @@ from library.training import messages
 from networks import base_weights, lora
 
 DOOR, HERE = Path(__file__).stem, Path(__file__).parent
+SEEN = ("clip_skip", "max_token_length", "weighted_captions")  # what shapes the text states
 
 
 def main(arguments: list[str]) -> int:
@@ -108,8 +109,7 @@ def ask_model(
         cast, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
     bench = sweeping.Bench(
         pictures, plan, effort, Path(config.cache_dir) / "audit", model.fingerprint,
-        f"{settings['clip_skip']} {settings['max_token_length']} {model.schedule_in_words()}",
-        "cuda bf16" if on_gpu else "cpu fp32")
+        f"{[settings[name] for name in SEEN]} {model.schedule_in_words()}", "cuda bf16" if on_gpu else "cpu fp32")
     stores = bench.stores(run.audit / "records", origin.fingerprint, origin.shape)
     eyes = image_encoders.open_eyes(model.vae, pick(config, image_encoders.EyeRules))
     bench.sweep(asked, stores, run.sweep_index(plan.name))
@@ -146,7 +146,8 @@ def with_adapter(
     network.to(next(model.unet.parameters()).device).requires_grad_(True)
     layers = [denoiser.AdapterLayer(one.lora_name, one.lora_down, one.lora_up) for one in network.modules_of_both()]
     return denoiser.denoiser_of(model, layers, denoiser.switch_of(network, own), clip_skip=run.settings["clip_skip"],
-                                max_token_length=run.settings["max_token_length"], half=half)
+                                max_token_length=run.settings["max_token_length"],
+                                weighted_captions=run.settings["weighted_captions"], half=half)
 
 
 if __name__ == "__main__":

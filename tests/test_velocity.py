@@ -19,6 +19,7 @@ from library.check import InputError
 from library.config import Config
 from library.diffusion.denoising import Denoiser
 from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.noise import Draw
 from library.diffusion.text import encode_text, tokenize
 from library.tensor_files import read_tensors
 from tests import tiny
@@ -33,7 +34,9 @@ def random_normal(seed: int, *shape: int) -> torch.Tensor:
 
 def asked(model: LatentDiffusion) -> denoiser.Denoiser:
     """The model as the audit asks it, without any adapter."""
-    return denoiser.denoiser_of(model, [], lambda state: None, clip_skip=1, max_token_length=75, half=False)
+    return denoiser.denoiser_of(
+        model, [], lambda state: None, clip_skip=1, max_token_length=75, weighted_captions=False, half=False
+    )
 
 
 def settings_of(**changed: object) -> Mapping[str, Any]:
@@ -83,7 +86,8 @@ def test_the_audits_loss_is_the_trainings_times_the_share_of_signal(opened: Late
     clean, noise, timesteps = random_normal(1, 3, 4, 8, 8), random_normal(2, 3, 4, 8, 8), torch.tensor([5, 400, 990])
     tokens = tokenize(opened.tokenizer, ["a", "b", "c"], 75)
     training = Denoiser(opened.unet, opened.text_encoder, opened.scheduler, latent_scale=1.0, clip_skip=1)
-    of_velocity = training.error_map_at(clean, tokens, timesteps, noise)
+    draw = Draw(timesteps, noise, None)
+    of_velocity = training.difference(clean, training.context(tokens, None), draw).square()
     alpha = opened.scheduler.alphas_cumprod[timesteps][:, None, None, None]
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     found = asked(opened).predict_noise(noisy, timesteps, encode_text(opened.text_encoder, tokens, 1))

@@ -182,14 +182,21 @@ class Game:
         for name, cycle in (("members_aux", self.aux_members), ("non_members_aux", self.aux_non_members)):
             with players.shown():
                 margin, loss = self._fixed_look(cycle.rows)
-            margins[name], losses[f"adaptation_loss_{name}"] = margin, float(loss.mean())
-            losses[f"images_{name}"] = len(cycle.rows)
+            margins[name], losses[f"adaptation_loss_{name}"] = self._by_picture(cycle.rows, margin), float(loss.mean())
+            losses[f"images_{name}"] = len(margins[name])
         self.proxy.train(was_training)
         if not self.rules.k_steps:
             return losses
         check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
         self.watch.checks.append(check)
         return {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
+
+    def _by_picture(self, rows: list[int], values: Tensor) -> Tensor:
+        """Means [pictures] of values [rows]: a picture that several datasets show counts once."""
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(self.pictures.examples[row].pixels, []).append(place)
+        return torch.stack([values[same].mean() for same in places.values()])
 
     def _fixed_look(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Mean margin and mean loss of each row over the fixed draws, each [rows]."""

@@ -17,9 +17,9 @@ from library.audit.runs import Run
 from library.audit.sweep import Picture
 from library.check import Faults, InputError, shortened
 from library.data.buckets import assign_buckets
-from library.data.examples import Example, open_picture
+from library.data.examples import Example
 from library.data.latents import encoded_moments
-from library.data.looks import fitted_pixels
+from library.data.looks import plain_pixels
 from library.data.sources import pick_rules, read_split_pictures
 from library.data.split import SIDES, read_split_file, sides_hash
 from library.diffusion.encoding import posterior_encoder
@@ -68,10 +68,10 @@ def casts_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cast]:
     Raises:
         InputError: pictures that are missing or changed, or too few of them.
     """
-    seen: dict[tuple[Path, str, str], Cast] = {}
+    seen: dict[tuple[Path, str], Cast] = {}
     casts = {}
     for run in runs:
-        key = (run.split, str(run.settings["train_data_dir"]), str(run.settings.get("nonmember_data_dir")))
+        key = (run.split, repr(pick_rules(run.settings)))
         if key not in seen:
             seen[key] = find_cast(run.split, read_pictures(run.settings))
             require_resolvable(seen[key].candidates, target_fpr)
@@ -201,7 +201,7 @@ def encode_cast(
     crops: list[Tensor | None] = [None] * len(moments)
     if crop_share is not None:
         for row, (example, size) in enumerate(zip(cast.examples, sizes, strict=True)):
-            pixels = centre_crop(fitted_pixels(open_picture(example.path), size), crop_share)
+            pixels = centre_crop(plain_pixels(example, size), crop_share)
             crops[row] = encode(pixels[None])[0][0].cpu() * scale
     return [
         Picture(
@@ -220,5 +220,5 @@ def looks_at(
 ) -> dict[str, NDArray[np.float32]]:
     """What some networks see in the pictures themselves, one picture at a time: [n, ...] by name."""
     chosen = [(cast.examples[row], sizes[row]) for row in rows]
-    seen = [looks(fitted_pixels(open_picture(one.path), size)[None] / 2 + 0.5, [one.caption]) for one, size in chosen]
+    seen = [looks(plain_pixels(one, size)[None] / 2 + 0.5, [one.caption]) for one, size in chosen]
     return {name: torch.cat([one[name] for one in seen]).numpy() for name in seen[0]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
-from library.diffusion.text import encode_text, tokenize
+from library.diffusion.text import encode_text, tokenize, tokenize_weighted
 from library.rules import pick
 
 
@@ -89,11 +89,13 @@ def denoiser_of(
     *,
     clip_skip: int,
     max_token_length: int,
+    weighted_captions: bool,
     half: bool,
 ) -> Denoiser:
     """Wrap a loaded model, on the device it lies on; velocity predictions are turned into noise.
 
     Args:
+        weighted_captions: brackets in captions are weights, as the training read them.
         half: compute in bf16 (GPU); the statistics are taken in fp32 either way.
     """
     device = next(model.unet.parameters()).device
@@ -109,8 +111,12 @@ def denoiser_of(
         return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
 
     def states_of(captions: Sequence[str]) -> Tensor:
-        tokens = tokenize(model.tokenizer, list(captions), max_token_length).to(device)
+        weights = None
+        if weighted_captions:
+            tokens, weights = tokenize_weighted(model.tokenizer, list(captions), max_token_length)
+        else:
+            tokens = tokenize(model.tokenizer, list(captions), max_token_length)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            return encode_text(model.text_encoder, tokens, clip_skip)
+            return encode_text(model.text_encoder, tokens.to(device), clip_skip, weights)
 
     return Denoiser(predict_noise, states_of, switch, layers, alphas, device)

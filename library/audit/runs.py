@@ -10,6 +10,7 @@ import toml
 
 from library.check import Faults, InputError
 
+SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
 NUMBER = re.compile(r"-(?:step)?\d{6,8}$")
 
 
@@ -62,6 +63,8 @@ def find_runs(
         else:
             faults.add(f"'{output}' is neither an output folder nor a .safetensors file")
     faults.raise_if_any()
+    if "train_data_dir" in overrides:  # a folder that was named beats whatever the training read from
+        overrides = {"dataset_config": None, "dataset_name": None, **overrides}
     return _labelled([replace(run, settings={**run.settings, **overrides}) for run in runs])
 
 
@@ -92,9 +95,12 @@ def _of_file(file: Path, defaults: Mapping[str, Any], split_file: str | None, fa
     split = Path(split_file) if split_file else file.parent / "split.json"
     if not split.is_file():
         faults.add(f"'{file}' has no split.json beside it; say who was a member with --split_file")
-    for name in ("pretrained_model_name_or_path", "train_data_dir"):
-        if not settings.get(name):
-            faults.add(f"'{file}' has no config.toml beside it; give --{name}")
+    if not settings.get("pretrained_model_name_or_path"):
+        faults.add(f"'{file}' has no config.toml beside it; give --pretrained_model_name_or_path")
+    if not any(settings.get(name) for name in SOURCES):
+        faults.add(
+            f"'{file}' has no config.toml beside it; give --train_data_dir (or --dataset_config, --dataset_name)"
+        )
     return [Run(file.stem, file, split, file.parent / f"{file.stem}-audit", settings, True)]
 
 

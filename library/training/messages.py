@@ -39,6 +39,7 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
             f"LoRA: {lora}",
             f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
             "  ComfyUI: copy it to models/loras and add a Load LoRA node",
+            "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
             f"  diffusers: {_in_diffusers(lora, kinds)}",
             f"  before you share it: bash audit.sh {lora.parent}",
             f"  keep private: everything else in {lora.parent} (split.json names your pictures)",

@@ -122,7 +122,9 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
                 f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
             )
     if content["split"] != split_hash:
-        faults.add(f"--resume '{path}': the pictures or their sides have changed since the state was saved")
+        faults.add(
+            f"--resume '{path}': the pictures, their sides or the dataset_config have changed since the state was saved"
+        )
     faults.raise_if_any()
     return content
 
