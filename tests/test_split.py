@@ -136,3 +136,16 @@ def test_near_duplicates_across_sides_are_found() -> None:
     pairs = near_duplicates(split, most_bits=1)
     assert pairs and all((left in members) and (right not in members) for left, right in pairs)
     assert all(bin(int(left[:-4]) ^ int(right[:-4])).count("1") <= 1 for left, right in pairs)
+
+
+def test_a_split_file_says_with_which_shares_it_was_drawn_and_old_files_are_still_read(tmp_path: Path) -> None:
+    split = drawn(40, inclusion="bernoulli", share=0.8, aux=0.4)
+    write_split(split, tmp_path / "split.json")
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["nonmember_share"] == 0.8 and content["aux_share"] == 0.4
+    again = reuse_split(tmp_path / "split.json", split.in_order())
+    assert (again.nonmember_share, again.aux_share) == (0.8, 0.4)
+    del content["nonmember_share"], content["aux_share"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = reuse_split(tmp_path / "old.json", split.in_order())
+    assert old.nonmember_share is None and old.hash() == split.hash()
