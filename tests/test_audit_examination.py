@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from library.audit.battery import ATTACKS
-from library.audit.candidate_pictures import require_resolvable
+from library.audit.candidate_pictures import Cast, require_resolvable
 from library.audit.examination import examine
 from library.audit.figures import group_bars
 from library.audit.findings import finding
@@ -211,3 +211,19 @@ def test_the_stamp_holds_aggregates_only(leaking):
     assert all(name.startswith("ss_privacy_audit_") for name in facts)
     assert facts["ss_privacy_audit_verdict"] == "leak" and facts["ss_privacy_audit_images"] == "60+60"
     assert "ss_privacy_audit_tpr_at_0.05_fpr" in facts
+
+
+@pytest.mark.parametrize(
+    ("inclusion", "stated", "settings", "doubt"),
+    [
+        ("bernoulli", 0.5, {"split_file": "reused.json", "nonmember_share": 0.8}, ""),
+        ("bernoulli", 0.8, {"split_file": "reused.json", "nonmember_share": 0.5}, "nonmember_share 0.8, not 0.5"),
+        ("bernoulli", None, {"split_file": "old.json", "nonmember_share": 0.5}, "does not say with which share"),
+        ("bernoulli", None, {"split_file": None, "nonmember_share": 0.5}, ""),
+        ("bernoulli", None, {"split_file": None, "nonmember_share": 0.7}, "nonmember_share 0.7, not 0.5"),
+        ("fixed", 0.5, {"split_file": None, "nonmember_share": 0.5}, "drawn with inclusion 'fixed'"),
+    ],
+)
+def test_epsilon_is_valid_only_for_a_split_that_was_drawn_with_fair_coins(inclusion, stated, settings, doubt):
+    said = Cast([], CANDIDATES, inclusion, stated, "").doubt_of_coins(settings)
+    assert (doubt in said) if doubt else said == ""

@@ -17,10 +17,6 @@ from library.toml_config import read_config
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/complaints.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGE)
-MERGED_BESIDE = {
-    "test_base_models.py", "test_previews.py", "test_velocity.py", "test_data_batches.py", "test_data_config.py",
-    "test_data_latents.py", "test_game.py", "test_optimizers.py", "test_running.py", "test_trackers.py",
-}  # fmt: skip
 
 
 def exists(file: str, test: str) -> bool:
@@ -36,11 +32,8 @@ def test_every_complaint_has_a_line_with_a_test_or_an_honest_no() -> None:
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    """A file that is merged beside this page is excused until it is there; then its tests count like all others."""
     assert len(NAMED) > 35
-    missing = [f"{file}::{test}" for file, test in NAMED if not exists(file, test)]
-    assert [name for name in missing if name.split("::")[0] not in MERGED_BESIDE] == []
-    assert all((ROOT / "tests" / name.split("::")[0]).is_file() is False for name in missing), missing
+    assert [f"{file}::{test}" for file, test in NAMED if not exists(file, test)] == []
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes", "xformers"])

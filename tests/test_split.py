@@ -140,3 +140,16 @@ def test_a_reused_split_is_the_same_split_to_an_audit_though_its_file_differs(tm
     assert (tmp_path / "first.json").read_bytes() != (tmp_path / "second.json").read_bytes()
     hashes = {find_cast(tmp_path / name, examples).split_hash for name in ("first.json", "second.json")}
     assert hashes == {first.hash()} == {reused.hash()}
+
+
+def test_a_split_file_says_with_which_shares_it_was_drawn_and_old_files_are_still_read(tmp_path: Path) -> None:
+    split = drawn(40, inclusion="bernoulli", share=0.8, aux=0.4)
+    write_split(split, tmp_path / "split.json")
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["nonmember_share"] == 0.8 and content["aux_share"] == 0.4
+    again = reuse_split(tmp_path / "split.json", split.in_order())
+    assert (again.nonmember_share, again.aux_share) == (0.8, 0.4)
+    del content["nonmember_share"], content["aux_share"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = reuse_split(tmp_path / "old.json", split.in_order())
+    assert old.nonmember_share is None and old.hash() == split.hash()

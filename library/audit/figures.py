@@ -16,7 +16,7 @@ from library.audit.intervals import group_draws
 from library.audit.rates import roc_points
 
 MEMBER, NON_MEMBER, QUIET, GRID = "#c2410c", "#1d4ed8", "#64748b", "#e2e8f0"
-LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0e7490")
+LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0f172a")
 
 
 def canvas(height: float = 3.6) -> tuple[Figure, Axes]:
@@ -180,7 +180,7 @@ def group_figure(bars: Mapping[str, tuple[float, int]], highest: float) -> str:
     axes.barh(range(len(bars)), [score for score, _ in bars.values()], color=MEMBER, alpha=0.75)
     axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
     axes.axvline(0, color=QUIET, linewidth=1)
-    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members from their mean")
+    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members")
     axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
     return svg(figure)
