@@ -10,9 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
 from library.check import InputError
 from library.diffusion.weight_files import first_line
@@ -44,7 +43,7 @@ def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
     """
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except (OSError, ValueError, EntryNotFoundError, httpx.HTTPError) as error:
+    except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
         raise InputError(
             f"{option_name} '{name}' is no path here, and as a hub id it could not be opened: {_reason(error)}. "
             "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
