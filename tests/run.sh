@@ -4,7 +4,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source ./setup.sh
-if ! python -c 'import pytest, mypy, importlinter' 2>/dev/null || ! python -m ruff --version >/dev/null 2>&1; then
+if ! python - <<'PYTHON'
+import importlib.metadata, sys
+wanted = [line.split("==") for line in open("tests/requirements.txt").read().split()]
+try:
+    sys.exit(any(importlib.metadata.version(name) != version for name, version in wanted))
+except importlib.metadata.PackageNotFoundError:
+    sys.exit(1)
+PYTHON
+then
     echo "tests/run.sh: installing tests/requirements.txt" >&2
     python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
