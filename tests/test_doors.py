@@ -248,7 +248,7 @@ def test_resuming_with_other_options_or_pictures_is_refused(flags, tmp_path: Pat
         caught.value
     )
     tiny.write_picture(pictures / "1_zebrafolder" / "quokka000.png", 77)
-    with pytest.raises(InputError, match="the pictures or their sides have changed"):
+    with pytest.raises(InputError, match="the pictures, their sides or the dataset_config have changed"):
         SPLoRA.main(flags(resume=state))
 
 
