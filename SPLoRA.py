@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
     if is_main:
         output_folder.make_folder(folder, clear=config.overwrite and not config.resume)
         split.write_split(sides, folder.split())
-        tensor_files.write_whole(folder.config(), toml_config.resolved_toml(DOOR, config))
+        tensor_files.write_whole(folder.config(), toml_config.resolved_toml(DOOR, config), private=True)
 
     # The game
     short_of_memory = memory_advice.out_of_memory_explained(pick(config, memory_advice.AdviceRules))

@@ -86,13 +86,16 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
 
 
 def start_training(run: dict[str, Any], output: Path, split: Path | None) -> subprocess.Popen[bytes]:
-    """Start one door in its own process, one torch thread each, its words in a file beside the folder."""
+    """Start one door in its own process, one torch thread each, its words in a file beside the folder.
+
+    The file is 0600: a warning on the terminal may name a private picture.
+    """
     own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
     own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     output.mkdir(parents=True, exist_ok=True)
     print(f"training {run['name']}", flush=True)
-    with (output / f"{run['name']}.txt").open("wb") as words:
+    with open(output / f"{run['name']}.txt", "wb", opener=lambda path, how: os.open(path, how, 0o600)) as words:
         command = [sys.executable, str(HERE / f"{run['door']}.py"), *flags, "--overwrite"]
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from library.check import Faults
 from library.config import TRAINERS, Config
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PATHS = (
     "train_data_dir", "nonmember_data_dir", "reg_data_dir", "in_json", "dataset_config", "conditioning_data_dir",
     "split_file", "sample_prompts", "resume", "network_weights", "log_tracker_config",
@@ -45,10 +44,12 @@ def _check_audit(config: Config, faults: Faults) -> None:
 
 
 def _check_model(config: Config, faults: Faults) -> None:
+    from library.diffusion.hub import is_hub_id  # slow to import
+
     base = config.pretrained_model_name_or_path
     if not base:
         faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
-    elif not Path(base).exists() and not HUB_ID.fullmatch(base):
+    elif not Path(base).exists() and not is_hub_id(base):
         faults.add(f"pretrained_model_name_or_path '{base}' does not exist here, and is no hub id (owner/name)")
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(

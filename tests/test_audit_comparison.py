@@ -117,3 +117,10 @@ def test_a_comparison_without_names_is_refused(tmp_path):
     (tmp_path / "plan.toml").write_text('[[runs]]\ndoor = "PLoRA"\n')
     with pytest.raises(InputError, match="needs .*runs.* with names that differ"):
         compare.read_plan(["--config_file", str(tmp_path / "plan.toml")])
+
+
+def test_the_words_of_a_training_are_for_the_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **streams: streams["stderr"].write(b"'me.png' is small"))
+    compare.start_training({"name": "one", "door": "PLoRA"}, tmp_path, None)
+    words = tmp_path / "one.txt"
+    assert words.read_bytes() == b"'me.png' is small" and words.stat().st_mode & 0o777 == 0o600

@@ -252,6 +252,12 @@ def test_names_of_diffusers_and_peft_become_kohyas_with_the_stated_alpha():
     assert set(kohya_named({f"{old}.down.weight": down, f"{old}.up.weight": up}, {})) == set(found) - {f"{kohya}.alpha"}
 
 
+def test_text_encoder_names_of_new_transformers_become_the_clients():
+    weights = {"lora_te_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0), "lora_unet_a.alpha": torch.tensor(1.0)}
+    wanted = {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "lora_unet_a.alpha"}
+    assert set(kohya_named(weights, {})) == wanted == set(kohya_named(kohya_named(weights, {}), {}))
+
+
 def test_a_stamp_or_new_metadata_does_not_change_what_a_lora_is_known_by():
     tensors = {"lora_unet_a.lora_down.weight": torch.ones(2, 3)}
     assert provenance(tensors, {}).fingerprint == provenance(tensors, {"ss_privacy_audit_auc": "0.9"}).fingerprint

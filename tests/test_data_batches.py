@@ -46,6 +46,13 @@ def test_every_member_is_used_repeats_times_an_epoch_and_no_non_member_ever(
     assert set(counted) == set(range(12)) and all(count == 9 for count in counted.values())
 
 
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_every_process_has_equally_many_batches_even_where_there_are_fewer_than_processes(processes: int) -> None:
+    rows = make_pictures(4, 2, batch_size=2)  # one batch an epoch
+    dealt = [MemberBatches(rows, accumulation=1, seed=1, rank=rank, processes=processes) for rank in range(processes)]
+    assert [len(one.of_step(0)) for one in dealt] == [1] * processes
+
+
 def test_the_order_is_a_function_of_seed_and_epoch_and_can_be_entered_anywhere() -> None:
     rows = make_pictures(20, 10, batch_size=3)
     one, other = (MemberBatches(rows, accumulation=1, seed=1) for _ in range(2))

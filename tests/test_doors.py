@@ -120,7 +120,10 @@ def test_no_caption_and_no_file_name_reaches_anything_but_the_split_and_caches(f
             assert not re.search(rb"zebrafolder|pictures|" + str(tmp_path).encode().lower(), content), file
         searched += 1
     assert searched > 15
-    assert os.stat(tmp_path / "out" / "split.json").st_mode & 0o777 == 0o600
+    for name in ("split.json", "config.toml"):
+        assert os.stat(tmp_path / "out" / name).st_mode & 0o777 == 0o600
+    states = list((tmp_path / "out" / "state").iterdir())  # their state.json names the folders too
+    assert states and all(os.stat(state).st_mode & 0o777 == 0o700 for state in states)
 
 
 def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
@@ -245,7 +248,7 @@ def test_resuming_with_other_options_or_pictures_is_refused(flags, tmp_path: Pat
         caught.value
     )
     tiny.write_picture(pictures / "1_zebrafolder" / "quokka000.png", 77)
-    with pytest.raises(InputError, match="the pictures or their sides have changed"):
+    with pytest.raises(InputError, match="the pictures, their sides or the dataset_config have changed"):
         SPLoRA.main(flags(resume=state))
 
 

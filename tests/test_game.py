@@ -124,6 +124,35 @@ def test_masked_pixels_and_weightless_images_add_nothing_to_the_loss(table) -> N
     assert torch.allclose(game.member_losses(batch, 0, 0)[0], sum(halves))
 
 
+def test_a_map_that_is_not_finite_leaves_the_proxy_as_it_is(table, monkeypatch: pytest.MonkeyPatch) -> None:
+    game = table().game
+    before = [parameter.detach().clone() for parameter in game.proxy.parameters()]
+    honest = Game._attack_maps
+
+    def broken(self: Game, step: int, turn: int) -> Any:
+        maps, is_member = honest(self, step, turn)
+        return [maps[0] * float("nan"), *maps[1:]], is_member
+
+    monkeypatch.setattr(Game, "_attack_maps", broken)
+    game.attacker_turn(0)
+    assert all(map(torch.equal, before, game.proxy.parameters()))
+    monkeypatch.undo()
+    game.attacker_turn(1)
+    assert not all(map(torch.equal, before, game.proxy.parameters()))
+
+
+def test_a_look_counts_a_picture_of_two_datasets_once(table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are averaged first, in the loss as in the proxy's margin."""
+    players, game = (it := table()).players, it.game
+    first, *others = game.aux_members.rows
+    monkeypatch.setattr(game.aux_members, "rows", [first, first, *others])
+    monkeypatch.setattr(Game, "_fixed_look", lambda self, rows: (torch.ones(len(rows)), torch.arange(len(rows)) * 1.0))
+    look = game.check_aux(0, players)
+    assert look["images_members_aux"] == len(others) + 1
+    expected = sum([0.5, *range(2, len(others) + 2)]) / (len(others) + 1)
+    assert look["adaptation_loss_members_aux"] == pytest.approx(expected)
+
+
 FROZEN = {"network_train_unet_only": True}
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,21 @@ def test_fixed_draws_belong_to_the_picture_and_spread_over_the_schedule() -> Non
         assert ((timesteps >= 250 * draw) & (timesteps < 250 * (draw + 1))).all()
         alone = fixed_draws([stream(0, "q", draw)], draw, 4, (4, 8, 8), 1000)
         assert timesteps[1] == alone[0][0] and torch.equal(noise[1], alone[1][0])
+
+
+def test_checkpointing_gives_a_lora_in_the_text_encoder_the_same_gradients_without_a_warning(
+    model_folder: Path,
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = load_model(str(model_folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.prepare(torch.device("cpu"), full_precision_vae=False, gradient_checkpointing=checkpointing)
+        weight = model.text_encoder.get_parameter(next(
+            name for name, _ in model.text_encoder.named_parameters() if name.endswith("self_attn.q_proj.weight")
+        )).requires_grad_(True)  # fmt: skip
+        encode_text(model.text_encoder, tokenize(model.tokenizer, ["a walrus"], 75), 1).square().sum().backward()
+        assert weight.grad is not None and weight.grad.abs().sum() > 0
+        gradients.append(weight.grad)
+    assert torch.allclose(*gradients)

@@ -10,7 +10,9 @@ import torch.multiprocessing as processes
 
 from library.check import InputError
 from library.toml_config import read_config
-from library.training.stepping import average_gradients
+from library.training.interruption import FiniteGuard
+from library.training.state import Players
+from library.training.stepping import average_gradients, take_step
 
 
 def average_in_process(rank: int, folder: str) -> None:
@@ -31,6 +33,50 @@ def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:
         assert torch.equal(result["first"], torch.full((3,), 1.5)) and torch.equal(
             result["second"], torch.full((3,), 0.5)
         )
+
+
+class ScaledOptimizer:
+    """What accelerate makes of an optimizer under fp16, on the CPU."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        self.optimizer, self.scaler = optimizer, scaler
+        self.param_groups = optimizer.param_groups
+        self.zero_grad = optimizer.zero_grad
+        self.step_was_skipped = False
+
+    def step(self) -> None:
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step_was_skipped = self.scaler.get_scale() < before
+
+
+def overflow_in_process(rank: int, folder: str) -> None:
+    """One of two processes under fp16: the scaled gradient of rank 0 overflowed, that of rank 1 did not."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    weight = torch.nn.Parameter(torch.ones(3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    plain = torch.optim.SGD([weight], lr=0.1)
+    optimizer = ScaledOptimizer(plain, scaler)
+    accelerator = SimpleNamespace(
+        num_processes=2, scaler=scaler, unscale_gradients=lambda it: scaler.unscale_(it.optimizer),
+        reduce=lambda values, how: values,
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: 1.0)
+    nothing = torch.nn.Identity()
+    players = Players(nothing, optimizer, schedule, nothing, None, scaler, None)
+    weight.grad = torch.full((3,), float("inf") if rank == 0 else 1.0)
+    take_step(accelerator, players, 1.0, torch.zeros(3), FiniteGuard(), dict)  # type: ignore[arg-type]
+    torch.save({"weight": weight.detach(), "scale": scaler.get_scale()}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_an_overflow_of_one_process_is_skipped_by_all_and_their_loras_stay_the_same(tmp_path: Path) -> None:
+    processes.spawn(overflow_in_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(result["weight"], torch.ones(3)) and result["scale"] == 4.0
 
 
 def test_several_processes_without_a_seed_are_refused(flags, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,14 @@ def test_a_reused_split_recognises_pictures_by_pixels(tmp_path: Path) -> None:
     assert reuse_split(tmp_path / "split.json", moved).hash() == split.hash()
 
 
+def test_a_reused_split_keeps_its_groups_whatever_the_folder_says_now(tmp_path: Path) -> None:
+    split = drawn(12)
+    write_split(split, tmp_path / "split.json")
+    regrouped = [replace(one, group="all one") for one in split.in_order()]
+    groups = {one.pixels: one.group for one in reuse_split(tmp_path / "split.json", regrouped).in_order()}
+    assert groups == {one.pixels: one.group for one in split.in_order()}
+
+
 def test_a_reused_split_names_missing_and_unknown_pictures(tmp_path: Path) -> None:
     write_split(drawn(12), tmp_path / "split.json")
     with pytest.raises(InputError) as caught:

@@ -108,15 +108,16 @@ class Game:
         Returns:
             The proxy's mean cross-entropies (nats) before its steps, for the log.
         """
-        totals = torch.zeros(2, device=self.accelerator.device)
+        totals, weights = torch.zeros(2, device=self.accelerator.device), list(self.proxy.parameters())
         for turn in range(self.rules.k_steps):
             maps, is_member = self._attack_maps(step, turn)
             member_loss, non_member_loss = attacker_losses(self.proxy, maps, is_member)
             loss = (member_loss + non_member_loss) / 2
-            if torch.isfinite(loss):
-                self.attacker.zero_grad(set_to_none=True)
-                loss.backward()
-                average_gradients(self.accelerator, list(self.proxy.parameters()))
+            self.attacker.zero_grad(set_to_none=True)
+            loss.backward()
+            average_gradients(self.accelerator, weights)
+            # Asked of the average, so that all processes decide alike; one that left it out would stall the others
+            if torch.stack([one.grad.isfinite().all() for one in weights if one.grad is not None]).all():
                 self.attacker.step()
             totals += torch.stack([member_loss.detach(), non_member_loss.detach()]) / self.rules.k_steps
         if not self.rules.k_steps:
@@ -181,9 +182,9 @@ class Game:
         margins: dict[str, Tensor] = {}
         for name, cycle in (("members_aux", self.aux_members), ("non_members_aux", self.aux_non_members)):
             with players.shown():
-                margin, loss = self._fixed_look(cycle.rows)
-            margins[name], losses[f"adaptation_loss_{name}"] = self._by_picture(cycle.rows, margin), float(loss.mean())
-            losses[f"images_{name}"] = len(margins[name])
+                looks = self._fixed_look(cycle.rows)
+            margins[name], loss = (self._by_picture(cycle.rows, values) for values in looks)
+            losses |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         self.proxy.train(was_training)
         if not self.rules.k_steps:
             return losses

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from library.training.lora_file import with_client_names
+
 FACTORS = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
@@ -27,9 +29,12 @@ def is_diffusers(weights: Mapping[str, Tensor]) -> bool:
 
 
 def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The same tensors under kohya's names; alpha from the file, its peft configuration, or the rank."""
+    """The same tensors under kohya's names; alpha from the file, its peft configuration, or the rank.
+
+    Text-encoder names without ``text_model_`` are put right, as where a training starts from such a file.
+    """
     if not is_diffusers(weights):
-        return dict(weights)
+        return with_client_names(weights)
     stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():

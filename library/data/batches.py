@@ -1,5 +1,6 @@
 """Batches as pure functions of seed, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -180,14 +181,15 @@ class MemberBatches:
     def of_step(self, step: int) -> list[Batch]:
         """The batches of an optimizer step (counted from 0) on this process; the last of an epoch may hold fewer.
 
-        With several processes the batch list is dealt out in turn; an incomplete round is filled from its front.
+        With several processes the batch list is dealt out in turn; an incomplete round is filled from its front, so
+        that every process has equally many.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self.epoch_rows(epoch))
         order = self._order[1]
-        missing = -len(order) % self.processes
-        dealt = (order + order[:missing])[self.rank :: self.processes]
+        rounds = math.ceil(len(order) / self.processes)
+        dealt = [order[turn % len(order)] for turn in range(self.rank, rounds * self.processes, self.processes)]
         mine = dealt[place * self.accumulation : (place + 1) * self.accumulation]
         return [self.pictures.batch(rows, step, part, self.rank) for part, rows in enumerate(mine)]
 

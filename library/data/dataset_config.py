@@ -12,6 +12,7 @@ import toml
 
 from library.check import Faults, InputError, did_you_mean
 from library.data.buckets import parse_resolution
+from library.data.looks import METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ LEAST = {
     "token_warmup_min": 1, "token_warmup_step": 0,
 }  # fmt: skip
 MOST = {"caption_dropout_rate": 1, "caption_tag_dropout_rate": 1}
-METHODS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
 _VALIDATION = (
     "the four-sided split already holds images out (nonmember_share, --split_file); aux_loss_every_n_epochs and "

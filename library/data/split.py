@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -206,6 +206,8 @@ def _caption_hash(example: Example) -> str:
 def reuse_split(path: str | Path, examples: list[Example]) -> Split:
     """Put pictures on the sides that an earlier split.json gives them; they are recognised by their pixels.
 
+    Groups are the split's too: its coins were thrown for those, whatever group_by says now.
+
     Raises:
         InputError: no split file; pictures of the split that are missing; pictures that the split does not know.
     """
@@ -227,7 +229,8 @@ def reuse_split(path: str | Path, examples: list[Example]) -> Split:
     faults.raise_if_any()
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
     for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):
-        sides[side_of[example.pixels][0]].append(example)
+        side, group = side_of[example.pixels]
+        sides[side].append(replace(example, group=group))
     shares = content.get("nonmember_share"), content.get("aux_share")  # files of earlier versions do not say
     return checked(Split(sides, content["seed"], content["inclusion"], *shares))
 

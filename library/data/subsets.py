@@ -32,10 +32,6 @@ class LookRules:
     face_crop_aug_range: str | None
     resize_interpolation: str | None
 
-    def needs_pixels(self) -> bool:
-        """Whether each use looks different beyond mirroring, so that no encoding of it can be kept."""
-        return self.color_aug or self.random_crop or self.face_crop_aug_range is not None
-
 
 @dataclass(frozen=True)
 class BucketRules:

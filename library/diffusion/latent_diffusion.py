@@ -53,9 +53,19 @@ class LatentDiffusion:
         self.vae.to(device, vae_dtype(self.unet.dtype, device, full_precision=full_precision_vae))
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-            self.text_encoder.gradient_checkpointing_enable()
+            checkpoint_text_encoder(self.text_encoder)
             self.unet.train()  # no dropout or batch statistics in either, but checkpointing asks for the mode
             self.text_encoder.train()
+
+
+def checkpoint_text_encoder(text_encoder: Any) -> None:
+    """Recompute activations in the backward pass, in the one way that trains a LoRA behind frozen embeddings.
+
+    Reentrant checkpointing, the default before transformers 5, gives no gradient where no input asks for one.
+    """
+    renamed = hasattr(text_encoder, "activation_checkpointing_enable")  # the older name warns in 5.23
+    enable = text_encoder.activation_checkpointing_enable if renamed else text_encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def latent_factor(vae: Any) -> int:

@@ -39,10 +39,6 @@ class Course:
         """Whether a step is the first of its epoch."""
         return step % self.steps_per_epoch == 0
 
-    def ends_epoch(self, done: int) -> bool:
-        """Whether an epoch (or the run) is complete after ``done`` steps."""
-        return done % self.steps_per_epoch == 0 or done == self.total_steps
-
     def epochs(self, done: int) -> float:
         """Epochs that ``done`` steps make."""
         return done / self.steps_per_epoch

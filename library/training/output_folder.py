@@ -21,7 +21,7 @@ class OutputFolder:
         return self.path / f"{self.output_name}{number}.safetensors"
 
     def config(self) -> Path:
-        """Resolved options."""
+        """Resolved options; private, since they name folders and what is put around captions."""
         return self.path / "config.toml"
 
     def split(self) -> Path:

@@ -46,8 +46,8 @@ def take_step(
     """
     optimizer, schedule = players.optimizer, players.schedule
     parameters = trained_parameters(optimizer)
+    average_gradients(accelerator, parameters)  # before unscaling: an overflow then shows on every process alike
     accelerator.unscale_gradients(optimizer)
-    average_gradients(accelerator, parameters)
     norm = gradient_norm(parameters, max_grad_norm)
     values = accelerator.reduce(
         torch.cat([losses, norm.reshape(1)]), "mean"
