@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
             writer.after_step(done)
             painter.show(plan.stage(done, config.sample_every_n_epochs), done, recorder,
                          wanted=plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps))
-            if guard.is_lost() or (stop.received and done < plan.total_steps):
+            if guard.is_lost() or (stop.asked(accelerator) and done < plan.total_steps):
                 say(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()), sep="\n")
                 return 1 if guard.is_lost() else 130
         writer.finish(done)

@@ -27,15 +27,14 @@ SEEN = ("clip_skip", "max_token_length", "weighted_captions")  # what shapes the
 
 def main(arguments: list[str]) -> int:
     """Audit every LoRA that was named; returns 0, whatever the verdicts are."""
-    config = toml_config.read_config(DOOR, command_line.outputs_named(arguments, toml_config.TYPES))
+    words = command_line.outputs_named(arguments, toml_config.TYPES)
+    config = toml_config.read_config(DOOR, words)
     messages.show_library_messages(wanted=True, level=config.console_log_level)
     torch.set_num_threads(1)  # the sweep has a thread per core of its own
-    given = {name: getattr(config, name) for name in (
-        "pretrained_model_name_or_path", "vae", "train_data_dir", "base_weights", "base_weights_multiplier")}
+    said = {name: getattr(config, name) for name in toml_config.named_options(DOOR, words)}  # beats a run's config.toml
     listed = runs.find_runs(
         [*config.outputs, *([config.undefended] if config.undefended else [])], config.checkpoints,
-        defaults=dataclasses.asdict(config), overrides={name: value for name, value in given.items() if value},
-        split_file=config.split_file or None)
+        defaults=dataclasses.asdict(config), overrides=said, split_file=config.split_file or None)
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in listed}
     casts = candidate_pictures.casts_of(listed, config.target_fpr)
 

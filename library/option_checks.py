@@ -92,6 +92,11 @@ def _check_data(config: Config, faults: Faults) -> None:
 def _check_game(door: str, config: Config, faults: Faults) -> None:
     if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
         faults.add("param_alpha and param_beta are both 0, the ratio would divide by 1e-5; set param_beta = 1.0")
+    if door == "SPLoRA" and config.param_beta == 0 and (config.reg_data_dir or config.dataset_config):
+        faults.add(
+            "param_beta is 0, and a batch of regularisation images alone has no attacker's loss to divide by; set "
+            "param_beta above 0 (the paper: 1.0) where reg_data_dir or dataset_config may bring such images"
+        )
     if config.param_alpha > 0 and config.k_steps == 0:
         faults.add(
             "k_steps 0 switches the attacker off, but param_alpha is "

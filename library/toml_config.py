@@ -71,6 +71,11 @@ def given_options(
     return file | known
 
 
+def named_options(door: str, arguments: Sequence[str]) -> list[str]:
+    """Options that the person set, in the file or by flags, after ``read_config`` found no fault in them."""
+    return list(given_options(door, arguments, Faults(), lambda notice: None))
+
+
 def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run that another training must repeat to be its twin: no output, preview, audit or seed.
 

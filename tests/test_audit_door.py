@@ -1,5 +1,6 @@
 """The audit as a user runs it: a leaking LoRA is found, broken input is explained, nothing private gets out."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,9 +14,10 @@ import audit
 from library.audit.adapter_keys import kohya_named
 from library.audit.command_line import outputs_named
 from library.audit.provenance import provenance
+from library.audit.runs import find_runs
 from library.check import InputError
 from library.tensor_files import read_tensors
-from library.toml_config import TYPES
+from library.toml_config import TYPES, named_options, read_config
 from tests import audit_run, tiny
 from tests.audit_run import options
 
@@ -283,3 +285,13 @@ def test_folders_may_stand_anywhere_on_the_command_line():
         "--outputs", "one", "two", "three", "four",
     ]  # fmt: skip
     assert outputs_named(["--outputs", "a", "b", "--stamp"], TYPES) == ["--outputs", "a", "b", "--stamp"]
+
+
+def test_what_is_named_beside_an_output_folder_beats_its_config(out: Path, tmp_path: Path) -> None:
+    """An option that is taken must count: an audit under another clip_skip than asked for would mislead."""
+    words = outputs_named([str(out), "--clip_skip", "2", "--train_data_dir", str(tmp_path)], TYPES)
+    config = read_config("audit", words)
+    said = {name: getattr(config, name) for name in named_options("audit", words)}
+    (run,) = find_runs(config.outputs, "last", defaults=dataclasses.asdict(config), overrides=said, split_file=None)
+    assert run.settings["clip_skip"] == 2 and run.settings["train_data_dir"] == str(tmp_path)
+    assert run.settings["dataset_config"] is None and run.settings["resolution"] == "16"

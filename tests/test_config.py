@@ -274,3 +274,10 @@ def test_a_zero_of_kohya_means_off(flags) -> None:
     for name in ZERO_IS_UNSET:
         assert getattr(read_config("SPLoRA", flags(**{name: 0})), name) is None
     assert "huber_c must be above 0" in message("SPLoRA", flags(huber_c=0))
+
+
+def test_a_ratio_without_beta_is_refused_where_batches_may_hold_no_member(flags, tmp_path: Path) -> None:
+    """Such a batch has no attacker's loss: L would be divided by 1e-5."""
+    text = message("SPLoRA", flags(param_beta=0, reg_data_dir=tmp_path))
+    assert "param_beta is 0, and a batch of regularisation images alone" in text
+    assert read_config("SPLoRA", flags(param_beta=0.1, reg_data_dir=tmp_path)).param_beta == 0.1

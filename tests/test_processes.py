@@ -10,7 +10,7 @@ import torch.multiprocessing as processes
 
 from library.check import InputError
 from library.toml_config import read_config
-from library.training.interruption import FiniteGuard
+from library.training.interruption import FiniteGuard, StopSignal
 from library.training.state import Players
 from library.training.stepping import average_gradients, take_step
 
@@ -84,3 +84,26 @@ def test_several_processes_without_a_seed_are_refused(flags, monkeypatch: pytest
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(InputError, match="several processes need one seed"):
         read_config("SPLoRA", flags(seed=None))
+
+
+def stop_in_process(rank: int, folder: str) -> None:
+    """One of two processes; only the second was asked to stop."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+    def reduce(value: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        torch.distributed.all_reduce(value)
+        return value
+
+    stop = StopSignal()
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=reduce)
+    before = stop.asked(accelerator)
+    stop.received = rank == 1
+    torch.save({"before": before, "after": stop.asked(accelerator)}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ctrl_c_that_reaches_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    processes.spawn(stop_in_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == {"before": False, "after": True}

@@ -3,6 +3,9 @@
 import math
 import signal
 from types import FrameType, TracebackType
+from typing import Any
+
+import torch
 
 
 class StopSignal:
@@ -20,6 +23,13 @@ class StopSignal:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def asked(self, accelerator: Any) -> bool:
+        """Whether any process was asked to stop; every process must call this after the same steps."""
+        if accelerator.num_processes == 1:
+            return self.received
+        flag = torch.tensor([float(self.received)], device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum").item() > 0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received:
