@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     optimizer = optimizers.build_optimizer(network, groups, pick(config, optimizers.OptimizerRules))
     schedule = schedules.build_schedule(optimizer, pick(config, schedules.ScheduleRules), plan.total_steps)
     ema = average.begin_average(config.ema_decay, optimizer)
-    batch = course.BatchSize(config.train_batch_size, config.gradient_accumulation_steps, accelerator.num_processes)
+    batch = course.BatchSize(rows.largest_batch(), config.gradient_accumulation_steps, accelerator.num_processes)
     say(messages.split_in_words(sides.sizes(), sides.inclusion),
         plan.in_words(repeats, batch, config.max_train_epochs), sep="\n")
     if config.dry_run:
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
             painter.show(plan.stage(done, config.sample_every_n_epochs), done, recorder,
                          wanted=plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps))
             if guard.is_lost() or (stop.received and done < plan.total_steps):
-                say(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()), sep="\n")
+                recorder.tell(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()))
                 return 1 if guard.is_lost() else 130
         writer.finish(done)
         painter.show("final", done, recorder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import secrets
 import sys
 import types
@@ -141,7 +142,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
                 value = value[0]
             return float(value)
         if wanted is str and not isinstance(value, bool) and (isinstance(value, str) or name == "resolution"):
-            return str(value)
+            return os.path.expanduser(str(value)) if _names_a_place(name) else str(value)
         if wanted == list[str] and isinstance(value, list):
             return [str(item) for item in value]
     except (ValueError, TypeError, KeyError):
@@ -231,7 +232,10 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
 
 
 def _names_a_place(name: str) -> bool:
-    return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name == "vae"
+    return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
+        "vae",
+        "resume",
+    )
 
 
 def _toml_value(value: Any) -> str:

@@ -325,3 +325,10 @@ def test_of_faults_of_one_kind_the_first_are_shown_and_the_rest_is_counted() -> 
     lines = str(caught.value).splitlines()
     assert lines[:2] == ["picture 0", "picture 1"] and len(lines) == MOST_OF_A_KIND + 2
     assert lines[-2:] == ["and 3 more pictures without a mask", "another fault"]
+
+
+def test_a_tilde_in_a_toml_file_is_the_home_folder_and_makes_no_folder_of_that_name(tmp_path, flags, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = config_file(tmp_path, 'output_dir = "~/run"\ncaption_prefix = "~/run"\n')
+    config = read_config("SPLoRA", ["--config_file", file, *flags(output_dir=None)])
+    assert (config.output_dir, config.caption_prefix) == (str(tmp_path / "home" / "run"), "~/run")

@@ -245,7 +245,7 @@ def test_resuming_with_other_options_or_pictures_is_refused(flags, tmp_path: Pat
         caught.value
     )
     tiny.write_picture(pictures / "1_zebrafolder" / "quokka000.png", 77)
-    with pytest.raises(InputError, match="the pictures or their sides have changed"):
+    with pytest.raises(InputError, match="the pictures, their sides or the dataset_config have changed"):
         SPLoRA.main(flags(resume=state))
 
 
@@ -416,7 +416,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flag
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 130 and "go on with: bash SPLoRA.sh" in output
+    assert process.returncode == 130 and "\ngo on with: bash SPLoRA.sh" in output
     (state,) = (tmp_path / "out" / "state").iterdir()
     done = json.loads((state / "state.json").read_text())["done"]
     assert load_file(tmp_path / "out" / "last.safetensors")

@@ -146,8 +146,8 @@ def _import(name: str, known: Known) -> Any:
         ) from error
     except AttributeError as error:
         raise InputError(f"optimizer_type '{name}': {module} has no class {kind}") from error
-    if not callable(found):
-        raise InputError(f"optimizer_type '{name}' is no class")
+    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
+        raise InputError(f"optimizer_type '{name}' is no class of optimizers (torch.optim.Optimizer)")
     return found
 
 
