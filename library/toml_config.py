@@ -42,7 +42,10 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     """
     faults = Faults()
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(door))
+        try:
+            print(help_text(door), flush=True)
+        except BrokenPipeError:  # "| head" has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
     both = given_options(door, arguments, faults, notice)
     values = {name: _coerced(name, entry, faults) for name, entry in both.items() if not _unset(name, entry)}

@@ -1,6 +1,8 @@
 """Options: every fault at once, with its place; flags beat files; shipped configs load."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -332,3 +334,9 @@ def test_a_tilde_in_a_toml_file_is_the_home_folder_and_makes_no_folder_of_that_n
     file = config_file(tmp_path, 'output_dir = "~/run"\ncaption_prefix = "~/run"\n')
     config = read_config("SPLoRA", ["--config_file", file, *flags(output_dir=None)])
     assert (config.output_dir, config.caption_prefix) == (str(tmp_path / "home" / "run"), "~/run")
+
+
+def test_help_cut_short_by_a_pipe_leaves_no_traceback() -> None:
+    words = f"{sys.executable} PLoRA.py --help | head -1"
+    ran = subprocess.run(words, shell=True, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert "python PLoRA.py" in ran.stdout and ran.stderr == ""
