@@ -105,7 +105,10 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
             f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
         )
     if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.add("several processes need one seed: set --seed")
+        faults.add(
+            "several processes need one seed: set --seed to a number that only you know (with the pictures it tells "
+            "who is a member)"
+        )
 
 
 def _check_loss(config: Config, faults: Faults) -> None:

@@ -57,7 +57,7 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     if config.seed >= 0 or door not in TRAINERS:
         return config
     seed = secrets.randbelow(2**31)
-    notice(f"no seed was given: {seed} was drawn (config.toml keeps it)")
+    notice(f"no seed was given: {seed} was drawn (config.toml keeps it; with the pictures it tells who is a member)")
     return dataclasses.replace(config, seed=seed)
 
 
