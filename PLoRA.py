@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
         output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
         trackers.check_trackers(log_rules)
     with faults.gathered():
+        optimizers.check_optimizer(pick(config, optimizers.OptimizerRules))
+    with faults.gathered():
         found = sources.read_sources(*sources.pick_rules(config))
         pool = found.candidates + found.outsiders
         sides = split.reuse_split(config.split_file, pool) if config.split_file else split.draw_split(
@@ -48,7 +50,10 @@ def main(arguments: list[str]) -> int:
         sides.require_aux(game_rules.images_per_side() if config.k_steps else 1)
     with faults.gathered():
         model = model_files.open_base(pick(config, model_files.ModelRules), stepping.DTYPES[config.mixed_precision])
-        prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
+        with faults.gathered():
+            prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
+        torch.manual_seed(seeding.stream_seed(seed, "network"))
+        network, stated = protocol.inject(pick(config, protocol.NetworkRules), model, accelerator.device, options)
     faults.raise_if_any()
     duplicates.warn_of_near_duplicates(sides)
     rows = lineup.line_up(sides, found.regularisation, config.prior_loss_weight, model.side_multiple())
@@ -58,14 +63,12 @@ def main(arguments: list[str]) -> int:
         config.max_train_steps, config.max_train_epochs)
     saved = state.read_state(config.resume, options, rows.hash())
 
-    # The LoRA
-    torch.manual_seed(seeding.stream_seed(seed, "network"))
-    network, stated = protocol.inject(pick(config, protocol.NetworkRules), model, accelerator.device, options)
+    # How the LoRA is trained
     groups = protocol.parameter_groups(network, model, config.text_encoder_lr, config.unet_lr, config.learning_rate)
     optimizer = optimizers.build_optimizer(network, groups, pick(config, optimizers.OptimizerRules))
     schedule = schedules.build_schedule(optimizer, pick(config, schedules.ScheduleRules), plan.total_steps)
     ema = average.begin_average(config.ema_decay, optimizer)
-    batch = course.BatchSize(config.train_batch_size, config.gradient_accumulation_steps, accelerator.num_processes)
+    batch = course.BatchSize(rows.largest_batch(), config.gradient_accumulation_steps, accelerator.num_processes)
     say(messages.split_in_words(sides.sizes(), sides.inclusion),
         plan.in_words(repeats, batch, config.max_train_epochs), sep="\n")
     if config.dry_run:
@@ -138,7 +141,7 @@ def main(arguments: list[str]) -> int:
             painter.show(plan.stage(done, config.sample_every_n_epochs), done, recorder,
                          wanted=plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps))
             if guard.is_lost() or (stop.asked(accelerator) and done < plan.total_steps):
-                say(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()), sep="\n")
+                recorder.tell(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()))
                 return 1 if guard.is_lost() else 130
         writer.finish(done)
         painter.show("final", done, recorder)

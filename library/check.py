@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+MOST_OF_A_KIND = 10
+
 
 class InputError(Exception):
     """Something the person gave cannot be used; the text says what, shows the value and gives the way out."""
@@ -14,20 +16,34 @@ class Faults:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self._counts: dict[str, int] = {}
 
-    def add(self, message: str) -> None:
-        """Remember one fault; the same text is reported once."""
-        if message not in self.messages:
-            self.messages.append(message)
+    def add(self, message: str, kind: str = "") -> None:
+        """Remember one fault; the same text is reported once.
+
+        Args:
+            kind: what a folder of thousands can be full of, e.g. "pictures without a mask"; of one kind the first few
+                are shown and the rest is counted.
+        """
+        if message in self.messages:
+            return
+        if kind:
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            beyond = self._counts[kind] - MOST_OF_A_KIND
+            if beyond > 1:
+                self.messages.remove(f"and {beyond - 1} more {kind}")
+            if beyond > 0:
+                message = f"and {beyond} more {kind}"
+        self.messages.append(message)
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def gathered(self, kind: str = "") -> Iterator[None]:
         """Take the faults of a block as one's own and go on; what the block was to give is then missing."""
         try:
             yield
         except InputError as error:
             for message in str(error).splitlines():
-                self.add(message)
+                self.add(message, kind)
 
     def raise_if_any(self) -> None:
         """Raises: InputError with every message, one a line."""

@@ -2,25 +2,33 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from library.check import Faults
 from library.config import TRAINERS, Config
 
-PATHS = (
-    "train_data_dir", "nonmember_data_dir", "reg_data_dir", "in_json", "dataset_config", "conditioning_data_dir",
-    "split_file", "sample_prompts", "resume", "network_weights", "log_tracker_config",
+FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
+FILES = (
+    "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
     "inception_weights",
 )  # fmt: skip
 METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
 
 
-def check_together(door: str, config: Config, faults: Faults) -> None:
-    """Collect every fault of options that are each fine alone."""
-    for name in PATHS:
+def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
+    """Collect every fault of options that are each fine alone.
+
+    Args:
+        origins: where each option that was given stands.
+    """
+    for name in (*FOLDERS, *FILES):
         path = getattr(config, name)
+        where = f" ({origins[name]})" if name in origins else ""
         if path and not Path(path).exists():
-            faults.add(f"{name} '{path}' does not exist")
+            faults.add(f"{name} '{path}' does not exist{where}")
+        elif path and Path(path).is_dir() != (name in FOLDERS):
+            faults.add(f"{name} '{path}' is {'a folder, and not a file' if name in FILES else 'not a folder'}{where}")
     for path in config.base_weights:
         if not Path(path).is_file():
             faults.add(f"base_weights '{path}' is not a file")
@@ -103,7 +111,10 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
             f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
         )
     if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.add("several processes need one seed: set --seed")
+        faults.add(
+            "several processes need one seed: set --seed to a number that only you know (with the pictures it tells "
+            "who is a member)"
+        )
 
 
 def _check_loss(config: Config, faults: Faults) -> None:
@@ -135,6 +146,8 @@ def _check_loss(config: Config, faults: Faults) -> None:
 def _check_saving(config: Config, faults: Faults) -> None:
     if "/" in config.output_name or "\\" in config.output_name or config.output_name.startswith("."):
         faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
+    if config.no_metadata and config.metadata == "full":
+        faults.add('no_metadata and metadata = "full" exclude each other; leave one out')
     if config.metadata != "full":
         dropped = [name for name in ("training_comment", *METADATA) if getattr(config, name)]
         if dropped:

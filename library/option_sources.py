@@ -57,7 +57,9 @@ def read_flags(
             continue
         switched_off = name.startswith("no_") and name[3:] in switches
         name = name[3:] if switched_off else name
-        if switched_off and not values:
+        if switched_off and values:
+            faults.add(f"--no_{name} takes no value, got {values}; it switches {name} off")
+        elif switched_off:
             given[name] = Given(False, COMMAND_LINE)
         elif name in lists:
             given[name] = Given(values, COMMAND_LINE)

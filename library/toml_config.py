@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import secrets
 import sys
 import types
@@ -41,19 +42,22 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     """
     faults = Faults()
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(door))
+        try:
+            print(help_text(door), flush=True)
+        except BrokenPipeError:  # "| head" has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
     both = given_options(door, arguments, faults, notice)
     values = {name: _coerced(name, entry, faults) for name, entry in both.items() if not _unset(name, entry)}
     values = {name: value for name, value in values.items() if value is not None}
     _check_bounds(values, both, faults)
     config = dataclasses.replace(Config(), **values)
-    check_together(door, config, faults)
+    check_together(door, config, {name: entry.origin for name, entry in both.items()}, faults)
     faults.raise_if_any()
     if config.seed >= 0 or door not in TRAINERS:
         return config
     seed = secrets.randbelow(2**31)
-    notice(f"no seed was given: {seed} was drawn (config.toml keeps it)")
+    notice(f"no seed was given: {seed} was drawn (config.toml keeps it; with the pictures it tells who is a member)")
     return dataclasses.replace(config, seed=seed)
 
 
@@ -61,7 +65,7 @@ def given_options(
     door: str, arguments: Sequence[str], faults: Faults, notice: Callable[[str], None]
 ) -> dict[str, Given]:
     """What the person set, by the names of ``Config``: the file's options under the flags, kohya's words resolved."""
-    switches = [name for name in fields_of(door) if TYPES[name] is bool]
+    switches = [name for name in fields_of(door) if TYPES[name] is bool] + [*WITHOUT_EFFECT, *REFUSED]
     lists = [name for name in TYPES if TYPES[name] == list[str]]
     flags, config_file = read_flags(arguments, switches=switches, lists=lists, faults=faults)
     file = _known(door, read_file(config_file, faults), faults, notice) if config_file else {}
@@ -146,7 +150,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
                 value = value[0]
             return float(value)
         if wanted is str and not isinstance(value, bool) and (isinstance(value, str) or name == "resolution"):
-            return str(value)
+            return os.path.expanduser(str(value)) if _names_a_place(name) else str(value)
         if wanted == list[str] and isinstance(value, list):
             return [str(item) for item in value]
     except (ValueError, TypeError, KeyError):
@@ -156,13 +160,21 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
         if wanted == list[str]
         else {bool: "true or false", int: "a whole number"}.get(wanted, "a number" if wanted is float else "a text")
     )
-    faults.add(f"{name} must be {kind}, got {value!r} ({entry.origin})")
+    rates = name == "text_encoder_lr" and isinstance(value, list)
+    way_out = "; SD 1.x and 2.x have one text encoder, give one rate" if rates else ""
+    faults.add(f"{name} must be {kind}, got {value!r} ({entry.origin}){way_out}")
     return None
 
 
 def _unset(name: str, entry: Given) -> bool:
-    """Whether a 0 says what kohya means by it: this option is off."""
+    """Whether the value leaves the option unset: an empty text or list, or a 0 where kohya means "off" by it."""
+    if entry.value in ("", [""]) and (TYPES[name] == list[str] or _may_be_unset_text(TYPES[name])):
+        return True
     return name in ZERO_IS_UNSET and entry.value in (0, "0", "0.0") and entry.value is not False
+
+
+def _may_be_unset_text(hint: Any) -> bool:
+    return _optional(hint) and str in typing.get_args(hint)
 
 
 def _optional(hint: Any) -> bool:
@@ -181,6 +193,8 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
             options = ", ".join(str(choice) for choice in facts["choices"])
             hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
             faults.add(f"{name} must be one of {options}, {where}{hint}")
+        elif value == "" and (default := Config.__dataclass_fields__[name].default):
+            faults.add(f"{name} must not be empty, {where}; leave it out for {default!r}")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
         if value != value or value in (float("inf"), float("-inf")):
@@ -226,7 +240,10 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
 
 
 def _names_a_place(name: str) -> bool:
-    return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name == "vae"
+    return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
+        "vae",
+        "resume",
+    )
 
 
 def _toml_value(value: Any) -> str:

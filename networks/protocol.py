@@ -179,9 +179,8 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
             tensors = _named_for(model.text_encoder, name, with_alphas(read_tensors(Path(file))[0]))
             return module.create_network_from_weights(1.0, file, *parts, weights_sd=tensors, **arguments)[0]
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
-        raise InputError(
-            f"network_module '{name}' did not take its arguments ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise InputError(f"network_module '{name}' did not take its network_args {given} ({reason})") from error
 
 
 def _require_calls(network: Any, rules: NetworkRules) -> None:

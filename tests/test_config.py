@@ -1,12 +1,14 @@
 """Options: every fault at once, with its place; flags beat files; shipped configs load."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import toml
 
-from library.check import InputError
+from library.check import MOST_OF_A_KIND, Faults, InputError
 from library.config import Config, fields_of
 from library.kohya_options import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_EFFECT, ZERO_IS_UNSET
 from library.toml_config import explained_toml, help_text, read_config, resolved_toml
@@ -142,7 +144,8 @@ def test_shipped_configs_carry_the_values_that_they_claim(names: tuple[str, ...]
         for section in toml.load(FOLDER / f"{name}.toml").values():
             options |= section
         assert {key: options.get(key) for key in values} == values, name
-        assert "max_train_epochs" in options and "seed" in options, name
+        own_pictures = name in ("lora", "plora", "splora")  # a seed that all the world knows would tell the members
+        assert "max_train_epochs" in options and ("seed" in options) != own_pictures, name
         assert "gain_limit" not in options, "the published objective"
 
 
@@ -281,3 +284,67 @@ def test_a_ratio_without_beta_is_refused_where_batches_may_hold_no_member(flags,
     text = message("SPLoRA", flags(param_beta=0, reg_data_dir=tmp_path))
     assert "param_beta is 0, and a batch of regularisation images alone" in text
     assert read_config("SPLoRA", flags(param_beta=0.1, reg_data_dir=tmp_path)).param_beta == 0.1
+
+
+def test_an_empty_text_leaves_an_option_unset_and_beats_the_file(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, f'sample_prompts = "{FOLDER / "demo_prompts.txt"}"\nnetwork_args = ""\n')
+    empty = [word for name in ("sample_prompts", "vae", "resume", "optimizer_args") for word in (f"--{name}", "")]
+    config = read_config("SPLoRA", ["--config_file", file, *flags(), *empty])
+    assert (config.sample_prompts, config.vae, config.resume) == (None, None, None)
+    assert config.network_args == [] and config.optimizer_args == []
+
+
+def test_an_empty_text_is_refused_where_something_must_stand(flags) -> None:
+    text = message("SPLoRA", [*flags(), "--output_name", "", "--cache_dir=", "--gain_limit", ""])
+    assert "output_name must not be empty, got '' (command line); leave it out for 'last'" in text
+    assert "cache_dir must not be empty" in text and "gain_limit must be a number, got ''" in text
+
+
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_named_with_their_origin(tmp_path, flags):
+    file = config_file(tmp_path, f'sample_prompts = "{tmp_path}"\n')
+    text = message("SPLoRA", ["--config_file", file, *flags(train_data_dir=file)])
+    assert f"sample_prompts '{tmp_path}' is a folder, and not a file ({file} line 1)" in text
+    assert f"train_data_dir '{file}' is not a folder (command line)" in text
+
+
+def test_a_negated_switch_takes_no_value(flags) -> None:
+    text = message("SPLoRA", [*flags(), "--no_cache_latents", "True"])
+    assert "--no_cache_latents takes no value, got ['True']; it switches cache_latents off" in text
+
+
+def test_a_negated_switch_of_kohyas_that_means_nothing_here_is_passed_over(flags) -> None:
+    read_config("SPLoRA", [*flags(), "--no-xformers", "--no_full_fp16"])
+
+
+def test_no_metadata_and_full_metadata_exclude_each_other(flags) -> None:
+    assert 'no_metadata and metadata = "full" exclude' in message("PLoRA", flags(no_metadata=True, metadata="full"))
+
+
+def test_a_rate_for_each_of_two_text_encoders_is_refused_with_the_way_out(tmp_path: Path, flags) -> None:
+    file = config_file(tmp_path, "text_encoder_lr = [5e-5, 4e-5]\n")
+    assert "have one text encoder, give one rate" in message("SPLoRA", ["--config_file", file, *flags()])
+
+
+def test_of_faults_of_one_kind_the_first_are_shown_and_the_rest_is_counted() -> None:
+    faults = Faults()
+    for number in range(13):
+        faults.add(f"picture {number}", kind="pictures without a mask")
+    faults.add("another fault")
+    with pytest.raises(InputError) as caught:
+        faults.raise_if_any()
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["picture 0", "picture 1"] and len(lines) == MOST_OF_A_KIND + 2
+    assert lines[-2:] == ["and 3 more pictures without a mask", "another fault"]
+
+
+def test_a_tilde_in_a_toml_file_is_the_home_folder_and_makes_no_folder_of_that_name(tmp_path, flags, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = config_file(tmp_path, 'output_dir = "~/run"\ncaption_prefix = "~/run"\n')
+    config = read_config("SPLoRA", ["--config_file", file, *flags(output_dir=None)])
+    assert (config.output_dir, config.caption_prefix) == (str(tmp_path / "home" / "run"), "~/run")
+
+
+def test_help_cut_short_by_a_pipe_leaves_no_traceback() -> None:
+    words = f"{sys.executable} PLoRA.py --help | head -1"
+    ran = subprocess.run(words, shell=True, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert "python PLoRA.py" in ran.stdout and ran.stderr == ""

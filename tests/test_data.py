@@ -8,6 +8,7 @@ from PIL import Image
 
 from library.check import InputError
 from library.data.examples import Example, open_picture, pixel_hash
+from library.data.folders import picture_folders
 from tests import tiny
 from tests.data_toy import read
 
@@ -132,3 +133,10 @@ def test_regularisation_images_stand_apart_and_may_not_be_candidates(tmp_path: P
     tiny.write_picture(public / "1_zebrafolder" / "copy.png", 2)
     with pytest.raises(InputError, match="regularisation image '.*copy.png' is the same picture as '.*quokka002.png'"):
         read(folder, reg_data_dir=str(public))
+
+
+def test_a_class_folder_without_pictures_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.write_pictures(tmp_path, 1)
+    (tmp_path / "10_forgotten").mkdir()
+    picture_folders(tmp_path, False, "train_data_dir")
+    assert "train_data_dir: no pictures directly in '10_forgotten'" in caplog.text

@@ -298,3 +298,12 @@ def test_faults_of_a_dataset_config_and_of_the_model_are_reported_together(flags
                           pretrained_model_name_or_path=tmp_path / "model"))  # fmt: skip
     text = str(caught.value)
     assert "datasets[0]: unknown 'resolutoin'; did you mean 'resolution'?" in text and "no diffusers folder" in text
+
+
+def test_the_global_batch_is_that_of_the_dataset_config_and_not_of_the_command_line(
+    flags, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text(f"[[datasets]]\nbatch_size = 3\n[[datasets.subsets]]\nimage_dir = '{pictures / '1_zebrafolder'}'\n")
+    assert PLoRA.main([*flags(train_data_dir=None, dataset_config=file, train_batch_size=2), "--dry_run"]) == 0
+    assert "global batch: 3 images x 1 passes" in capsys.readouterr().out

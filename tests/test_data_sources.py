@@ -78,6 +78,7 @@ def test_pictures_that_are_missing_unclear_or_without_caption_are_reported_toget
     ("text", "name", "message"),
     [
         ("[1]", "meta.json", "must be one JSON object"),
+        ('{"a": {"caption": "x"}, "b": 3}', "meta.json", "no object stands at 'b'$"),
         ("{", "meta.json", "is no JSON: .*; JSON lines need the ending .jsonl"),
         ('{"caption": "x"}\n', "meta.jsonl", "line 1: needs image_path"),
         ("\nnonsense\n", "meta.jsonl", "line 2: no JSON"),

@@ -283,6 +283,18 @@ def test_faults_of_output_data_and_model_are_reported_together(flags, tmp_path: 
     assert "cannot be written" in text and "holds no pictures" in text and "no diffusers folder" in text
 
 
+def test_faults_of_data_previews_network_and_optimizer_are_reported_together(flags, tmp_path: Path) -> None:
+    (tmp_path / "prompts.toml").write_text("[prompt]\nwidht = 16\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as caught:
+        PLoRA.main(flags(
+            train_data_dir=tmp_path / "empty", sample_prompts=tmp_path / "prompts.toml",
+            network_args="convdim=4", optimizer_args="weight_decai=1",
+        ))  # fmt: skip
+    for part in ("holds no pictures", "widht", "did you mean 'conv_dim'", "did you mean 'weight_decay'"):
+        assert part in str(caught.value)
+
+
 def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(
     flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -407,7 +419,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flag
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 130 and "go on with: bash SPLoRA.sh" in output
+    assert process.returncode == 130 and "\ngo on with: bash SPLoRA.sh" in output
     (state,) = (tmp_path / "out" / "state").iterdir()
     done = json.loads((state / "state.json").read_text())["done"]
     assert load_file(tmp_path / "out" / "last.safetensors")

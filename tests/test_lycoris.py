@@ -262,7 +262,7 @@ def test_a_module_that_is_not_there_or_makes_nothing_is_refused(model_folder, mo
         protocol.inject(rules(network_module="no.such.module"), model, CPU, {})
     with pytest.raises(InputError, match="'json' has no create_network; use networks.lora"):
         protocol.inject(rules(network_module="json"), model, CPU, {})
-    with pytest.raises(InputError, match="did not take its arguments"):
+    with pytest.raises(InputError, match="did not take its network_args"):
         protocol.inject(rules(network_args=["conv_dim=many"]), model, CPU, {})
 
 

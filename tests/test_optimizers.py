@@ -14,7 +14,7 @@ from library.check import InputError
 from library.config import Config
 from library.rules import pick
 from library.training.average import has_two_faces
-from library.training.optimizers import KNOWN, OptimizerRules, build_optimizer, trained_parameters
+from library.training.optimizers import KNOWN, OptimizerRules, build_optimizer, check_optimizer, trained_parameters
 from library.training.schedules import ScheduleRules, build_schedule
 
 CPU = [name for name, known in KNOWN.items() if not known.only_cuda]
@@ -269,3 +269,16 @@ def test_a_scheduler_class_is_taken_by_path_and_by_torchs_name() -> None:
 def test_courses_that_would_pass_in_silence_or_fail_later_are_refused(name: str, options: dict, text: str) -> None:
     with pytest.raises(InputError, match=text):
         scheduled(built(net(), name), **options)
+
+
+@pytest.mark.parametrize("path", ["builtins.print", "os.system", "collections.Counter"])
+def test_a_dotted_path_to_something_that_is_no_optimizer_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match=f"optimizer_type '{path}' is no class of optimizers"):
+        check_optimizer(pick(dataclasses.replace(Config(), optimizer_type=path), OptimizerRules))
+
+
+@pytest.mark.parametrize(("name", "told"), [("cosine", True), ("cosine_with_restarts", False)])
+def test_cycles_that_a_course_does_not_read_are_told(name: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    rules = pick(dataclasses.replace(Config(), lr_scheduler=name, lr_scheduler_num_cycles=3), ScheduleRules)
+    build_schedule(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), rules, 10)
+    assert ("lr_scheduler_num_cycles 3 changes nothing in lr_scheduler cosine" in caplog.text) == told

@@ -79,10 +79,10 @@ def examine(
         of_base: what the attacks say of a base alone, kept by the caller for the next LoRA on it.
     """
     aux = aux_view(candidates, seed)
-    scores, chosen = battery_scores(evidence, aux, battery)
+    scores, chosen = battery_scores(evidence, aux, battery, "LoRA on")
     known, name_of_base = {} if of_base is None else of_base, digest_of(evidence.off, aux)
     if name_of_base not in known:
-        known[name_of_base] = battery_scores(evidence.without_adapter(), aux, battery)[0]
+        known[name_of_base] = battery_scores(evidence.without_adapter(), aux, battery, "LoRA off")[0]
     scores_off = dict(known[name_of_base])
     for name, (rows, rows_off, choice) in (extra or {}).items():
         scores[name], scores_off[name], chosen[name] = rows, rows_off, choice
@@ -119,14 +119,14 @@ def examine(
 
 
 def battery_scores(
-    evidence: Evidence, aux: AuxView, battery: Sequence[Attack]
+    evidence: Evidence, aux: AuxView, battery: Sequence[Attack], state: str
 ) -> tuple[dict[str, Rows], dict[str, str]]:
-    """Scores of every attack, and what each chose."""
+    """Scores of every attack, and what each chose; ``state`` says in the messages which answers are scored."""
     scores, chosen = {}, {}
     for attack in battery:
         if attack.possible(evidence.plan):
             scores[attack.name], chosen[attack.name] = attack.score(evidence, aux)
-            logger.info("scored %s (%s)", attack.name, chosen[attack.name])
+            logger.info("scored %s, %s (%s)", attack.name, state, chosen[attack.name])
     return scores, chosen
 
 

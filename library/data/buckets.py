@@ -125,7 +125,7 @@ def _check_rules(rules: BucketRules, multiple: int) -> None:
     if min(min(size) for size in sizes) <= 0:
         raise InputError(
             f"no bucket fits resolution {resolution} with sides {rules.min_bucket_reso}..{rules.max_bucket_reso} "
-            f"in steps of {step}"
+            f"in steps of {step}; set min_bucket_reso, max_bucket_reso and bucket_reso_steps to suit it"
         )
     for name, side in (("min_bucket_reso", rules.min_bucket_reso), ("max_bucket_reso", rules.max_bucket_reso)):
         check_multiple(name, side, multiple)

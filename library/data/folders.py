@@ -1,5 +1,6 @@
 """Kohya folders (<repeats>_<class>), flat folders, and the caption files beside their pictures."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from library.check import Faults, InputError, shortened
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
             )
         return [PictureFolder(folder, 1, "")]
     if named:
+        empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
+        if empty:
+            logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
         passed_over = [child.name for child in children if child not in named and pictures_in(child)]
         if passed_over:
             raise InputError(

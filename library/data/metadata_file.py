@@ -97,8 +97,10 @@ def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
         content = json.loads(text)
     except ValueError as error:
         raise InputError(f"metadata file '{file}' is no JSON: {error}; JSON lines need the ending .jsonl") from error
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise InputError(f"metadata file '{file}' must be one JSON object {{picture: {{caption, tags}}}}")
+    bare = [name for name, entry in content.items() if not isinstance(entry, dict)] if isinstance(content, dict) else []
+    if not isinstance(content, dict) or bare:
+        which = f"; no object stands at {shortened(bare)}" if bare else ""
+        raise InputError(f"metadata file '{file}' must be one JSON object {{picture: {{caption, tags}}}}{which}")
     return list(content.items())
 
 

@@ -129,7 +129,7 @@ class Reader:
                 subset=part.subset,
                 mask=None,
             )
-            with self.faults.gathered():
+            with self.faults.gathered("pictures without a fitting mask"):
                 examples.append(replace(example, mask=masks.of(example)))
         self._report_captions(part, len(named), without)
         self._check_faces(part, examples)
@@ -164,7 +164,10 @@ class Reader:
             try:
                 picture = open_picture(path)
             except (OSError, SyntaxError, ValueError) as error:
-                self.faults.add(f"'{path}' cannot be decoded ({type(error).__name__}); replace or remove it")
+                self.faults.add(
+                    f"'{path}' cannot be decoded ({type(error).__name__}); replace or remove it",
+                    kind="pictures that cannot be decoded",
+                )
                 return None
             self._known[place] = (picture.width, picture.height, pixel_hash(picture), difference_hash(picture))
         return self._known[place]
@@ -221,5 +224,6 @@ def _check_public(sources: Sources, faults: Faults) -> None:
         if example.pixels in hidden:
             faults.add(
                 f"the regularisation image '{example.path}' is the same picture as '{hidden[example.pixels].path}'; "
-                "regularisation images are public and take no side of the split: remove one of them"
+                "regularisation images are public and take no side of the split: remove one of them",
+                kind="regularisation images that are training pictures",
             )

@@ -173,7 +173,8 @@ def checked(split: Split) -> Split:
             if other_side != side:
                 faults.add(
                     f"the same picture lies on two sides: '{other.path}' ({other_side}) and '{example.path}' "
-                    f"({side}); remove one, or give both one group with --group_by"
+                    f"({side}); remove one, or give both one group with --group_by",
+                    kind="pictures that lie on two sides",
                 )
     faults.raise_if_any()
     return split

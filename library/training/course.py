@@ -10,7 +10,7 @@ KOHYAS_STEPS = 1600  # default of max_train_steps
 class BatchSize:
     """How many images an optimizer step takes."""
 
-    per_device: int  # images of a pass
+    per_device: int  # images of a pass; of the largest, where data sets differ
     accumulation: int  # passes of a step
     processes: int
 

@@ -80,10 +80,7 @@ def build_optimizer(network: nn.Module, groups: list[dict[str, Any]], rules: Opt
     """
     if not groups:
         raise InputError("nothing would be trained: every learning rate is 0; set unet_lr or text_encoder_lr")
-    name, known = find_optimizer(rules.optimizer_type)
-    kind = _import(name, known)
-    arguments = {**known.arguments, **literal_arguments(rules.optimizer_args, "optimizer_args")}
-    _check_arguments(name, kind, arguments)
+    name, known, kind, arguments = check_optimizer(rules)
     if name == "AdaFactor":
         groups, arguments = _for_adafactor(groups, arguments, rules.max_grad_norm)
     if known.adapts:
@@ -98,6 +95,19 @@ def build_optimizer(network: nn.Module, groups: list[dict[str, Any]], rules: Opt
     if callable(getattr(optimizer, "train", None)):
         optimizer.train()  # a schedule-free one evaluates elsewhere than it trains
     return optimizer
+
+
+def check_optimizer(rules: OptimizerRules) -> tuple[str, Known, Any, dict[str, Any]]:
+    """Name, place, class and arguments of the optimizer, as far as they can be judged without a network.
+
+    Raises:
+        InputError: an unknown name or argument, a missing package, no CUDA where it is needed.
+    """
+    name, known = find_optimizer(rules.optimizer_type)
+    kind = _import(name, known)
+    arguments = {**known.arguments, **literal_arguments(rules.optimizer_args, "optimizer_args")}
+    _check_arguments(name, kind, arguments)
+    return name, known, kind, arguments
 
 
 def find_optimizer(optimizer_type: str) -> tuple[str, Known]:
@@ -118,8 +128,8 @@ def find_optimizer(optimizer_type: str) -> tuple[str, Known]:
         return wanted, Known(f"torch.optim.{wanted}")
     hint = did_you_mean(wanted, [*KNOWN, *(name for name in dir(torch.optim) if name[0].isupper())])
     raise InputError(
-        f"optimizer_type '{wanted}' is neither in kohya's list nor a class of torch.optim{hint} A class of another "
-        "package is named by its dotted path, e.g. came_pytorch.CAME"
+        f"optimizer_type '{wanted}' is neither in kohya's list nor a class of torch.optim{hint or ';'} a class of "
+        "another package is named by its dotted path, e.g. came_pytorch.CAME"
     )
 
 
@@ -136,8 +146,8 @@ def _import(name: str, known: Known) -> Any:
         ) from error
     except AttributeError as error:
         raise InputError(f"optimizer_type '{name}': {module} has no class {kind}") from error
-    if not callable(found):
-        raise InputError(f"optimizer_type '{name}' is no class")
+    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
+        raise InputError(f"optimizer_type '{name}' is no class of optimizers (torch.optim.Optimizer)")
     return found
 
 

@@ -77,6 +77,12 @@ class Recorder:
         self._track(done, "epoch", figures)
         self._bar.write(f"epoch {epoch}, step {done}: {look_in_words(figures)}")
 
+    def tell(self, *lines: str) -> None:
+        """Say why the run ends here, below the closed bar."""
+        self._bar.close()
+        if self.active:
+            self._bar.write("\n".join(lines))
+
     def pictures(self, done: int, images: list[Image.Image]) -> None:
         """Show previews in TensorBoard, by number, never by prompt; they go nowhere else."""
         for tracker in self._trackers:

@@ -41,6 +41,11 @@ READS = {
     "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay"),
     "lr_scheduler_args": ("piecewise_constant",),
 }
+# A number other than 1 means something to these alone; kohya's files often hold it for others, where it is told.
+COUNTS = {
+    "lr_scheduler_num_cycles": ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
+    "lr_scheduler_power": ("polynomial",),
+}
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total_steps: int) -> Any:
@@ -60,6 +65,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total
             raise InputError(
                 f"{option} means nothing to lr_scheduler {rules.lr_scheduler}; it is for {', '.join(names)}"
             )
+    for option, names in COUNTS.items():
+        if getattr(rules, option) != 1 and rules.lr_scheduler not in names:
+            logger.warning(
+                "%s %g changes nothing in lr_scheduler %s; it is for %s",
+                option, getattr(rules, option), rules.lr_scheduler, ", ".join(names),
+            )  # fmt: skip
     if rules.lr_scheduler == "adafactor":
         raise InputError(
             'lr_scheduler adafactor belongs to optimizer_type AdaFactor with relative_step = True; use "constant"'
