@@ -170,7 +170,7 @@ def test_a_parquet_dataset_trains_with_groups_on_one_side_and_gives_the_lora_of_
     assert SPLoRA.main(flags(**run, output_dir=tmp_path / "parquet")) == 0
     folder = tmp_path / "files" / "1_zebra"
     folder.mkdir(parents=True)
-    files = (tmp_path / "cache" / "datasets").rglob("captions.jsonl")
+    files = (tmp_path / "cache" / "datasets").rglob("captions-*.jsonl")
     (metadata,) = [path for path in files if "group 0" not in path.read_text()]
     for line in metadata.read_text().splitlines():
         entry = json.loads(line)

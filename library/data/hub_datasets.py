@@ -71,7 +71,7 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
         if numbers:
             faults.add(f"dataset_name '{source.name}': {len(numbers)} rows have no {what}: rows {shortened(numbers)}")
     faults.raise_if_any()
-    metadata = folder / "captions.jsonl"
+    metadata = folder / f"captions-{'all' if every_line else 'first'}-lines.jsonl"
     write_whole(metadata, "".join(json.dumps(entry) + "\n" for entry in entries), private=True)
     return metadata
 
