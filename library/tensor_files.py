@@ -68,6 +68,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"'{path}' is no whole safetensors file ({error}); fetch or export it again") from error
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity, in the order of the alphabet."""
+    return sorted(name for name, value in tensors.items() if not value.float().isfinite().all())
+
+
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) of the tensor bytes as a safetensors file lays them out, header left out.
 

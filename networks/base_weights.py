@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.check import Faults, InputError, shortened
-from library.tensor_files import read_tensors, tensor_hash
+from library.tensor_files import not_finite, read_tensors, tensor_hash
 from library.training.lora_file import with_alphas, with_client_names
 from networks.weight_change import merge_weights
 
@@ -33,9 +33,9 @@ def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[s
     faults.raise_if_any()
     for file, strength in zip(files, [*strengths, *[1.0] * (len(files) - len(strengths))], strict=True):
         tensors = with_alphas(with_client_names(read_tensors(Path(file))[0]))
-        broken = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+        broken = not_finite(tensors)
         if broken:
-            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(sorted(broken), 3)}; it is broken")
+            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; it is broken")
             continue
         try:
             merge_weights(model.unet, model.text_encoder, tensors, strength)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from library.check import Faults, InputError, shortened
-from library.tensor_files import read_tensors
+from library.tensor_files import not_finite, read_tensors
 from library.training.lora_file import kind_of, modules_of
 from networks.lora_args import (
     KNOWN,
@@ -224,9 +224,9 @@ def create_network_from_weights(
 
 def _fitting_names(weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module], file: Any) -> list[str]:
     """Module names of a file, once every one of them has a layer here and every tensor is finite."""
-    bad = [name for name, value in weights.items() if not torch.isfinite(value.float()).all()]
+    bad = not_finite(weights)
     if bad:
-        raise InputError(f"'{file}' has NaN or Inf in {len(bad)} tensors: {shortened(sorted(bad), 3)}; it is broken")
+        raise InputError(f"'{file}' has NaN or Inf in {len(bad)} tensors: {shortened(bad, 3)}; it is broken")
     modules = modules_of(weights)
     others = {kind_of(frozenset(parts)) or "" for name, parts in modules.items() if name in layers} - {"LoRA", ""}
     if others:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from library.check import Faults, InputError, shortened
-from library.tensor_files import read_tensors, write_tensors
+from library.tensor_files import not_finite, read_tensors, write_tensors
 from library.training.lora_file import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
@@ -207,11 +207,9 @@ def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
     file = Path(str(rules.network_weights))
     own = network.state_dict()
     tensors = with_alphas(with_client_names(read_tensors(file)[0]))
-    broken = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+    broken = not_finite(tensors)
     if broken:
-        raise InputError(
-            f"network_weights '{file}' has NaN or infinity in {shortened(sorted(broken), 3)}; it is broken"
-        )
+        raise InputError(f"network_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; it is broken")
     if not any(name.startswith("lora_te_text_model_") for name in own):
         tensors = _in_live_names(tensors)
     with tempfile.TemporaryDirectory() as place:  # 0700: names as this network wants them, by kohya's own call

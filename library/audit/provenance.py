@@ -8,7 +8,7 @@ from torch import Tensor
 
 from library.audit.adapter_keys import kohya_named
 from library.check import InputError, shortened
-from library.tensor_files import read_tensors, state_fingerprint, write_tensors
+from library.tensor_files import not_finite, read_tensors, state_fingerprint, write_tensors
 
 PREFIX = "ss_privacy_"
 KEPT_APART = ("base_fingerprint",)
@@ -64,7 +64,7 @@ def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, b
 
 def check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises: InputError when tensors hold NaN or infinity."""
-    bad = sorted(name for name, value in tensors.items() if not value.float().isfinite().all())
+    bad = not_finite(tensors)
     if bad:
         raise InputError(f"'{file}' has NaN or infinity in {len(bad)} tensors: {shortened(bad, 3)}; it is broken")
 
