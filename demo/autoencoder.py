@@ -48,9 +48,8 @@ def reconstruction_loss(pictures: list[Image.Image], batch: int, vae: nn.Module,
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
-    """Mean over the pictures of the peak signal-to-noise ratio of decode(encode), dB, values 0 .. 1."""
-    images = to_tensor([plain_view(picture) for picture in padded(pictures)])
+def psnr(vae: AutoencoderKL, images: Tensor) -> float:
+    """Mean over images [N, 3, h, w] of the peak signal-to-noise ratio of decode(encode), dB, values 0 .. 1."""
     ratios = []
     for part in images.split(32):
         decoded = vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1)
@@ -59,9 +58,8 @@ def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pictures: np.ndarray) -> None:
+def normalise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     """Folds a shift and a scale per channel into the 1 x 1 convolutions, giving scaled latents mean 0, std 1."""
-    images = to_tensor([plain_view(picture) for picture in padded(pictures)])
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(32)])
     mean, scale = latents.mean((0, 2, 3)), 1 / (SCALING * latents.std((0, 2, 3)))
     into, out = vae.quant_conv, vae.post_quant_conv
@@ -76,11 +74,12 @@ def export_autoencoder(work: Path, base: np.ndarray, held_out: np.ndarray, vae: 
     """work/vae: the normalised EMA weights, float32, and work/vae.json: what they cost and what they reach."""
     vae = new_autoencoder().eval()
     vae.load_state_dict(trainer.average.state_dict())
-    normalise_latents(vae, base)
+    images = to_tensor([plain_view(picture) for picture in padded(base)])
+    normalise_latents(vae, images)
     vae.save_pretrained(work / "vae")
     facts = trainer.facts() | {
-        "psnr_private": round(psnr(vae, held_out), 2),
-        "psnr_base": round(psnr(vae, base[:480]), 2),
+        "psnr_private": round(psnr(vae, to_tensor([plain_view(picture) for picture in padded(held_out)])), 2),
+        "psnr_base": round(psnr(vae, images[:480]), 2),
     }
     facts |= {"parameters": sum(p.numel() for p in vae.parameters())}
     (work / "vae.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""A course of training on the CPU: one process a core, averaged gradients, EMA, a cosine over minutes, resumable."""
+"""A course of training on the CPU: one process a core, averaged gradients, EMA, a cosine over minutes, resumable.
+
+Minutes are those in which the processor worked for the process, so that a machine shared with others changes nothing.
+"""
 
 import copy
 import math
@@ -95,7 +98,7 @@ class Trainer:
         return facts | {"loss": round(self.loss, 4)}
 
     def update(self, loss: Tensor, minutes: float) -> None:
-        """One optimiser step; ``minutes`` is the training time so far as this process counts it."""
+        """One optimiser step; ``minutes`` is the processor time so far as this process counts it."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.minutes, now = averaged(self.parameters, [minutes, loss.item()], self.course.processes)
@@ -127,11 +130,11 @@ def follow(
     trainer = Trainer(model, course, rank)
     chance = np.random.default_rng([course.seed, rank, trainer.step])
     torch.manual_seed(course.seed * 1000 + rank + 10 * trainer.step)
-    before, start = trainer.minutes, time.monotonic()
+    before, start = trainer.minutes, time.process_time()
     exported, told = before, before
     while trainer.minutes < course.minutes:
         loss = batch_loss(trainer.model, chance)
-        trainer.update(loss, before + (time.monotonic() - start) / 60)
+        trainer.update(loss, before + (time.process_time() - start) / 60)
         if rank == 0 and trainer.minutes - told >= 0.5:
             told = trainer.minutes
             print(f"{course.name}: minute {told:.1f} images {trainer.images} loss {trainer.loss:.4f}", flush=True)

@@ -1,0 +1,170 @@
+"""Collections of drawn portraits: the base's, the private set, and any number of further pictures of the same law."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from persons import Person, draw_person, draw_portrait
+from portrait_styles import BASE_STYLES, HOUSE_STYLE, PortraitStyle
+
+SEED = 1  # of everything that is shipped
+REPEATS, CLASS = 10, "folk"  # of the kohya folder
+PRIVATE_PERSONS = 200
+PICTURES_EACH = 4
+BASE_PERSONS = 1000  # of each base style
+BASE_PICTURES_EACH = 2
+HELD_OUT_PERSONS = 40  # of each base style, one picture each
+NEAR = 8.0  # mean difference of two 16 x 16 thumbnails, 0 .. 255, below which a person's pictures are near duplicates
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn portrait."""
+
+    person: str
+    caption: str
+    pixels: np.ndarray  # [64, 64, 3] uint8
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """[16, 16, 3] means of 4 x 4 pixels."""
+    return pixels.reshape(16, 4, 16, 4, 3).mean((1, 3))
+
+
+def is_near(one: np.ndarray, other: np.ndarray) -> bool:
+    return float(np.abs(thumbnail(one) - thumbnail(other)).mean()) < NEAR
+
+
+def draw_persons(style: PortraitStyle, count: int, purpose: str, strangers_to: Iterable[Person] = ()) -> list[Person]:
+    """``count`` persons who differ from each other and from all of ``strangers_to``."""
+    chance = random.Random(f"{purpose} {style.name} persons")
+    taken = {person.traits for person in strangers_to}
+    persons: list[Person] = []
+    while len(persons) < count:
+        person = draw_person(style, chance)
+        if person.traits not in taken:
+            taken.add(person.traits)
+            persons.append(person)
+    return persons
+
+
+def draw_pictures(name: str, person: Person, count: int, purpose: str, known: Iterable[np.ndarray] = ()) -> list[Picture]:
+    """``count`` pictures of one person, none nearly the same as another or as one of ``known``."""
+    from drawing import draw
+
+    chance = random.Random(f"{purpose} pictures of {name}")
+    seen, pictures = list(known), []
+    while len(pictures) < count:
+        portrait = draw_portrait(person, chance)
+        pixels = draw(person.style.definition, portrait.options)
+        if not any(is_near(pixels, other) for other in seen):
+            seen.append(pixels)
+            pictures.append(Picture(name, portrait.caption, pixels))
+    return pictures
+
+
+def private_persons(seed: int) -> dict[str, Person]:
+    """The persons of the private set by name."""
+    persons = draw_persons(HOUSE_STYLE, PRIVATE_PERSONS, f"{seed} private")
+    return {f"p{number:03d}": person for number, person in enumerate(persons)}
+
+
+def private_pictures(seed: int) -> list[Picture]:
+    drawn = private_persons(seed).items()
+    return [p for name, person in drawn for p in draw_pictures(name, person, PICTURES_EACH, f"{seed} private")]
+
+
+def fresh_pictures(count: int, seed: int) -> list[Picture]:
+    """Of persons who are not in the private set, PICTURES_EACH of each (fewer of the last)."""
+    strangers = draw_persons(HOUSE_STYLE, -(-count // PICTURES_EACH), f"{seed} fresh", private_persons(SEED).values())
+    pictures: list[Picture] = []
+    for number, person in enumerate(strangers):
+        wanted = min(PICTURES_EACH, count - len(pictures))
+        pictures += draw_pictures(f"f{number:04d}", person, wanted, f"{seed} fresh")
+    return pictures
+
+
+def known_pictures(count: int, seed: int, private: list[Picture]) -> list[Picture]:
+    """Further pictures of the persons of the private set, as many of each as of any other, or one fewer."""
+    pictures: list[Picture] = []
+    for number, (name, person) in enumerate(private_persons(SEED).items()):
+        wanted = (count + PRIVATE_PERSONS - 1 - number) // PRIVATE_PERSONS
+        shipped = [picture.pixels for picture in private if picture.person == name]
+        pictures += draw_pictures(name, person, wanted, f"{seed} known", shipped)
+    return pictures
+
+
+def base_pictures(seed: int) -> Iterator[tuple[PortraitStyle, Picture, bool]]:
+    """Style, picture and whether it is held out, of every base style; nobody held out is among the others."""
+    for style in BASE_STYLES:
+        trained = draw_persons(style, BASE_PERSONS, f"{seed} base")
+        held_out = draw_persons(style, HELD_OUT_PERSONS, f"{seed} held out", trained)
+        for number, person in enumerate(trained):
+            for picture in draw_pictures(f"b{number:04d}", person, BASE_PICTURES_EACH, f"{seed} base {style.name}"):
+                yield style, picture, False
+        for number, person in enumerate(held_out):
+            for picture in draw_pictures(f"h{number:04d}", person, 1, f"{seed} held out {style.name}"):
+                yield style, picture, True
+
+
+def save_png(pixels: np.ndarray, file: Path) -> None:
+    """The smaller of true colour and, where it loses nothing, a palette."""
+    picture = Image.fromarray(pixels)
+    if len(picture.getcolors(64 * 64)) <= 256:
+        palette = picture.quantize(256, dither=Image.Dither.NONE)
+        picture = palette if np.array_equal(palette.convert("RGB"), pixels) else picture
+    picture.save(file, optimize=True)
+
+
+def write_folder(folder: Path, pictures: list[Picture]) -> None:
+    """``folder``/<repeats>_<class>/<person>_<number>.png and .txt, and ``folder``/groups.json: picture -> person."""
+    images = folder / f"{REPEATS}_{CLASS}"
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
+    groups: dict[str, str] = {}
+    for picture in pictures:
+        stem = f"{picture.person}_{sum(person == picture.person for person in groups.values())}"
+        groups[stem] = picture.person
+        save_png(picture.pixels, images / f"{stem}.png")
+        (images / f"{stem}.txt").write_text(picture.caption + "\n", encoding="utf-8")
+    (folder / "groups.json").write_text(json.dumps(groups, indent=0) + "\n", encoding="utf-8")
+
+
+def read_folder(folder: Path) -> list[Picture]:
+    """What ``write_folder`` wrote."""
+    groups = json.loads((folder / "groups.json").read_text(encoding="utf-8"))
+    images, pictures = folder / f"{REPEATS}_{CLASS}", []
+    for stem, person in groups.items():
+        caption = (images / f"{stem}.txt").read_text(encoding="utf-8").strip()
+        pictures.append(Picture(person, caption, np.asarray(Image.open(images / f"{stem}.png").convert("RGB"))))
+    return pictures
+
+
+def write_archive(file: Path, styles: list[str], pictures: list[Picture]) -> None:
+    np.savez(
+        file,
+        pictures=np.stack([picture.pixels for picture in pictures]),  # [N, 64, 64, 3] uint8
+        captions=np.array([picture.caption for picture in pictures]),
+        persons=np.array([picture.person for picture in pictures]),
+        styles=np.array(styles),
+    )
+
+
+def make_pictures(folder: Path, work: Path, seed: int) -> str:
+    """The private set into ``folder``/images, the base's and the held-out pictures into ``work``; returns counts."""
+    private = private_pictures(seed)
+    write_folder(folder / "images", private)
+    write_archive(work / "private.npz", [HOUSE_STYLE.name] * len(private), private)
+    counts = [f"private {len(private)}"]
+    drawn = list(base_pictures(seed))
+    for name, wanted in (("base", False), ("held_out", True)):
+        chosen = [(style.name, picture) for style, picture, is_held_out in drawn if is_held_out is wanted]
+        write_archive(work / f"{name}.npz", [style for style, _ in chosen], [picture for _, picture in chosen])
+        counts.append(f"{name} {len(chosen)}")
+    return ", ".join(counts)
