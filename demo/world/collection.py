@@ -41,38 +41,40 @@ def is_near(one: np.ndarray, other: np.ndarray) -> bool:
     return float(np.abs(thumbnail(one) - thumbnail(other)).mean()) < NEAR
 
 
-def draw_persons(style: PortraitStyle, count: int, purpose: str, strangers_to: Iterable[Person] = ()) -> list[Person]:
-    """``count`` persons who differ from each other and from all of ``strangers_to``."""
+def draw_persons(style: PortraitStyle, count: int, purpose: str, taken: set[tuple[str, ...]]) -> list[Person]:
+    """``count`` persons who differ in their traits; none has traits, or caption words, that are in ``taken``."""
     chance = random.Random(f"{purpose} {style.name} persons")
-    taken = {person.traits for person in strangers_to}
-    persons: list[Person] = []
+    persons: dict[tuple[str, ...], Person] = {}
     while len(persons) < count:
         person = draw_person(style, chance)
-        if person.traits not in taken:
-            taken.add(person.traits)
-            persons.append(person)
-    return persons
+        if person.traits not in taken and person.words not in taken:
+            persons.setdefault(person.traits, person)
+    return list(persons.values())
 
 
-def draw_pictures(name: str, person: Person, count: int, purpose: str, known: Iterable[np.ndarray] = ()) -> list[Picture]:
-    """``count`` pictures of one person, none nearly the same as another or as one of ``known``."""
+def draw_pictures(name: str, person: Person, count: int, purpose: str, known: Iterable[Picture] = ()) -> list[Picture]:
+    """``count`` pictures of one person: none nearly the same as another or as one of ``known``, or called the same."""
     from drawing import draw
 
     chance = random.Random(f"{purpose} pictures of {name}")
-    seen, pictures = list(known), []
+    pictures: list[Picture] = []
     while len(pictures) < count:
         portrait = draw_portrait(person, chance)
+        others = [*known, *pictures]
+        if any(portrait.caption == other.caption for other in others):
+            continue
         pixels = draw(person.style.definition, portrait.options)
-        if not any(is_near(pixels, other) for other in seen):
-            seen.append(pixels)
+        if not any(is_near(pixels, other.pixels) for other in others):
             pictures.append(Picture(name, portrait.caption, pixels))
     return pictures
 
 
 def private_persons(seed: int) -> dict[str, Person]:
-    """The persons of the private set by name."""
-    persons = draw_persons(HOUSE_STYLE, PRIVATE_PERSONS, f"{seed} private")
-    return {f"p{number:03d}": person for number, person in enumerate(persons)}
+    """The persons of the private set by name; their captions tell them apart."""
+    unlike: dict[tuple[str, ...], Person] = {}
+    for person in draw_persons(HOUSE_STYLE, 3 * PRIVATE_PERSONS, f"{seed} private", set()):
+        unlike.setdefault(person.words, person)
+    return {f"p{number:03d}": person for number, person in enumerate(list(unlike.values())[:PRIVATE_PERSONS])}
 
 
 def private_pictures(seed: int) -> list[Picture]:
@@ -82,7 +84,8 @@ def private_pictures(seed: int) -> list[Picture]:
 
 def fresh_pictures(count: int, seed: int) -> list[Picture]:
     """Of persons who are not in the private set, PICTURES_EACH of each (fewer of the last)."""
-    strangers = draw_persons(HOUSE_STYLE, -(-count // PICTURES_EACH), f"{seed} fresh", private_persons(SEED).values())
+    known = {person.words for person in private_persons(SEED).values()}
+    strangers = draw_persons(HOUSE_STYLE, -(-count // PICTURES_EACH), f"{seed} fresh", known)
     pictures: list[Picture] = []
     for number, person in enumerate(strangers):
         wanted = min(PICTURES_EACH, count - len(pictures))
@@ -95,7 +98,7 @@ def known_pictures(count: int, seed: int, private: list[Picture]) -> list[Pictur
     pictures: list[Picture] = []
     for number, (name, person) in enumerate(private_persons(SEED).items()):
         wanted = (count + PRIVATE_PERSONS - 1 - number) // PRIVATE_PERSONS
-        shipped = [picture.pixels for picture in private if picture.person == name]
+        shipped = [picture for picture in private if picture.person == name]
         pictures += draw_pictures(name, person, wanted, f"{seed} known", shipped)
     return pictures
 
@@ -103,8 +106,8 @@ def known_pictures(count: int, seed: int, private: list[Picture]) -> list[Pictur
 def base_pictures(seed: int) -> Iterator[tuple[PortraitStyle, Picture, bool]]:
     """Style, picture and whether it is held out, of every base style; nobody held out is among the others."""
     for style in BASE_STYLES:
-        trained = draw_persons(style, BASE_PERSONS, f"{seed} base")
-        held_out = draw_persons(style, HELD_OUT_PERSONS, f"{seed} held out", trained)
+        trained = draw_persons(style, BASE_PERSONS, f"{seed} base", set())
+        held_out = draw_persons(style, HELD_OUT_PERSONS, f"{seed} held out", {person.traits for person in trained})
         for number, person in enumerate(trained):
             for picture in draw_pictures(f"b{number:04d}", person, BASE_PICTURES_EACH, f"{seed} base {style.name}"):
                 yield style, picture, False
