@@ -49,9 +49,10 @@ def take(train: Callable[..., None], *rest: object) -> None:
 
 
 def train_stage(stage: str, arguments: argparse.Namespace) -> None:
-    from course import Course
     from portrait_base import prepare_base, train_base
     from portrait_vae import train_vae
+
+    from course import Course
 
     course = partial(Course, stage, arguments.work, processes=arguments.processes, seed=arguments.seed)
     start = None if arguments.from_scratch else arguments.start

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from persons import Person, draw_person, draw_portrait
+from PIL import Image
 from portrait_styles import BASE_STYLES, HOUSE_STYLE, PortraitStyle
 
 SEED = 1  # of everything that is shipped

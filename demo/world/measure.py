@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder import psnr
 from collection import read_folder, thumbnail
 from diffusers import AutoencoderKL
+
+from autoencoder import psnr
 from views import to_tensor
 
 MEASURED = 240  # pictures of each kind, evenly spread over the archive
@@ -29,12 +30,12 @@ def measure(folder: Path, work: Path) -> dict[str, object]:
     torch.set_num_threads(1)
     private = read_folder(folder / "images")
     nearest = nearest_distances(np.stack([thumbnail(picture.pixels) for picture in private]))
-    numbers: dict[str, object] = {
+    numbers: dict[str, object] = {  # the nearest other picture: least and median distance
         "private_pictures": len(private),
         "private_persons": len({picture.person for picture in private}),
         "different_captions": len({picture.caption for picture in private}),
         "different_pictures": len({picture.pixels.tobytes() for picture in private}),
-        "nearest_other_picture": {"least": round(float(nearest.min()), 2), "median": round(float(np.median(nearest)), 2)},
+        "nearest_other_picture": [round(float(value), 2) for value in (nearest.min(), np.median(nearest))],
     }
     vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", torch_dtype=torch.float32).eval()
     for name in ("base", "held_out", "private"):

@@ -1,4 +1,4 @@
-"""Persons and their pictures, drawn by chance: what stays (hair, skin, beard), what changes, and the caption of both."""
+"""Persons and their pictures, drawn by chance: what stays (hair, skin, beard), what changes, and the captions."""
 
 import random
 from dataclasses import dataclass

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
 from autoencoder import SCALING
 from course import Course, Trainer, follow, write_whole
 from denoiser import LATE, new_scheduler, new_text_encoder, new_unet, timestep_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from layout import export_base
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 from views import to_tensor
 from words import MAX_TOKENS, write_tokenizer
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
+
 from sheet import GUIDANCE, SAMPLES, STEPS, paint
 
 COLUMNS = 4  # captions in a row
@@ -16,7 +17,7 @@ TILE = 128  # side of a picture on the sheet, pixels: each of its own pixels fou
 LINE, LINES = 13, 3  # height of a line of text in pixels, lines of a caption
 SHOWN = {"held_out": 20, "private": 12}  # captions, drawn by chance
 HEADINGS = {
-    "held_out": "Known styles, persons and captions not trained on (left: the drawing; right: two paintings of the base)",
+    "held_out": "Known styles, captions not trained on (left: the drawing; right: two paintings of the base)",
     "private": "The house style, which the base does not know (left: the drawing; right: two paintings of the base)",
 }
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder import KL_WEIGHT, new_autoencoder, normalise_latents, psnr
-from course import Course, Trainer, follow
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
+
+from autoencoder import KL_WEIGHT, new_autoencoder, normalise_latents, psnr
+from course import Course, Trainer, follow
 from views import tinted, to_tensor
 
 PLAIN = 0.5  # share of the views that are the picture itself
@@ -65,7 +66,8 @@ def train_vae(rank: int, course: Course, start: Path | None) -> None:
     archives = {name: np.load(course.work / f"{name}.npz")["pictures"] for name in ("base", "held_out", "private")}
     chosen = np.random.default_rng(course.seed).permutation(len(archives["base"]))[:MEASURED]
     images = {"base": to_tensor(list(archives["base"][chosen]))}
-    images |= {name: to_tensor(list(archives[name][:: len(archives[name]) // GLIMPSED])) for name in archives if name != "base"}
+    for name in ("held_out", "private"):
+        images[name] = to_tensor(list(archives[name][:: len(archives[name]) // GLIMPSED]))
     vae = new_autoencoder()
     if start is not None:
         vae.load_state_dict(AutoencoderKL.from_pretrained(start).float().state_dict())
