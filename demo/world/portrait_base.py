@@ -144,7 +144,8 @@ def prepare_base(course: Course) -> None:
     """Tokenizer and latents, made once before the processes start."""
     if not (course.work / "tokenizer").exists():
         captions = np.load(course.work / "base.npz")["captions"].tolist()
-        write_tokenizer(captions, course.work / "tokenizer")
+        apart = [caption.replace(",", " ,") for caption in captions]  # as the tokenizer takes words and commas apart
+        write_tokenizer(apart, course.work / "tokenizer")
     if not (course.work / "latents.pt").exists():
         torch.set_num_threads(1)
         cache_latents(course)

@@ -17,6 +17,7 @@ from views import tinted, to_tensor
 PLAIN = 0.5  # share of the views that are the picture itself
 SMALLEST_CROP = 0.7  # side of a cut-out that is enlarged to the whole, as a share of the picture's
 TINTED = 0.3
+SQUARES = 4.0  # weight of the mean square error
 MEASURED = 400  # pictures of the base from which the latents' mean and deviation are taken
 GLIMPSED = 60  # pictures of each kind whose reconstruction is measured on the way
 
@@ -38,14 +39,14 @@ def random_view(pixels: np.ndarray, chance: np.random.Generator) -> np.ndarray:
 
 
 def reconstruction_loss(pictures: np.ndarray, batch: int, vae: nn.Module, chance: np.random.Generator) -> Tensor:
-    """L1 + mean square + a little KL, on fresh random views."""
+    """L1 + SQUARES x mean square + a little KL, on fresh random views."""
     index = chance.integers(len(pictures), size=batch)
     images = to_tensor([random_view(pictures[i], chance) for i in index])  # [B, 3, 64, 64]
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample()).sample.float()
     error = decoded - images
-    return error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().float().mean()
+    return error.abs().mean() + SQUARES * error.square().mean() + KL_WEIGHT * posterior.kl().float().mean()
 
 
 def export_vae(work: Path, images: dict[str, Tensor], vae: nn.Module, trainer: Trainer) -> None:
