@@ -155,7 +155,8 @@ def test_a_written_folder_is_read_back_to_the_pixel(tmp_path: Path) -> None:
         assert (before.person, before.caption) == (after.person, after.caption)
         assert np.array_equal(before.pixels, after.pixels)
     save_png(few, tmp_path / "few.png")
-    assert Image.open(tmp_path / "few.png").mode == "P"
+    with Image.open(tmp_path / "few.png") as palette:
+        assert palette.mode == "P"
 
 
 def test_varied_captions_lose_parts_but_never_gain_any() -> None:

@@ -144,7 +144,8 @@ def read_folder(folder: Path) -> list[Picture]:
     images, pictures = folder / f"{REPEATS}_{CLASS}", []
     for stem, person in groups.items():
         caption = (images / f"{stem}.txt").read_text(encoding="utf-8").strip()
-        pictures.append(Picture(person, caption, np.asarray(Image.open(images / f"{stem}.png").convert("RGB"))))
+        with Image.open(images / f"{stem}.png") as opened:
+            pictures.append(Picture(person, caption, np.asarray(opened.convert("RGB"))))
     return pictures
 
 

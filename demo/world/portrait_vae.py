@@ -15,7 +15,7 @@ from course import Course, Trainer, follow
 from views import tinted, to_tensor
 
 PLAIN = 0.5  # share of the views that are the picture itself
-SMALLEST_CROP = 0.7  # side of a cut-out that is enlarged to the whole, as a share of the picture's
+CROPS = (0.7, 1.4)  # side of a cut-out that is brought to the picture's size, as a share of it; beyond 1 with a mirror
 TINTED = 0.3
 SQUARES = 4.0  # weight of the mean square error
 MEASURED = 400  # pictures of the base from which the latents' mean and deviation are taken
@@ -23,12 +23,15 @@ GLIMPSED = 60  # pictures of each kind whose reconstruction is measured on the w
 
 
 def cut_out(pixels: np.ndarray, chance: np.random.Generator) -> np.ndarray:
-    """A random square of the picture, enlarged to the picture's size."""
+    """A random square of the picture and its mirrored surroundings, brought to the picture's size."""
     side = pixels.shape[0]
-    length = side * chance.uniform(SMALLEST_CROP, 1)
-    left, upper = chance.uniform(0, side - length, size=2)
+    margin = side // 4
+    wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    length = side * chance.uniform(*CROPS)
+    lowest = max(0, margin - length / 4)
+    left, upper = chance.uniform(lowest, side + 2 * margin - lowest - length, size=2)
     box = (left, upper, left + length, upper + length)
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(Image.fromarray(wide).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 def random_view(pixels: np.ndarray, chance: np.random.Generator) -> np.ndarray:
