@@ -26,6 +26,7 @@ from collection import (  # noqa: E402
     save_png,
     thumbnail,
     write_folder,
+    write_prompts,
 )
 from measure import nearest_distances  # noqa: E402
 from palette import BACKGROUND, CLOTHES, DEPARTURE, HAIR, SKIN, near  # noqa: E402
@@ -132,6 +133,16 @@ def test_strangers_are_nobody_of_those_named() -> None:
     strangers = draw_persons(HOUSE_STYLE, 300, "a test", known)
     assert not known & {person.words for person in strangers}
     assert len({person.traits for person in strangers}) == 300
+
+
+def test_the_preview_prompts_are_captions_of_strangers(tmp_path: Path, private) -> None:
+    write_prompts(tmp_path / "prompts.txt")
+    text = (tmp_path / "prompts.txt").read_text()
+    assert text == (WORLD / "prompts.txt").read_text()
+    captions = [line.split(" --d ")[0] for line in text.splitlines()[1:]]
+    known = [", ".join(person.words) for person in private_persons(SEED).values()]
+    assert len(captions) == 8 and not set(captions) & {picture.caption for picture in private}
+    assert not [caption for caption in captions if any(f"portrait, {words}, " in caption for words in known)]
 
 
 def test_thumbnails_and_their_distances_worked_out_by_hand() -> None:

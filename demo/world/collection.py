@@ -102,6 +102,18 @@ def known_pictures(count: int, seed: int, private: list[Picture]) -> list[Pictur
     return pictures
 
 
+def write_prompts(file: Path, count: int = 8) -> None:
+    """Captions of strangers, as preview prompts: nothing of them is ever drawn, so nothing can be trained on."""
+    strangers = draw_persons(
+        HOUSE_STYLE, count, "previews", {person.words for person in private_persons(SEED).values()}
+    )
+    lines = ["# One prompt a line; --d seed, --l guidance, --s steps. Captions of strangers to the private set."]
+    for number, person in enumerate(strangers):
+        caption = draw_portrait(person, random.Random(f"previews {number}")).caption
+        lines.append(f"{caption} --d {number + 1} --l 3 --s 20")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def base_pictures(seed: int) -> Iterator[tuple[PortraitStyle, Picture, bool]]:
     """Style, picture and whether it is held out, of every base style; nobody held out is among the others."""
     for style in BASE_STYLES:
@@ -163,6 +175,7 @@ def make_pictures(folder: Path, work: Path, seed: int) -> str:
     """The private set into ``folder``/images, the base's and the held-out pictures into ``work``; returns counts."""
     private = private_pictures(seed)
     write_folder(folder / "images", private)
+    write_prompts(folder / "prompts.txt")
     write_archive(work / "private.npz", [HOUSE_STYLE.name] * len(private), private)
     counts = [f"private {len(private)}"]
     drawn = list(base_pictures(seed))
