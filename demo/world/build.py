@@ -71,7 +71,7 @@ def draw_more(arguments: argparse.Namespace) -> None:
         pictures = fresh_pictures(arguments.count, arguments.seed)
     else:
         pictures = known_pictures(arguments.count, arguments.seed, read_folder(HERE / "images"))
-    write_folder(arguments.out, pictures)
+    write_folder(arguments.out, pictures, f"s{arguments.seed}_")
     print(f"{len(pictures)} pictures of {len({picture.person for picture in pictures})} persons in {arguments.out}")
 
 

@@ -88,7 +88,7 @@ def fresh_pictures(count: int, seed: int) -> list[Picture]:
     pictures: list[Picture] = []
     for number, person in enumerate(strangers):
         wanted = min(PICTURES_EACH, count - len(pictures))
-        pictures += draw_pictures(f"f{number:04d}", person, wanted, f"{seed} fresh")
+        pictures += draw_pictures(f"s{seed}f{number:04d}", person, wanted, f"{seed} fresh")
     return pictures
 
 
@@ -136,14 +136,17 @@ def save_png(pixels: np.ndarray, file: Path) -> None:
     picture.save(file, optimize=True)
 
 
-def write_folder(folder: Path, pictures: list[Picture]) -> None:
-    """``folder``/<repeats>_<class>/<person>_<number>.png and .txt, and ``folder``/groups.json: picture -> person."""
+def write_folder(folder: Path, pictures: list[Picture], label: str = "") -> None:
+    """``folder``/<repeats>_<class>/<person>_<label><number>.png and .txt, and ``folder``/groups.json: picture -> person.
+
+    With a label of their own, the pictures of two folders can be put together.
+    """
     images = folder / f"{REPEATS}_{CLASS}"
     shutil.rmtree(images, ignore_errors=True)
     images.mkdir(parents=True)
     groups: dict[str, str] = {}
     for picture in pictures:
-        stem = f"{picture.person}_{sum(person == picture.person for person in groups.values())}"
+        stem = f"{picture.person}_{label}{sum(person == picture.person for person in groups.values())}"
         groups[stem] = picture.person
         save_png(picture.pixels, images / f"{stem}.png")
         (images / f"{stem}.txt").write_text(picture.caption + "\n", encoding="utf-8")
