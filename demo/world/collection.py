@@ -137,7 +137,7 @@ def save_png(pixels: np.ndarray, file: Path) -> None:
 
 
 def write_folder(folder: Path, pictures: list[Picture], label: str = "") -> None:
-    """``folder``/<repeats>_<class>/<person>_<label><number>.png and .txt, and ``folder``/groups.json: picture -> person.
+    """``folder``/<repeats>_<class>/<person>_<label><number>.png and .txt; ``folder``/groups.json: picture -> person.
 
     With a label of their own, the pictures of two folders can be put together.
     """
