@@ -54,7 +54,8 @@ def train_stage(stage: str, arguments: argparse.Namespace) -> None:
 
     from course import Course
 
-    course = partial(Course, stage, arguments.work, processes=arguments.processes, seed=arguments.seed)
+    shared = {"processes": arguments.processes, "seed": arguments.seed, "export_minutes": 2.0}
+    course = partial(Course, stage, arguments.work, **shared)
     start = None if arguments.from_scratch else arguments.start
     if stage == "vae":
         take(train_vae, course(minutes=arguments.vae_minutes, learning_rate=8e-4, batch=8), start and start / "vae")
