@@ -20,7 +20,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=HERE / ".work", help="folder of checkpoints and caches")
     training = parser.add_argument_group("training")
     training.add_argument("--processes", type=int, default=2, help="one thread each")
-    training.add_argument("--vae_minutes", type=float, default=8.0, help="processor time of one process")
+    training.add_argument("--vae_minutes", type=float, default=18.0, help="processor time of one process")
     training.add_argument("--base_minutes", type=float, default=75.0, help="processor time of one process")
     training.add_argument("--start", type=Path, default=HERE.parent / "base", help="base whose weights training takes")
     training.add_argument("--from_scratch", action="store_true", help="begin with random weights instead")
@@ -58,7 +58,7 @@ def train_stage(stage: str, arguments: argparse.Namespace) -> None:
     course = partial(Course, stage, arguments.work, **shared)
     start = None if arguments.from_scratch else arguments.start
     if stage == "vae":
-        take(train_vae, course(minutes=arguments.vae_minutes, learning_rate=8e-4, batch=8), start and start / "vae")
+        take(train_vae, course(minutes=arguments.vae_minutes, learning_rate=1e-3, batch=8), start and start / "vae")
     else:
         base = course(minutes=arguments.base_minutes, learning_rate=1e-3, batch=16, target=HERE / "base")
         prepare_base(base)
