@@ -26,16 +26,17 @@ DOOR = Path(__file__).stem
 def main(arguments: list[str]) -> int:
     """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
     config = toml_config.read_config(DOOR, arguments)
-    options, seed = toml_config.weight_options(DOOR, config), config.seed
+    options = toml_config.weight_options(DOOR, config)
     accelerator = device.open_accelerator(config.mixed_precision, config.ddp_timeout)
     say, is_main = accelerator.print, accelerator.is_main_process
+    fresh_secret = device.agreed(accelerator, split.new_secret())  # of a new split; an earlier one keeps its own
     messages.show_library_messages(wanted=is_main, level=config.console_log_level)
     folder = output_folder.choose_folder(config.output_dir, config.output_name, DOOR, config.resume)
     size = dataset_config.main_resolution(config.dataset_config, config.resolution)
     game_rules, log_rules = pick(config, GameRules), pick(config, trackers.LogRules)
 
     # Who is a member, and of what model: whatever is wrong is said before anything is written
-    faults = Faults()
+    faults, key = Faults(), seeding.StreamKey(fresh_secret, config.seed)
     with faults.gathered():
         output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
         trackers.check_trackers(log_rules)
@@ -43,16 +44,15 @@ def main(arguments: list[str]) -> int:
         optimizers.check_optimizer(pick(config, optimizers.OptimizerRules))
     with faults.gathered():
         found = sources.read_sources(*sources.pick_rules(config))
-        pool = found.candidates + found.outsiders
-        sides = split.reuse_split(config.split_file, pool) if config.split_file else split.draw_split(
-            found.candidates, found.outsiders, nonmember_share=config.nonmember_share, aux_share=config.aux_share,
-            inclusion=config.inclusion, seed=seed)
+        sides = split.open_split(pick(config, split.SplitRules), found.candidates, found.outsiders,
+                                 fresh_secret)
+        key = sides.key(config.seed)
         sides.require_aux(game_rules.images_per_side() if config.k_steps else 1)
     with faults.gathered():
         model = model_files.open_base(pick(config, model_files.ModelRules), stepping.DTYPES[config.mixed_precision])
         with faults.gathered():
-            prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
-        torch.manual_seed(seeding.stream_seed(seed, "network"))
+            prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, config.seed)
+        seeding.seed_published(key, "network")
         network, stated = protocol.inject(pick(config, protocol.NetworkRules), model, accelerator.device, options)
     faults.raise_if_any()
     duplicates.warn_of_near_duplicates(sides)
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
     plan = course.plan_course(
         rows.steps_per_epoch(accelerator.num_processes, config.gradient_accumulation_steps),
         config.max_train_steps, config.max_train_epochs)
-    saved = state.read_state(config.resume, options, rows.hash())
+    run_hash = key.fingerprint(rows.hash())
+    saved = state.read_state(config.resume, options, run_hash)
 
     # How the LoRA is trained
     groups = protocol.parameter_groups(network, model, config.text_encoder_lr, config.unet_lr, config.learning_rate)
@@ -81,8 +82,8 @@ def main(arguments: list[str]) -> int:
     model.prepare(accelerator.device, full_precision_vae=config.no_half_vae,
                   gradient_checkpointing=config.gradient_checkpointing)
     pictures = encode_pictures(rows, model, pick(config, EncodingRules), steps_per_epoch=plan.steps_per_epoch,
-                               total_steps=plan.total_steps, seed=seed)
-    game = Game.begin(accelerator, model, pictures, sides, rows.common_size(size), seed, game_rules,
+                               total_steps=plan.total_steps, key=key)
+    game = Game.begin(accelerator, model, pictures, sides, rows.common_size(size), key, game_rules,
                       pick(config, NoiseRules), pick(config, LossRules))
     compiling.compile_unet(model, pick(config, compiling.CompileRules), size)
     optimizer, guard, done = accelerator.prepare(optimizer), interruption.FiniteGuard(), saved["done"]
@@ -98,13 +99,13 @@ def main(arguments: list[str]) -> int:
     def facts(done: int) -> dict[str, str]:
         return metadata.written(
             metadata.network_facts(about, stated, size, model.scheduler.config.prediction_type, model.file_hashes),
-            metadata.privacy_facts(DOOR, options, epochs=plan.epochs(done), exposures=plan.exposures(done, repeats),
+            metadata.privacy_facts(DOOR, options, exposures=plan.exposures(done, repeats),
                                    verdict=game.watch.word(), base_fingerprint=model.fingerprint),
             metadata.full_facts(about, len(repeats), plan.total_steps),
             no_metadata=config.no_metadata, full=config.metadata == "full")
 
     writer = saver.Saver(folder, plan, pick(config, checkpoints.KeepRule), players, config.save_precision,
-                         config.save_state, config.save_state_on_train_end, options, rows.hash(), facts,
+                         config.save_state, config.save_state_on_train_end, options, run_hash, facts,
                          game.watch.checks, is_main)
     painter = Painter(accelerator, model, prompts, players, folder, pick(config, previews.PreviewRules))
     if is_main:
@@ -121,7 +122,7 @@ def main(arguments: list[str]) -> int:
             recorder.epoch(0, 0, game.check_aux(0, players))
             painter.show("base", 0, recorder, wanted=config.sample_at_first)
         for step in range(done, plan.total_steps):
-            seeding.seed_modules(seed, step, accelerator.process_index)
+            seeding.seed_modules(key, step, accelerator.process_index)
             figures = game.attacker_turn(step) if config.update_order == "attacker_first" else {}
             parts = recorder.speed.waiting(game.members.of_step, step)
             sums = torch.zeros(3, device=accelerator.device)

@@ -120,6 +120,7 @@ class Config:
     aux_share: float = option("split", 0.5, "share of each side that the proxy attacker learns from (0..1)", above=0, most=0.95)
     inclusion: str = option("split", "bernoulli", "bernoulli: an independent coin per image or group; fixed: exact shares", choices=("bernoulli", "fixed"))
     group_by: str | None = option("split", None, "'folder', 'name' (up to the first _ or -), 'none', or a JSON file {stem: group}; unset: groups.json beside the images")
+    split_secret_file: str | None = option("split", None, "file with the split's secret in hexadecimal digits (128 bits or more), to draw the same sides again; unset: a fresh one, kept in split.json alone", shapes_weights=False, kohya="not in kohya")
     split_file: str | None = option("split", None, "reuse the sides of an earlier run's split.json", doors=EVERYWHERE)
 
     network_module: str = option("network", "networks.lora", "module that makes the network: networks.lora, lycoris.kohya, or another that keeps kohya's protocol", kohya="kohya: none (needed); networks.lora is what nearly everyone names")
@@ -194,7 +195,7 @@ class Config:
     dynamo_backend: str = option("schedule", "inductor", "backend of torch_compile", choices=("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tvm", "ipex"), shapes_weights=False)
     ddp_timeout: int | None = option("schedule", None, "minutes until processes that wait for each other give up", least=1, shapes_weights=False)
     gradient_checkpointing: bool = option("schedule", False, "recompute activations: less memory, about 1.5 x the time", shapes_weights=False)
-    seed: int = option("schedule", -1, "the one seed of every draw; -1: one is drawn, printed and kept in config.toml", least=-1, most=2**31 - 1, kohya="kohya: none; here one is drawn and kept, so that any run can be repeated")
+    seed: int = option("schedule", 0, "tells apart runs on one split; it may be known: every draw is keyed by the split's secret as well", least=0, most=2**31 - 1, kohya="kohya: none, a random one; here the split's secret is random")
 
     output_dir: str | None = option("saving", None, "folder of the run; unset: a fresh dated folder under output/", shapes_weights=False)
     output_name: str = option("saving", "last", "stem of the LoRA files", shapes_weights=False)

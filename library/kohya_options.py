@@ -28,6 +28,7 @@ WITHOUT_EFFECT = {
 # Values of taken options that ask for what happens anyway; the door says so once.
 VALUES_WITHOUT_EFFECT = {
     "dynamo_backend": {"no": "it is the GUI's word for not compiling, and torch_compile decides that"},
+    "seed": {"-1": "chance comes from the split's secret, which is fresh for every new split"},
     "zero_stage": {"2": "it is kohya's default and concerns DeepSpeed alone"},
 }
 

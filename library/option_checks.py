@@ -1,6 +1,5 @@
 """What shows only when several options are read together, and paths that are not there."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,11 +108,6 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
         faults.add(
             "k_steps 0 switches the attacker off, but param_alpha is "
             f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
-        )
-    if config.seed < 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.add(
-            "several processes need one seed: set --seed to a number that only you know (with the pictures it tells "
-            "who is a member)"
         )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import secrets
 import sys
 import types
 import typing
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from library.check import Faults, InputError, did_you_mean
-from library.config import TRAINERS, Config, fields_of
+from library.config import Config, fields_of
 from library.kohya_options import (
     REFUSED,
     REFUSED_VALUES,
@@ -54,11 +53,7 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     config = dataclasses.replace(Config(), **values)
     check_together(door, config, {name: entry.origin for name, entry in both.items()}, faults)
     faults.raise_if_any()
-    if config.seed >= 0 or door not in TRAINERS:
-        return config
-    seed = secrets.randbelow(2**31)
-    notice(f"no seed was given: {seed} was drawn (config.toml keeps it; with the pictures it tells who is a member)")
-    return dataclasses.replace(config, seed=seed)
+    return config
 
 
 def given_options(
@@ -92,7 +87,7 @@ def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, field in fields_of(door).items()
         if name in settings
         and (field.metadata["section"] not in apart or name == "save_precision")
-        and name not in ("seed", "split_file")
+        and name not in ("seed", "split_file", "split_secret_file")
     }
 
 
@@ -220,8 +215,6 @@ def explained_toml(door: str, config: Config, arguments: Sequence[str]) -> str:
     """
     given = given_options(door, arguments, Faults(), lambda text: None)
     origins = {name: "default" for name in fields_of(door)} | {name: entry.origin for name, entry in given.items()}
-    if config.seed >= 0 and ("seed" not in given or str(given["seed"].value) == "-1"):
-        origins["seed"] = "drawn"
     return _as_toml(door, config, origins)
 
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import PLoRA
-from tests import tiny
+from tests import keys, tiny
 
 
 def train(model_folder: Path, place: Path, **changed: object) -> Path:
     """An output folder of a LoRA that saw its few members some forty times; keywords change options."""
     flags: dict[str, object] = {
         "pretrained_model_name_or_path": model_folder, "train_data_dir": place / "pictures", "resolution": 16,
-        "seed": 7, "output_dir": place / "out", "max_train_epochs": 4, "train_batch_size": 8, "network_dim": 8,
+        "seed": 7, "split_secret_file": keys.write_secret(place), "output_dir": place / "out", "max_train_epochs": 4,
+        "train_batch_size": 8, "network_dim": 8,
         "network_alpha": 8, "learning_rate": 5e-3, "inclusion": "fixed", "param_alpha": 0, "k_steps": 0,
         "save_precision": "float",
     }  # fmt: skip

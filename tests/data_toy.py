@@ -15,6 +15,7 @@ from library.data.sources import Sources, read_sources
 from library.data.stills import KeptStills
 from library.data.subsets import BucketRules, CaptionRules, LookRules, Subset
 from library.rules import pick
+from tests.keys import key_of
 
 
 def config(**changed: object) -> Config:
@@ -76,7 +77,7 @@ def pictures(
         lambda captions: (byte_tokens(captions), None),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        seed=0,
+        key=key_of(0),
     )
 
 

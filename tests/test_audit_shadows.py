@@ -14,7 +14,7 @@ from library.check import InputError
 
 def test_every_picture_is_inside_half_of_the_shadows_and_groups_stay_together():
     groups = [f"group{index // 2}" for index in range(20)]
-    inside = halves(groups, 6, seed=0)
+    inside = halves(groups, 6, 0)
     assert (inside.sum(0) == 3).all()
     assert (inside[:, ::2] == inside[:, 1::2]).all()
 

@@ -95,9 +95,10 @@ def test_the_resolved_options_read_back_as_the_same_run(tmp_path: Path, flags) -
     assert read_config("SPLoRA", ["--config_file", file]) == config
 
 
-def test_a_run_without_a_seed_draws_one_and_keeps_it(tmp_path: Path, flags) -> None:
-    config = read_config("SPLoRA", flags(seed=None), lambda text: None)
-    assert config.seed >= 0 and f"seed = {config.seed}" in resolved_toml("SPLoRA", config)
+def test_a_seed_that_asks_for_chance_is_taken_with_a_word_since_the_secret_is_chance(flags) -> None:
+    told: list[str] = []
+    assert read_config("SPLoRA", flags(seed=-1), told.append).seed == 0
+    assert "seed = '-1' changes nothing here: chance comes from the split's secret" in "".join(told)
 
 
 @pytest.mark.parametrize(("file", "door"), CONFIGS, ids=lambda value: getattr(value, "name", value))
@@ -144,8 +145,7 @@ def test_shipped_configs_carry_the_values_that_they_claim(names: tuple[str, ...]
         for section in toml.load(FOLDER / f"{name}.toml").values():
             options |= section
         assert {key: options.get(key) for key in values} == values, name
-        own_pictures = name in ("lora", "plora", "splora")  # a seed that all the world knows would tell the members
-        assert "max_train_epochs" in options and ("seed" in options) != own_pictures, name
+        assert "max_train_epochs" in options and "split_secret_file" not in options, name
         assert "gain_limit" not in options, "the published objective"
 
 
@@ -262,7 +262,7 @@ def test_dry_run_prints_every_value_with_its_origin(tmp_path: Path, flags) -> No
     assert f"network_alpha = 2.0  # {file} line 2, [network]\n" in text
     assert f'optimizer_type = "Lion"  # {file} line 3, [network], as use_lion_optimizer\n' in text
     assert "network_dim = 2  # command line\n" in text and "clip_skip = 1  # default\n" in text
-    assert f"seed = {config.seed}  # drawn\n" in text
+    assert "seed = 0  # default\n" in text
     assert read_config("SPLoRA", ["--config_file", config_file(tmp_path, text)]) == config, "and it is a TOML file"
 
 

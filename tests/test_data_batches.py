@@ -11,6 +11,7 @@ from library.data.lineup import line_up, regularisation_uses
 from library.data.split import SIDES, draw_split
 from library.seeding import stream
 from tests.data_toy import example, pictures
+from tests.keys import key_of, secret_of
 
 
 def make_pictures(
@@ -38,7 +39,7 @@ def test_every_member_is_used_repeats_times_an_epoch_and_no_non_member_ever(
     rows = make_pictures(20, 12, repeats=3, sizes=((16, 16), (32, 16)), batch_size=batch_size)
     counted: Counter[int] = Counter()
     for rank in range(processes):
-        members = MemberBatches(rows, accumulation=accumulation, seed=1, rank=rank, processes=processes)
+        members = MemberBatches(rows, accumulation=accumulation, key=key_of(1), rank=rank, processes=processes)
         for step in range(3 * members.steps_per_epoch):
             for batch in members.of_step(step):
                 assert batch.is_member.all()
@@ -49,17 +50,19 @@ def test_every_member_is_used_repeats_times_an_epoch_and_no_non_member_ever(
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_every_process_has_equally_many_batches_even_where_there_are_fewer_than_processes(processes: int) -> None:
     rows = make_pictures(4, 2, batch_size=2)  # one batch an epoch
-    dealt = [MemberBatches(rows, accumulation=1, seed=1, rank=rank, processes=processes) for rank in range(processes)]
+    dealt = [
+        MemberBatches(rows, accumulation=1, key=key_of(1), rank=rank, processes=processes) for rank in range(processes)
+    ]
     assert [len(one.of_step(0)) for one in dealt] == [1] * processes
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_and_can_be_entered_anywhere() -> None:
     rows = make_pictures(20, 10, batch_size=3)
-    one, other = (MemberBatches(rows, accumulation=1, seed=1) for _ in range(2))
+    one, other = (MemberBatches(rows, accumulation=1, key=key_of(1)) for _ in range(2))
     straight = rows_of(one, range(12))
     assert rows_of(other, range(7, 12)) == straight[7:] and rows_of(other, range(0, 7)) == straight[:7]
     assert straight[:4] != straight[4:8]
-    assert rows_of(MemberBatches(rows, accumulation=1, seed=2), range(4)) != straight[:4]
+    assert rows_of(MemberBatches(rows, accumulation=1, key=key_of(2)), range(4)) != straight[:4]
 
 
 def test_membership_belongs_to_the_picture_whatever_the_order() -> None:
@@ -95,7 +98,7 @@ def two_datasets() -> Pictures:
 
 def test_a_batch_never_mixes_datasets_and_each_dataset_has_its_batch_size_and_repeats() -> None:
     rows = two_datasets()
-    members = MemberBatches(rows, accumulation=1, seed=3)
+    members = MemberBatches(rows, accumulation=1, key=key_of(3))
     assert members.steps_per_epoch == 3 + 4  # 5 uses in batches of 2, 10 uses in batches of 3
     counted: Counter[int] = Counter()
     for batch in members.epoch_rows(0):
@@ -108,7 +111,7 @@ def test_a_batch_never_mixes_datasets_and_each_dataset_has_its_batch_size_and_re
 def test_membership_follows_the_picture_through_datasets_repeats_resolutions_and_shuffling() -> None:
     """A picture at two resolutions is a member in both or in none, in training batches and in the attacker's."""
     rows = two_datasets()
-    members = MemberBatches(rows, accumulation=1, seed=3)
+    members = MemberBatches(rows, accumulation=1, key=key_of(3))
     for step in range(3 * members.steps_per_epoch):
         for batch in members.of_step(step):
             assert batch.is_member.all() and all(rows.examples[row].brightness_signs < 5 for row in batch.rows)
@@ -124,7 +127,7 @@ def test_exposures_count_a_picture_once_however_many_datasets_use_it() -> None:
 def test_the_same_picture_in_two_datasets_lands_on_one_side() -> None:
     twice = [example(index, dataset=dataset) for dataset in (0, 1) for index in range(40)]
     for seed in range(5):
-        sides = draw_split(twice, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", seed=seed)
+        sides = draw_split(twice, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", secret=secret_of(seed))
         side_of = dict(zip((one.pixels for one in sides.in_order()), sides.sides_in_order(), strict=True))
         assert all(side_of[one.pixels] == side for one, side in
                    zip(sides.in_order(), sides.sides_in_order(), strict=True))  # fmt: skip
@@ -133,7 +136,7 @@ def test_the_same_picture_in_two_datasets_lands_on_one_side() -> None:
 def test_one_picture_in_two_groups_is_an_error_that_names_both_files() -> None:
     pair = [example(1, group="a"), example(2, group="b", pixels=example(1).pixels)]
     with pytest.raises(InputError, match="the same picture has two groups: '/p/1.png' and '/p/2.png'"):
-        draw_split(pair, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", seed=1)
+        draw_split(pair, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", secret=secret_of(1))
 
 
 @pytest.mark.parametrize(
@@ -155,12 +158,12 @@ def test_regularisation_images_are_in_training_batches_alone_and_never_members()
     """They carry prior_loss_weight, lie on no side, and are no exposure of anybody."""
     rules = {"resolution": "16", "batch_size": 2}
     sides = draw_split([example(index, repeats=2, **rules) for index in range(16)], [], nonmember_share=0.5,
-                       aux_share=0.5, inclusion="fixed", seed=1)  # fmt: skip
+                       aux_share=0.5, inclusion="fixed", secret=secret_of(1))  # fmt: skip
     lineup = line_up(sides, [example(100 + index, **rules) for index in range(3)], 0.25, 8)
     public = [row for row, one in enumerate(lineup.examples) if one.brightness_signs >= 100]
     assert public == [12, 13, 14] and sum(lineup.uses[row] for row in public) == 16 == sum(lineup.member_uses())
     rows = pictures(lineup.examples, lineup.uses, lineup.is_member, weights=lineup.weights)
-    members, seen = MemberBatches(rows, accumulation=1, seed=1), 0
+    members, seen = MemberBatches(rows, accumulation=1, key=key_of(1)), 0
     for step in range(members.steps_per_epoch):
         for batch in members.of_step(step):
             for place, row in enumerate(batch.rows):

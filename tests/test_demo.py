@@ -16,6 +16,7 @@ from library.toml_config import read_config
 from library.training.lora_file import write_lora
 from networks.lora import create_network
 from tests import data_toy
+from tests.keys import secret_of
 
 DEMO = Path(__file__).parent.parent / "demo"
 
@@ -43,10 +44,10 @@ def test_there_are_enough_pictures_with_unique_captions_and_their_licence(exampl
 
 def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_together(examples) -> None:
     config = read_config("SPLoRA", ["--config_file", str(DEMO.parent / "configs" / "splora_demo.toml")])
-    even = draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", seed=config.seed)
+    even = draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", secret=secret_of(7))
     assert min(even.sizes()["members-test"], even.sizes()["non-members-test"]) >= 100
     split = draw_split(examples, [], nonmember_share=config.nonmember_share, aux_share=config.aux_share,
-                       inclusion=config.inclusion, seed=config.seed)  # fmt: skip
+                       inclusion=config.inclusion, secret=secret_of(7))  # fmt: skip
     groups = json.loads((DEMO / "images" / "groups.json").read_text())
     assert set(groups) == {example.path.stem for example in examples}
     side_of: dict[str, str] = {}

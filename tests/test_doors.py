@@ -18,6 +18,7 @@ import PLoRA
 import SPLoRA
 from library.check import InputError
 from tests import tiny
+from tests.keys import secret_of
 
 ROOT = Path(__file__).parent.parent
 DOORS = [PLoRA, SPLoRA]
@@ -132,28 +133,29 @@ def plain_loop(arguments: list[str]) -> dict[str, torch.Tensor]:
     from library.data import batches, lineup, sources, split
     from library.diffusion import denoising, model_files, noise
     from library.rules import pick
-    from library.seeding import stream, stream_seed
+    from library.seeding import seed_published, stream
     from library.toml_config import read_config
     from networks.lora import create_network
 
     config = read_config("PLoRA", arguments)
     examples = sources.read_sources(*sources.pick_rules(config)).candidates
-    sides = split.draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", seed=config.seed)
+    sides = split.draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", secret=secret_of(7))
     model = model_files.load_model(config.pretrained_model_name_or_path)
-    torch.manual_seed(stream_seed(config.seed, "network"))
+    key = sides.key(config.seed)
+    seed_published(key, "network")
     network = create_network(1.0, config.network_dim, config.network_alpha, model.vae, model.text_encoder, model.unet)
     network.apply_to(model.text_encoder, model.unet, True, True)
     rows = lineup.line_up(sides, [], 1.0, model.side_multiple())
     pictures = encode_pictures(rows, model, pick(config, EncodingRules), steps_per_epoch=4, total_steps=6,
-                               seed=config.seed)  # fmt: skip
-    members = batches.MemberBatches(pictures, accumulation=1, seed=config.seed)
+                               key=key)  # fmt: skip
+    members = batches.MemberBatches(pictures, accumulation=1, key=key)
     denoiser = denoising.Denoiser(
         model.unet, model.text_encoder, model.scheduler, latent_scale=model.vae.config.scaling_factor, clip_skip=1
     )
     optimizer = torch.optim.AdamW(network.prepare_optimizer_params(None, None, config.learning_rate), fused=True)
     for step in range(config.max_train_steps):
         (batch,) = members.of_step(step)
-        generator = stream(config.seed, "noise", "members", step, 0, 0)
+        generator = stream(key, "noise", "members", step, 0, 0)
         scaled = denoiser.scaled(batch.latents(generator))
         draw = noise.draw_noise(pick(config, noise.NoiseRules), scaled, 1000, generator)
         difference = denoiser.difference(scaled, denoiser.context(batch.tokens, None), draw)
@@ -248,7 +250,29 @@ def test_resuming_with_other_options_or_pictures_is_refused(flags, tmp_path: Pat
         caught.value
     )
     tiny.write_picture(pictures / "1_zebrafolder" / "quokka000.png", 77)
-    with pytest.raises(InputError, match="the pictures, their sides or the dataset_config have changed"):
+    with pytest.raises(InputError, match="1 of its 16 images are missing or changed: 'quokka000.png'"):
+        SPLoRA.main(flags(resume=state))
+
+
+@pytest.mark.parametrize("what", ["secret", "side"])
+def test_resuming_with_another_secret_or_other_sides_is_refused(flags, tmp_path: Path, what: str) -> None:
+    assert SPLoRA.main(flags(save_state=True)) == 0
+    content = json.loads((tmp_path / "out" / "split.json").read_text())
+    if what == "secret":
+        content["secret"] = secret_of(99).hex()
+    else:
+        content["images"][0]["side"] = "members-test"
+    (tmp_path / "out" / "split.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="their sides, the split's secret or the dataset_config have changed"):
+        SPLoRA.main(flags(resume=tmp_path / "out" / "state" / "last-state", split_secret_file=None))
+
+
+def test_a_state_of_an_earlier_version_is_refused_with_the_reason(flags, tmp_path: Path) -> None:
+    assert SPLoRA.main(flags(save_state=True)) == 0
+    state = tmp_path / "out" / "state" / "last-state"
+    content = json.loads((state / "state.json").read_text()) | {"format": 1}
+    (state / "state.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="of an earlier version, whose draws came from the seed alone"):
         SPLoRA.main(flags(resume=state))
 
 

@@ -20,6 +20,7 @@ from library.training import optimizers, schedules
 from library.training.average import begin_average
 from library.training.state import Players
 from networks import protocol
+from tests.keys import key_of, secret_of
 
 KEPT = {"network_dim": 2, "train_batch_size": 2, "learning_rate": 1e-2, "seed": 7, "attack_lr": 1e-3}
 
@@ -32,7 +33,9 @@ class Table:
             Config(), **{**KEPT, "resolution": "16", "train_data_dir": str(pictures), **changed}
         )
         examples = sources.read_sources(*sources.pick_rules(config)).candidates
-        sides = split.draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", seed=7)
+        sides = split.draw_split(
+            examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", secret=secret_of(7)
+        )
         self.model = load_model(str(model_folder))
         self.model.scheduler.register_to_config(prediction_type=prediction_type)
         self.accelerator = Accelerator()
@@ -49,10 +52,10 @@ class Table:
         schedule = schedules.build_schedule(optimizer, pick(config, schedules.ScheduleRules), 10)
         rows = lineup.line_up(sides, [], 1.0, self.model.side_multiple())
         encoded = encode_pictures(
-            rows, self.model, pick(config, EncodingRules), steps_per_epoch=4, total_steps=10, seed=7
+            rows, self.model, pick(config, EncodingRules), steps_per_epoch=4, total_steps=10, key=key_of(7)
         )
         self.game = Game.begin(
-            self.accelerator, self.model, encoded, sides, (16, 16), 7, pick(config, GameRules),
+            self.accelerator, self.model, encoded, sides, (16, 16), key_of(7), pick(config, GameRules),
             pick(config, NoiseRules), pick(config, LossRules),
         )  # fmt: skip
         self.players = Players(

@@ -1,18 +1,18 @@
 """Several processes: gradients are averaged, batches dealt out, and the same LoRA grows everywhere."""
 
 import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 import torch.multiprocessing as processes
 
-from library.check import InputError
-from library.toml_config import read_config
+from library.training.device import agreed, open_accelerator
 from library.training.interruption import FiniteGuard, StopSignal
 from library.training.state import Players
 from library.training.stepping import average_gradients, take_step
+from tests.keys import secret_of
 
 
 def average_in_process(rank: int, folder: str) -> None:
@@ -79,11 +79,22 @@ def test_an_overflow_of_one_process_is_skipped_by_all_and_their_loras_stay_the_s
         assert torch.equal(result["weight"], torch.ones(3)) and result["scale"] == 4.0
 
 
-def test_several_processes_without_a_seed_are_refused(flags, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would draw its own."""
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="several processes need one seed"):
-        read_config("SPLoRA", flags(seed=None))
+def agree_in_process(rank: int, folder: str, port: int) -> None:
+    """One of two processes; each drew a secret of its own."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()}, ACCELERATE_USE_CPU="true")
+    accelerator = open_accelerator("no", None)
+    assert accelerator.num_processes == 2
+    (Path(folder) / f"{rank}.secret").write_bytes(agreed(accelerator, secret_of(rank)))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_take_the_main_processs_secret(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes.spawn(agree_in_process, (str(tmp_path), port), nprocs=2)
+    assert [(tmp_path / f"{rank}.secret").read_bytes() for rank in range(2)] == [secret_of(0)] * 2
 
 
 def stop_in_process(rank: int, folder: str) -> None:

@@ -17,7 +17,7 @@ from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.noise import Draw, NoiseRules, draw_noise
 from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
 from library.privacy.vigilance import Vigilance, check_proxy
-from library.seeding import stream
+from library.seeding import StreamKey, stream
 from library.training.state import Players
 from library.training.stepping import average_gradients
 
@@ -49,7 +49,7 @@ class GameRules:
 
 @dataclass(frozen=True)
 class Game:
-    """Both players' view of one run. Every draw is a function of the seed, the step and a named purpose."""
+    """Both players' view of one run. Every draw is a function of the key, the step and a named purpose."""
 
     accelerator: Accelerator
     pictures: Pictures
@@ -61,7 +61,7 @@ class Game:
     contexts: Contexts
     proxy: ProxyAttacker
     attacker: Any  # the proxy's optimizer
-    seed: int
+    key: StreamKey
     rules: GameRules
     noise: NoiseRules
     loss: LossRules  # of L alone; the proxy sees the squared error as it is
@@ -69,7 +69,7 @@ class Game:
     @classmethod
     def begin(
         cls, accelerator: Accelerator, model: LatentDiffusion, pictures: Pictures, split: Split, size: tuple[int, int],
-        seed: int, rules: GameRules, noise: NoiseRules, loss: LossRules,
+        key: StreamKey, rules: GameRules, noise: NoiseRules, loss: LossRules,
     ) -> "Game":  # fmt: skip
         """A fresh proxy attacker with its Adam, facing this model and these pictures.
 
@@ -86,17 +86,17 @@ class Game:
             accelerator=accelerator,
             pictures=pictures,
             members=MemberBatches(
-                pictures, accumulation=rules.gradient_accumulation_steps, seed=seed,
+                pictures, accumulation=rules.gradient_accumulation_steps, key=key,
                 rank=accelerator.process_index, processes=accelerator.num_processes,
             ),
-            aux_members=AuxCycle(split.rows("members-aux"), seed, "members-aux"),
-            aux_non_members=AuxCycle(split.rows("non-members-aux"), seed, "non-members-aux"),
+            aux_members=AuxCycle(split.rows("members-aux"), key, "members-aux"),
+            aux_non_members=AuxCycle(split.rows("non-members-aux"), key, "non-members-aux"),
             watch=Vigilance(),
             denoiser=denoiser,
             contexts=open_contexts(accelerator, denoiser, pictures, insist=rules.cache_text_encoder_outputs),
             proxy=proxy,
             attacker=torch.optim.Adam(proxy.parameters(), lr=rules.attack_lr, weight_decay=rules.attack_weight_decay),
-            seed=seed,
+            key=key,
             rules=rules,
             noise=noise,
             loss=loss,
@@ -160,7 +160,7 @@ class Game:
 
     def _difference(self, batch: Batch, *purpose: str | int) -> tuple[Tensor, Tensor]:
         """Prediction - target [B, C, h, w] and timesteps [B]; every draw comes from this purpose's stream."""
-        generator = stream(self.seed, "noise", *purpose)
+        generator = stream(self.key, "noise", *purpose)
         scaled = self.denoiser.scaled(batch.latents(generator))
         draw = draw_noise(self.noise, scaled, self.denoiser.timestep_count(), generator)
         with self.accelerator.autocast():

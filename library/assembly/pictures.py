@@ -13,7 +13,7 @@ from library.data.stills import FreshStills, KeptStills, Stills
 from library.diffusion.encoding import posterior_encoder
 from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.text import tokenize, tokenize_weighted
-from library.seeding import stream
+from library.seeding import StreamKey, stream
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class EncodingRules:
 
 
 def encode_pictures(
-    lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, *, steps_per_epoch: int, total_steps: int, seed: int
+    lineup: Lineup,
+    model: LatentDiffusion,
+    rules: EncodingRules,
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+    key: StreamKey,
 ) -> Pictures:
     """Make the rows of a run ready for batches: latents once and for all, or the VAE at hand for every use.
 
@@ -40,20 +46,20 @@ def encode_pictures(
     """
     return Pictures(
         lineup,
-        _stills(lineup, model, rules, seed),
+        _stills(lineup, model, rules, key),
         _tokenizer(model, rules),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        seed=seed,
+        key=key,
     )
 
 
-def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, seed: int) -> Stills:
+def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, key: StreamKey) -> Stills:
     """Latents in memory, or fresh ones at each use."""
     encode, rows = posterior_encoder(model.vae), list(zip(lineup.examples, lineup.sizes, strict=True))
 
     def keep(example: Example, moments: Moments, mirrored: bool) -> Moments:
-        return kept_moments(example, moments, mirrored, rules.cache_latents_mode, seed)
+        return kept_moments(example, moments, mirrored, rules.cache_latents_mode, key)
 
     if not rules.cache_latents:
         shapes = [model.latent_shape(size) for size in lineup.sizes]
@@ -73,7 +79,7 @@ def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, seed: 
     return KeptStills(lineup.examples, lineup.sizes, kept[: len(rows)], [turned.get(row) for row in range(len(rows))])
 
 
-def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, seed: int) -> Moments:
+def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, key: StreamKey) -> Moments:
     """The moments as the mode wants them: without spread, the later draws change nothing.
 
     Args:
@@ -84,7 +90,7 @@ def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, 
     mean = moments.mean
     if mode == "sample":
         words = ("mirrored",) if mirrored else ()
-        noise = torch.randn(mean.shape, generator=stream(seed, "posterior", example.pixels, *words))
+        noise = torch.randn(mean.shape, generator=stream(key, "posterior", example.pixels, *words))
         mean = (mean.float() + moments.std.float() * noise).half()
     return Moments(mean, torch.zeros_like(moments.std))
 

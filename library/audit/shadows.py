@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from library.audit.evidence import Candidates
 from library.check import InputError
-from library.data.split import read_split_file
-from library.seeding import stream_seed
+from library.data.split import FORMAT, read_split_file
+from library.seeding import StreamKey, keyed_digest, stream_seed
 from library.tensor_files import private_folder, write_whole
 
 logger = logging.getLogger(__name__)
@@ -79,46 +79,52 @@ def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Plann
     if (rules.shadow_loras or rules.shadow_transfer) and not recipe.trainer.is_file():
         raise InputError("shadow LoRAs repeat the recipe of the LoRA under audit, and this one was made by another "
                          "trainer; leave shadow_loras and shadow_transfer out")  # fmt: skip
-    transfer = transfer_shadow(recipe, candidates, rules.audit_seed) if rules.shadow_transfer else None
-    return Planned(recipe, half_shadows(recipe, candidates, rules.shadow_loras, rules.audit_seed), transfer)
+    key = StreamKey(secret_of(recipe.split), rules.audit_seed)  # who is in a shadow is as private as the split
+    transfer = transfer_shadow(recipe, candidates, key) if rules.shadow_transfer else None
+    return Planned(recipe, half_shadows(recipe, candidates, rules.shadow_loras, key), transfer)
 
 
-def halves(groups: Sequence[str], shadows: int, seed: int) -> NDArray[np.bool_]:
+def secret_of(split: Path) -> bytes:
+    """A split file's secret; empty where an earlier version wrote it."""
+    return bytes.fromhex(read_split_file(split).get("secret", ""))
+
+
+def halves(groups: Sequence[str], shadows: int, key: int | StreamKey) -> NDArray[np.bool_]:
     """[N, n] who is inside each shadow: whole groups, in complementary pairs, so that everyone is in half of them."""
     if shadows < 2 or shadows % 2:
         raise InputError(f"shadow_loras must be an even number of at least 2, got {shadows}")
     names, position = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     rows = []
     for pair in range(shadows // 2):
-        coins = np.random.default_rng(stream_seed(seed, "shadow halves", pair)).random(len(names)) < 0.5
+        coins = np.random.default_rng(stream_seed(key, "shadow halves", pair)).random(len(names)) < 0.5
         rows += [coins[position], ~coins[position]]
     return np.stack(rows)
 
 
-def half_shadows(recipe: Recipe, candidates: Candidates, count: int, seed: int) -> list[Shadow]:
+def half_shadows(recipe: Recipe, candidates: Candidates, count: int, key: StreamKey) -> list[Shadow]:
     """``count`` shadows on random halves of all candidates, for the likelihood ratio; aux pictures stay aux."""
     found = []
-    for number, row in enumerate(halves(candidates.groups, count, seed) if count else []):
+    for number, row in enumerate(halves(candidates.groups, count, key) if count else []):
         sides = [
             f"{'members' if inside else 'non-members'}-{side.rsplit('-', 1)[1]}"
             for inside, side in zip(row.tolist(), candidates.sides, strict=True)
         ]
-        found.append(_shadow(recipe, candidates, sides, stream_seed(seed, "shadow", number) % 2**31))
+        found.append(_shadow(recipe, candidates, sides, stream_seed(key, "shadow", number) % 2**31))
     return found
 
 
-def transfer_shadow(recipe: Recipe, candidates: Candidates, seed: int) -> Shadow:
+def transfer_shadow(recipe: Recipe, candidates: Candidates, key: StreamKey) -> Shadow:
     """The shadow whose members are the aux non-members and whose non-members are the aux members.
 
     The target's test pictures stand on the side that no training looks at.
     """
     names, position = np.unique(np.asarray(candidates.groups, dtype=str), return_inverse=True)
-    ends = np.where(np.random.default_rng(stream_seed(seed, "shadow transfer")).random(len(names)) < 0.5, "aux", "test")
+    ends = np.where(np.random.default_rng(stream_seed(key, "shadow transfer")).random(len(names)) < 0.5, "aux", "test")
     sides = []
     for side, end in zip(candidates.sides, ends[position], strict=True):
         turned = {"non-members-aux": f"members-{end}", "members-aux": "non-members-aux"}
         sides.append(turned.get(side, "non-members-test"))
-    return _shadow(recipe, candidates, sides, stream_seed(seed, "shadow transfer") % 2**31)
+    return _shadow(recipe, candidates, sides, stream_seed(key, "shadow transfer") % 2**31)
 
 
 def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: int) -> Shadow:
@@ -128,7 +134,7 @@ def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: 
 
 
 def write_shadow_split(original: Path, side_of: Mapping[str, str], target: Path) -> None:
-    """The same pictures on other sides.
+    """The same pictures on other sides, with a secret of its own made from the original's.
 
     Args:
         side_of: side by hash of pixels.
@@ -136,6 +142,8 @@ def write_shadow_split(original: Path, side_of: Mapping[str, str], target: Path)
     content = read_split_file(original)
     for entry in content["images"]:
         entry["side"] = side_of[entry["pixels"]]
+    secret = keyed_digest(secret_of(original), "shadow", target.parent.name).hex()
+    content |= {"format": FORMAT, "secret": secret}
     content |= {"inclusion": "bernoulli", "nonmember_share": None, "aux_share": None}
     write_whole(target, json.dumps(content, indent=1) + "\n", private=True)
 

@@ -1,4 +1,4 @@
-"""Batches as pure functions of seed, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
+"""Batches as pure functions of key, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from library.data.captions import Moment, is_static, plain_caption, training_caption
 from library.data.lineup import BatchKey, Lineup
 from library.data.stills import Still, Stills
-from library.seeding import permutation, stream
+from library.seeding import StreamKey, permutation, stream
 
 # captions -> tokens [B, pieces, 77] and their weights, or None where all are 1
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
@@ -46,7 +46,7 @@ class Pictures:
         *,
         steps_per_epoch: int,
         total_steps: int,
-        seed: int,
+        key: StreamKey,
     ) -> None:
         self.lineup = lineup
         self.examples = lineup.examples
@@ -55,7 +55,7 @@ class Pictures:
         self.tokenize = tokenize
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self.seed = seed
+        self.key = key
         self.static_captions = all(is_static(one.caption, one.subset.captions) for one in self.examples)
         plain = [plain_caption(one.caption, one.subset.captions) for one in self.examples]
         self._plain, self._plain_weights = tokenize(plain)
@@ -70,7 +70,7 @@ class Pictures:
 
     def batch(self, rows: Sequence[int], step: int, *use: str | int) -> Batch:
         """Put rows of one shape together for one optimizer step; ``use`` names the occasion that draws are made for."""
-        generators = [stream(self.seed, "look", row, step, *use) for row in rows]
+        generators = [stream(self.key, "look", row, step, *use) for row in rows]
         tokens = [self._used_tokens(row, step, *use) for row in rows]
         return self._together(rows, self.stills.of(rows, generators), tokens)
 
@@ -127,7 +127,7 @@ class Pictures:
         if is_static(example.caption, rules):
             return self._plain_tokens(row)
         moment = Moment(step, step // self.steps_per_epoch + 1, self.total_steps)
-        text = training_caption(example.caption, rules, moment, stream(self.seed, "caption", row, step, *use))
+        text = training_caption(example.caption, rules, moment, stream(self.key, "caption", row, step, *use))
         tokens, weights = self.tokenize([text])
         return tokens[0], None if weights is None else weights[0]
 
@@ -141,20 +141,20 @@ def _stacked(tokens: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
 
 
 class MemberBatches:
-    """The LoRA's data: every row its uses an epoch (members, regularisation images), ordered by (seed, epoch)."""
+    """The LoRA's data: every row its uses an epoch (members, regularisation images), ordered by (key, epoch)."""
 
     def __init__(
         self,
         pictures: Pictures,
         *,
         accumulation: int,
-        seed: int,
+        key: StreamKey,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self.pictures = pictures
         self.accumulation = accumulation  # passes per optimizer step
-        self.seed = seed
+        self.key = key
         self.rank = rank
         self.processes = processes
         self.rows = [row for row, times in enumerate(pictures.lineup.uses) for _ in range(times)]
@@ -168,11 +168,11 @@ class MemberBatches:
             by_key.setdefault(self.pictures.lineup.batch_key(row), []).append(row)
         batches: list[list[int]] = []
         for key, same in sorted(by_key.items()):
-            order = permutation(len(same), self.seed, "epoch order", epoch, *key)
+            order = permutation(len(same), self.key, "epoch order", epoch, *key)
             shuffled = [same[index] for index in order]
             size = self.pictures.examples[same[0]].subset.batch_size
             batches += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-        return [batches[index] for index in permutation(len(batches), self.seed, "batch order", epoch)]
+        return [batches[index] for index in permutation(len(batches), self.key, "batch order", epoch)]
 
     def images_per_step(self) -> float:
         """Images of an optimizer step, all processes together, on average over an epoch."""
@@ -197,9 +197,9 @@ class MemberBatches:
 class AuxCycle:
     """An endless cycle over one aux side, reshuffled whenever it wraps; two of them are drawn from independently."""
 
-    def __init__(self, rows: Sequence[int], seed: int, side: str) -> None:
+    def __init__(self, rows: Sequence[int], key: StreamKey, side: str) -> None:
         self.rows = list(rows)
-        self.seed = seed
+        self.key = key
         self.side = side
         self._order: tuple[int, list[int]] = (-1, [])  # of the cycle in use
 
@@ -209,6 +209,6 @@ class AuxCycle:
         for position in range(start, start + count):
             cycle, place = divmod(position, len(self.rows))
             if self._order[0] != cycle:
-                self._order = (cycle, permutation(len(self.rows), self.seed, "aux order", self.side, cycle))
+                self._order = (cycle, permutation(len(self.rows), self.key, "aux order", self.side, cycle))
             taken.append(self.rows[self._order[1][place]])
         return taken

@@ -121,7 +121,7 @@ def regularisation_uses(regularisation: Sequence[Example], members: Sequence[Exa
         if not wanted:
             faults.add(
                 f"datasets[{dataset}] has regularisation images and no members after the split; give it more pictures "
-                "to train on, or another --seed"
+                "to train on"
             )
         for row in rows:
             uses[row] = min(regularisation[row].repeats, wanted)

@@ -2,19 +2,36 @@
 
 import hashlib
 import json
+import logging
+import secrets
+import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from library.check import Faults, InputError, shortened
 from library.data.captions import plain_caption
 from library.data.examples import Example
-from library.seeding import permutation, stream
+from library.seeding import StreamKey, keyed_digest
 from library.tensor_files import write_whole
 
+logger = logging.getLogger(__name__)
 SIDES = ("members-aux", "members-test", "non-members-aux", "non-members-test")
+FORMAT = 2  # 1: no secret, the sides were drawn from a seed of 31 bits
+SECRET_BYTES = 32  # of a fresh secret
+LEAST_SECRET_BYTES = 16  # 128 bits: no one tries them all
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """How sides are drawn, or which earlier file gives them; the fields are options."""
+
+    nonmember_share: float
+    aux_share: float
+    inclusion: str
+    split_file: str | None
+    split_secret_file: str | None
+    resume: str | None  # a state: its run's own split.json is read
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Split:
     """Examples by side. The LoRA trains on both member sides; whoever fits an attack sees the aux sides alone."""
 
     sides: dict[str, list[Example]]
-    seed: int
+    secret: bytes = field(repr=False)  # draws the sides and, with the seed, every stream of the run
     inclusion: str  # bernoulli, fixed, or folders (non-members came from a folder of their own)
     nonmember_share: float | None = None  # as drawn; None: a folder of their own, or an old file that does not say
     aux_share: float | None = None
@@ -62,6 +79,10 @@ class Split:
         """SHA-256 (hex) over who is where: names the split without naming a picture."""
         return sides_hash((example.pixels, side) for side in SIDES for example in self.sides[side])
 
+    def key(self, seed: int) -> StreamKey:
+        """What the streams of a run with this seed are made from."""
+        return StreamKey(self.secret, seed)
+
     def sizes(self) -> dict[str, int]:
         """Different pictures per side: one that two datasets use counts once."""
         return {side: len({example.pixels for example in self.sides[side]}) for side in SIDES}
@@ -72,6 +93,97 @@ def sides_hash(entries: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256("\n".join(sorted(f"{pixels} {side}" for pixels, side in entries)).encode()).hexdigest()
 
 
+def open_split(rules: SplitRules, candidates: list[Example], outsiders: list[Example], fresh_secret: bytes) -> Split:
+    """The sides of a run: those of an earlier split file, or newly drawn ones.
+
+    Args:
+        fresh_secret: 32 random bytes that all processes of the run agree on; taken where no file gives a secret.
+
+    Raises:
+        InputError: a split file or a secret file that cannot be used; sides that stay empty.
+    """
+    pool = candidates + outsiders
+    given = None if rules.split_secret_file is None else read_secret(Path(rules.split_secret_file))
+    if rules.resume is not None:
+        file = split_of_state(Path(rules.resume), rules.split_file)
+        split = reuse_split(file, pool, fresh_secret)
+        if given not in (None, split.secret):
+            raise InputError(
+                f"split_secret_file '{rules.split_secret_file}' is the secret of another split than '{file}', which "
+                "the resumed run goes on with; leave split_secret_file out"
+            )
+        return split
+    if rules.split_file is not None:
+        if given is not None:
+            raise InputError(
+                "split_file and split_secret_file together: a split file has its own secret; give one of them"
+            )
+        return reuse_split(rules.split_file, pool, fresh_secret)
+    return draw_split(
+        candidates,
+        outsiders,
+        nonmember_share=rules.nonmember_share,
+        aux_share=rules.aux_share,
+        inclusion=rules.inclusion,
+        secret=fresh_secret if given is None else given,
+    )
+
+
+def new_secret() -> bytes:
+    """A fresh secret from the operating system."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in a file of hexadecimal digits.
+
+    Raises:
+        InputError: no readable file, no hexadecimal digits, or fewer than 128 bits.
+    """
+    way_out = f"write one with: openssl rand -hex {SECRET_BYTES}"
+    try:
+        text = path.read_text(encoding="ascii").strip()
+        secret = bytes.fromhex(text)
+    except OSError as error:
+        raise InputError(f"split_secret_file '{path}' cannot be read: {error.strerror or error}; {way_out}") from error
+    except ValueError as error:
+        raise InputError(f"split_secret_file '{path}' must hold nothing but hexadecimal digits; {way_out}") from error
+    if len(secret) < LEAST_SECRET_BYTES:
+        raise InputError(
+            f"split_secret_file '{path}' must hold at least {2 * LEAST_SECRET_BYTES} hexadecimal digits "
+            f"({8 * LEAST_SECRET_BYTES} bits), got {len(text)}: a shorter secret can be found by trying; {way_out}"
+        )
+    warn_of_readers(path)
+    return secret
+
+
+def warn_of_readers(path: Path) -> None:
+    """Say so where others than the owner may read a file that tells who was a member."""
+    try:
+        shared = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    except OSError:
+        return
+    if shared:
+        logger.warning("'%s' tells who was a member and may be read by others; mend it with chmod 600", path)
+
+
+def split_of_state(state: Path, split_file: str | None) -> str:
+    """The split file that a resumed run goes on with: its own, else the one that is named.
+
+    Raises:
+        InputError: neither is there.
+    """
+    own = state.resolve().parent.parent / "split.json"
+    if own.is_file():
+        return str(own)
+    if split_file is not None:
+        return split_file
+    raise InputError(
+        f"--resume '{state}': there is no split.json beside the state's run ('{own}'), and without it nobody knows who "
+        "was a member; put it back, or name a copy with --split_file"
+    )
+
+
 def draw_split(
     candidates: list[Example],
     outsiders: list[Example],
@@ -79,9 +191,12 @@ def draw_split(
     nonmember_share: float,
     aux_share: float,
     inclusion: str,
-    seed: int,
+    secret: bytes,
 ) -> Split:
-    """Draw the sides, whole groups at a time, from named streams of the seed.
+    """Draw the sides, whole groups at a time, by HMAC-SHA256 of each group's name under the secret.
+
+    A group's draw depends on the secret and on its own name alone: it stays where it is when other pictures come or go,
+    in whatever order they are found. (With "fixed" inclusion the counts must fit, so a few groups move.)
 
     Args:
         candidates: pictures of the training folder.
@@ -97,12 +212,12 @@ def draw_split(
         members, non_members = candidates, outsiders
         inclusion_used, share_used = "folders", None
     else:
-        non_members, members = _parted(candidates, nonmember_share, inclusion, seed, "inclusion", least=2)
+        non_members, members = _parted(candidates, nonmember_share, inclusion, secret, "inclusion", least=2)
         inclusion_used, share_used = inclusion, nonmember_share
-    members_aux, members_test = _parted(members, aux_share, inclusion, seed, "members-aux")
-    non_members_aux, non_members_test = _parted(non_members, aux_share, inclusion, seed, "non-members-aux")
+    members_aux, members_test = _parted(members, aux_share, inclusion, secret, "members-aux")
+    non_members_aux, non_members_test = _parted(non_members, aux_share, inclusion, secret, "non-members-aux")
     sides = dict(zip(SIDES, (members_aux, members_test, non_members_aux, non_members_test), strict=True))
-    return checked(Split(sides, seed, inclusion_used, share_used, aux_share))
+    return checked(Split(sides, secret, inclusion_used, share_used, aux_share))
 
 
 def _check_groups(examples: list[Example]) -> None:
@@ -120,31 +235,50 @@ def _check_groups(examples: list[Example]) -> None:
 
 
 def _parted(
-    examples: list[Example], share: float, inclusion: str, seed: int, purpose: str, least: int = 1
+    examples: list[Example], share: float, inclusion: str, secret: bytes, purpose: str, least: int = 1
 ) -> tuple[list[Example], list[Example]]:
-    """Draw a share of the examples (whole groups) and the rest; the draw depends on pixels, never on file names.
+    """Draw a share of the examples (whole groups) and the rest; the draw depends on groups, never on file names.
 
     Args:
         least: images that a fixed draw leaves on both sides where there are enough.
     """
     groups: dict[str, list[Example]] = {}
-    for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):
+    for example in examples:
         groups.setdefault(example.group, []).append(example)
-    bundles = list(groups.values())
-    drawn: list[Example] = []
-    rest: list[Example] = []
+    draws = {group: _uniform(keyed_digest(secret, "split", purpose, group)) for group in groups}
     if inclusion == "bernoulli":
-        coins = torch.rand(len(bundles), generator=stream(seed, "split", purpose)).tolist()
-        for bundle, coin in zip(bundles, coins, strict=True):
-            (drawn if coin < share else rest).extend(bundle)
-        return drawn, rest
-    wanted = round(share * len(examples))
-    if len(examples) >= 2 * least:
-        wanted = min(max(wanted, least), len(examples) - least)
-    for index in permutation(len(bundles), seed, "split", purpose):
-        fits = abs(len(drawn) + len(bundles[index]) - wanted) < abs(len(drawn) - wanted)
-        (drawn if fits else rest).extend(bundles[index])
-    return drawn, rest
+        drawn = {group for group, draw in draws.items() if draw < share}
+    else:
+        drawn = _fitting_groups(
+            {group: len(groups[group]) for group in sorted(groups, key=draws.__getitem__)}, share, least
+        )
+    ordered = in_fixed_order(examples)
+    return [one for one in ordered if one.group in drawn], [one for one in ordered if one.group not in drawn]
+
+
+def _uniform(digest: bytes) -> float:
+    """The first 53 bits of a digest as a number in [0, 1)."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _fitting_groups(sizes: dict[str, int], share: float, least: int) -> set[str]:
+    """Groups, taken in their order while they bring the number of images nearer to the share."""
+    total = sum(sizes.values())
+    wanted = round(share * total)
+    if total >= 2 * least:
+        wanted = min(max(wanted, least), total - least)
+    drawn: set[str] = set()
+    count = 0
+    for group, size in sizes.items():
+        if abs(count + size - wanted) < abs(count - wanted):
+            drawn.add(group)
+            count += size
+    return drawn
+
+
+def in_fixed_order(examples: Iterable[Example]) -> list[Example]:
+    """Examples by pixels: the same order for a drawn split and a reused one, whatever the folder's order."""
+    return sorted(examples, key=lambda example: (example.pixels, str(example.path)))
 
 
 def checked(split: Split) -> Split:
@@ -163,8 +297,8 @@ def checked(split: Split) -> Split:
         )
     elif empty:
         faults.add(
-            f"nothing is left for {', '.join(empty)} ({total} images in all); use --inclusion fixed, another "
-            "--seed, other shares, or more images"
+            f"nothing is left for {', '.join(empty)} ({total} images in all); use --inclusion fixed, draw again, "
+            "or take other shares or more images"
         )
     seen: dict[str, tuple[str, Example]] = {}
     for side in SIDES:
@@ -181,7 +315,10 @@ def checked(split: Split) -> Split:
 
 
 def write_split(split: Split, path: Path) -> None:
-    """Write split.json with mode 0600: it names the private pictures. Captions are kept as a hash only."""
+    """Write split.json with mode 0600: it names the private pictures and holds the secret.
+
+    Captions are kept as a hash only.
+    """
     images = [
         {
             "pixels": example.pixels,
@@ -195,7 +332,8 @@ def write_split(split: Split, path: Path) -> None:
         for example in split.sides[side]
     ]
     shares = {"nonmember_share": split.nonmember_share, "aux_share": split.aux_share}
-    content = {"format": 1, "seed": split.seed, "inclusion": split.inclusion, **shares, "images": images}
+    drawn = {"secret": split.secret.hex(), "inclusion": split.inclusion, **shares}
+    content = {"format": FORMAT, **drawn, "images": images}
     write_whole(path, json.dumps(content, indent=1) + "\n", private=True)
 
 
@@ -204,15 +342,26 @@ def _caption_hash(example: Example) -> str:
     return hashlib.sha256(plain_caption(example.caption, example.subset.captions).encode()).hexdigest()
 
 
-def reuse_split(path: str | Path, examples: list[Example]) -> Split:
+def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) -> Split:
     """Put pictures on the sides that an earlier split.json gives them; they are recognised by their pixels.
 
     Groups are the split's too: its coins were thrown for those, whatever group_by says now.
+
+    Args:
+        fresh_secret: for the streams of a run on a split file of an earlier version, which has no secret.
 
     Raises:
         InputError: no split file; pictures of the split that are missing; pictures that the split does not know.
     """
     content = read_split_file(Path(path))
+    warn_of_readers(Path(path))
+    if content["format"] == 1:
+        logger.warning(
+            "split_file '%s' was written by an earlier version, which drew the sides from its seed: whoever has the "
+            "pictures and a LoRA of an earlier version on this split can redraw the sides by trying seeds. Draw a new "
+            "split for a LoRA that you publish, and do not publish an old one (docs/threat_model.md)",
+            path,
+        )
     side_of = {entry["pixels"]: (entry["side"], entry["group"]) for entry in content["images"]}
     here = {example.pixels for example in examples}
     faults = Faults()
@@ -229,24 +378,30 @@ def reuse_split(path: str | Path, examples: list[Example]) -> Split:
         )
     faults.raise_if_any()
     sides: dict[str, list[Example]] = {side: [] for side in SIDES}
-    for example in sorted(examples, key=lambda example: (example.pixels, str(example.path))):
+    for example in in_fixed_order(examples):
         side, group = side_of[example.pixels]
         sides[side].append(replace(example, group=group))
     shares = content.get("nonmember_share"), content.get("aux_share")  # files of earlier versions do not say
-    return checked(Split(sides, content["seed"], content["inclusion"], *shares))
+    secret = bytes.fromhex(content["secret"]) if content["format"] == FORMAT else fresh_secret
+    return checked(Split(sides, secret, content["inclusion"], *shares))
 
 
 def read_split_file(path: Path) -> dict:
     """The content of a split.json, its form checked."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"] == 1 and all(
+        known = content["format"] in (1, FORMAT) and all(
             entry["side"] in SIDES and isinstance(entry["pixels"], str) and "group" in entry and "path" in entry
             for entry in content["images"]
         )
-        known = known and isinstance(content["seed"], int) and isinstance(content["inclusion"], str)
+        known = known and isinstance(content["inclusion"], str)
+        if content["format"] == FORMAT:
+            known = known and len(bytes.fromhex(content["secret"])) >= LEAST_SECRET_BYTES
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"split_file '{path}' is no split.json of this suite ({type(error).__name__})") from error
     if not known:
-        raise InputError(f"split_file '{path}' is no split.json of this suite (format 1 with the sides {SIDES})")
+        raise InputError(
+            f"split_file '{path}' is no split.json of this suite (format {FORMAT} with a secret of at least "
+            f"{8 * LEAST_SECRET_BYTES} bits, and the sides {SIDES})"
+        )
     return content

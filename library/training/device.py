@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from library.check import InputError
 
@@ -29,6 +29,14 @@ def open_accelerator(mixed_precision: str, ddp_timeout: int | None) -> Accelerat
         )
     handlers = [] if ddp_timeout is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=ddp_timeout))]
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+
+
+def agreed(accelerator: Accelerator, value: bytes) -> bytes:
+    """The main process's value on every process: what each draws for itself would differ."""
+    values = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(values, from_process=0)
+    return values[0]
 
 
 def check_capability(name: str, capability: tuple[int, int], architectures: Sequence[str], version: str) -> None:

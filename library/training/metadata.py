@@ -86,7 +86,7 @@ def network_facts(
         "modelspec.architecture": architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.resolution": f"{resolution[0]}x{resolution[1]}",
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.date": time.strftime("%Y-%m-%d", time.gmtime()),  # the day in UTC: no clock, no time zone
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "modelspec.title": "LoRA",
         **model_hashes,
@@ -100,15 +100,15 @@ def network_facts(
 
 
 def privacy_facts(
-    method: str, options: Mapping[str, Any], *, epochs: float, exposures: float, verdict: str, base_fingerprint: str
+    method: str, options: Mapping[str, Any], *, exposures: float, verdict: str, base_fingerprint: str
 ) -> dict[str, str]:
     """The ss_privacy_* keys that a training can state of itself; an audit adds what it measured.
 
     Args:
         method: name of the door.
         options: the run's options; the privacy settings among them are stated.
-        epochs: passes over the member sides so far.
-        exposures: how often each member was trained on, on average.
+        exposures: how often each member was trained on, on average; stated to one significant digit, since a file's
+            step number divided by the exact figure would give the number of members.
         verdict: "proxy beat chance", "undefended" (it never did) or "plain" (no attacker).
         base_fingerprint: hash of the base model's files, so that an audit can tell another base.
     """
@@ -116,8 +116,7 @@ def privacy_facts(
     facts = {
         "method": method,
         **settings,
-        "epochs": f"{epochs:g}",
-        "exposures_per_image": f"{exposures:g}",
+        "exposures_per_image": f"{float(f'{exposures:.0e}'):g}",
         "training": verdict,
         "base_fingerprint": base_fingerprint,
     }

@@ -19,7 +19,7 @@ from library.tensor_files import read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
-FORMAT = 1
+FORMAT = 2  # 1: the streams of chance came from the seed alone
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def save_state(
 ) -> None:
     """Write a state folder whole: under a temporary name first, then renamed.
 
-    Every draw of chance is a function of the seed and the step, so the step stands for all random streams.
+    Every draw of chance is a function of the key and the step, so the step stands for all random streams.
 
     Args:
         done: optimizer steps that have run.
         options: the options that shape the weights.
-        split_hash: names the split without naming a picture.
+        split_hash: names the split and its key without naming a picture or telling the key.
         checks: the proxy's checks so far.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,11 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         saved = dict(content["options"])
+        if content["format"] == 1:
+            raise InputError(
+                f"--resume '{path}' is a state of an earlier version, whose draws came from the seed alone; they "
+                "cannot go on here. Train anew: a LoRA of that version gives its members away (docs/threat_model.md)"
+            )
         if content["format"] != FORMAT or not isinstance(content["done"], int):
             raise ValueError(f"format {content['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -123,7 +128,8 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
             )
     if content["split"] != split_hash:
         faults.add(
-            f"--resume '{path}': the pictures, their sides or the dataset_config have changed since the state was saved"
+            f"--resume '{path}': the pictures, their sides, the split's secret or the dataset_config have changed "
+            "since the state was saved"
         )
     faults.raise_if_any()
     return content
