@@ -1,6 +1,6 @@
 """What the split's secret is worth: the calibrated loss at a run's own (timestep, noise) against fresh ones.
 
-python benchmarks/own_noise.py OUTPUT_DIR [draws]     # a finished run of PLoRA.py or SPLoRA.py without accumulation
+python -m benchmarks.own_noise OUTPUT_DIR [draws]     # a finished run of PLoRA.py or SPLoRA.py without accumulation
 """
 
 import json
