@@ -116,7 +116,7 @@ AUDIT = (
 AUDIT_INSIDE = inside("shadows/<hash>", [*SHADOW, *TRAINING], private=True)
 OUTPUT_INSIDE = [Row("audit/", BY_AUDIT, "the audit", NEVER), *inside("audit", [*AUDIT, *AUDIT_INSIDE])]
 COMPARE = (
-    Row("table.md", BY_COMPARE, "the table: figures to two digits, sizes of the test sides, your own titles",
+    Row("table.md", BY_COMPARE, "the table: rounded figures with intervals, sizes of the test sides, your own titles",
         "yes, once the titles name nobody"),
     Row("table.json", BY_COMPARE, "the same at full precision", "no: publish the table"),
     Row("<any>.txt", BY_COMPARE, "what a training said; warnings name pictures", NEVER),
@@ -154,7 +154,7 @@ SHADOW_DIR = Place("A shadow's folder, `audit/shadows/<hash>/`", "Beside what a 
 PUBLISHABLE = Place(
     "`--publishable OUT`",
     "The folder is 0700 and its files 0600, so that its owner looks at them before others do. Several LoRAs of one call "
-    "get a folder each, `OUT/1`, `OUT/2`, in the order of the call.",
+    "get a folder each, `OUT/1`, `OUT/2`, in the order of the call, `--undefended` last.",
     (*PUBLISHED, *NUMBERED), inside("<number>", PUBLISHED),
 )  # fmt: skip
 CACHE_DIR = Place("`cache_dir` (`output/.cache`)", "The folder is 0700.", CACHE)

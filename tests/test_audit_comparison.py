@@ -26,7 +26,8 @@ def found(name: str, area: float, p: float) -> dict:
 def content(defended: bool, area: float, p: float, **utility: float) -> dict:
     return {
         "findings": [found("map_mlp", area, p), found("fusion", area, p), found("loss", 0.5, 0.9)],
-        "label": f"LoRA {2 if defended else 1}", "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
+        "label": f"LoRA {2 if defended else 1}",
+        "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
         "utility": {"member_loss_relative": 0.8, **utility}, "verdict": {"word": "leak"},
         "paired_differences": [
             {"attack": "fusion", "against": "LoRA 1", "difference": -0.3, "interval": [-0.4, -0.2]}
