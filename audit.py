@@ -11,8 +11,8 @@ import torch
 
 from library import toml_config
 from library.audit import blind, candidate_pictures, command_line, denoiser, evidence, examination, generation
-from library.audit import image_encoders, outcome, provenance, report, risk_list, runs, shadow_attacks, shadows
-from library.audit import sweeping
+from library.audit import image_encoders, outcome, provenance, publication, report, risk_list, runs
+from library.audit import shadow_attacks, shadows, sweeping
 from library.audit.findings import Finding
 from library.audit.sweep_plan import PLANS
 from library.config import Config
@@ -61,6 +61,9 @@ def main(arguments: list[str]) -> int:
     for run in listed if config.stamp else []:
         provenance.stamp(run.lora, outcome.stamp_facts(audited[run.lora]))
         print(f"stamped the measured figures into {run.lora}")
+    if config.publishable:
+        done = [(run.lora, audited[run.lora]) for run in listed if run.is_last]
+        print(f"what may be published: {publication.publish(done, together, Path(config.publishable))}")
     return 0
 
 
@@ -78,10 +81,10 @@ def score(
         extra=shadow_attacks.likelihood_scores(answers, planned.halves),
         shadow=shadow_attacks.transferred_scores(answers, planned.transfer, cast.candidates, config.audit_seed),
         notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [])
-    facts = {"inclusion": cast.inclusion, "split": cast.split_hash[:16], "torch": torch.__version__,
+    facts = {"inclusion": cast.inclusion, "torch": torch.__version__,
              "seconds for the scores": f"{time.monotonic() - started:.0f}"}
     facts |= shadow_attacks.exposures_in_words(origin.exposures, planned.transfer)
-    return outcome.outcome_of(run.label, origin, found, cast.candidates, answers, drawn, facts)
+    return outcome.outcome_of((run.label, run.alias), origin, found, cast.candidates, answers, drawn, facts)
 
 
 def shadows_of(

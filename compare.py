@@ -15,7 +15,7 @@ import toml
 from library import toml_config
 from library.audit.comparison import comparison_rows, markdown, read_findings
 from library.check import InputError
-from library.tensor_files import write_whole
+from library.tensor_files import owners_file, write_whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -59,8 +59,8 @@ def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
     names = [run.get("name") for run in runs]
     if not runs or None in names or len(set(names)) < len(names):
         raise InputError("a comparison needs [[runs]] with names that differ")
-    plan.setdefault("audit", {})
-    output = given.get("--output_dir") or plan.setdefault("compare", {}).get("output_dir") or "output/compare"
+    plan = {"audit": {}, "compare": {}} | plan
+    output = given.get("--output_dir") or plan["compare"].get("output_dir") or "output/compare"
     return plan, Path(output)
 
 
@@ -95,7 +95,7 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     output.mkdir(parents=True, exist_ok=True)
     print(f"training {run['name']}", flush=True)
-    with open(output / f"{run['name']}.txt", "wb", opener=lambda path, how: os.open(path, how, 0o600)) as words:
+    with open(output / f"{run['name']}.txt", "wb", opener=owners_file) as words:
         command = [sys.executable, str(HERE / f"{run['door']}.py"), *flags, "--overwrite"]
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

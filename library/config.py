@@ -259,6 +259,7 @@ class Config:
     image_encoder: str | None = option("audit", None, "CLIP or DINOv2 (transformers folder, or hub id in the local cache) for the black-box attack; unset: the VAE's space", doors=AUDIT, shapes_weights=False)
     sweep_batch_size: int = option("audit", 16, "images whose passes run together", least=1, doors=AUDIT, shapes_weights=False)
     scores_only: bool = option("audit", False, "score again from the cached sweep; the UNet is not asked", doors=AUDIT, shapes_weights=False)
+    publishable: str | None = option("audit", None, "a fresh folder for what may be published of the audit: figures to two digits with n and interval, and a page without pictures; unset: none is written", doors=AUDIT, shapes_weights=False)
     stamp: bool = option("audit", False, "write the measured figures into the LoRA file's ss_privacy_* metadata", doors=AUDIT, shapes_weights=False)
     audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends on the images alone", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 

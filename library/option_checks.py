@@ -48,6 +48,25 @@ def _check_audit(config: Config, faults: Faults) -> None:
         faults.add(f"{' and '.join(judges)} would judge drawings, and none are made; give generated_images")
     if config.shadow_loras % 2:
         faults.add(f"shadow_loras must be even (every picture is inside half of them), got {config.shadow_loras}")
+    _check_publishable(config, faults)
+
+
+def _check_publishable(config: Config, faults: Faults) -> None:
+    """What may be published lies in a folder of its own: nothing that was there before, nothing private beside it."""
+    if not config.publishable:
+        return
+    target = Path(config.publishable)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        faults.add(f"publishable '{target}' must be a folder that is empty or not there yet; give a fresh one")
+    for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
+        private = (
+            Path(output, "audit") if Path(output).is_dir() else Path(output).with_name(f"{Path(output).stem}-audit")
+        )
+        if target.resolve().is_relative_to(private.resolve()):
+            faults.add(f"publishable '{target}' lies in the private folder '{private}'; give a folder outside of it")
+    existing = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
 
 
 def _check_model(config: Config, faults: Faults) -> None:
@@ -140,6 +159,8 @@ def _check_loss(config: Config, faults: Faults) -> None:
 def _check_saving(config: Config, faults: Faults) -> None:
     if "/" in config.output_name or "\\" in config.output_name or config.output_name.startswith("."):
         faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
+    if config.output_name == "proxy":
+        faults.add("output_name 'proxy' is the proxy attacker's own file name, which the LoRA would lose; take another")
     if config.no_metadata and config.metadata == "full":
         faults.add('no_metadata and metadata = "full" exclude each other; leave one out')
     if config.metadata != "full":

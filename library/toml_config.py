@@ -236,6 +236,7 @@ def _names_a_place(name: str) -> bool:
     return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
         "vae",
         "resume",
+        "publishable",
     )
 
 

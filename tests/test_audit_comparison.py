@@ -26,10 +26,11 @@ def found(name: str, area: float, p: float) -> dict:
 def content(defended: bool, area: float, p: float, **utility: float) -> dict:
     return {
         "findings": [found("map_mlp", area, p), found("fusion", area, p), found("loss", 0.5, 0.9)],
+        "label": f"LoRA {2 if defended else 1}",
         "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
         "utility": {"member_loss_relative": 0.8, **utility}, "verdict": {"word": "leak"},
         "paired_differences": [
-            {"attack": "fusion", "against": "lora", "difference": -0.3, "interval": [-0.4, -0.2]}
+            {"attack": "fusion", "against": "LoRA 1", "difference": -0.3, "interval": [-0.4, -0.2]}
         ] if defended else [],
     }  # fmt: skip
 
@@ -40,6 +41,7 @@ def test_the_table_has_the_papers_figures_and_the_stronger_attacks_beside_them()
     )
     assert rows[0]["auc_deviation"] == pytest.approx(0.8) and rows[0]["asr"] == 0.75 and rows[0]["tpr_at_5_fpr"] == 0.4
     assert rows[1]["paper_attack_is_credited"] is True and rows[1]["credited_attacks"] == ["map_mlp", "fusion"]
+    assert rows[1]["main_auc_difference_against"] == "LoRA"
     assert rows[1]["main_auc_difference"] == -0.3 and rows[0]["main_auc_difference"] is None
     text = markdown(rows)
     assert "| -0.30 [-0.40, -0.20] |" in text.splitlines()[3] and "FID (2048-d)" not in text

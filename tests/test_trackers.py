@@ -132,6 +132,30 @@ def test_tensorboard_lies_beside_the_log_in_logging_dir_or_in_a_dated_folder_wit
     assert dated.parent == Path("logs") and dated.name.startswith("mine-20") and len(dated.name) == 5 + 14
 
 
+def test_what_trackers_write_is_the_owners_alone(tmp_path: Path, fake_wandb) -> None:
+    """TensorBoard names the machine and holds previews; wandb's modes are set when the run ends."""
+    out, logs, mine = (tmp_path / name for name in ("out", "logs", "mine"))
+    for folder in (out, mine):
+        folder.mkdir(mode=0o755)
+    (mine / "events.out.tfevents.1.other").write_text("")
+    both = trackers.open_trackers(rules(log_with="all"), OutputFolder(out, "last"), 0)
+    (out / "wandb" / "run").mkdir()
+    (out / "wandb" / "run" / "notes.json").write_text("{}")
+    (out / "wandb" / "latest").symlink_to("run")
+    others = [
+        trackers.open_trackers(rules(logging_dir=str(place)), OutputFolder(out, "last"), 0) for place in (logs, mine)
+    ]
+    for tracker in (*both, *others[0], *others[1]):
+        tracker.figures(1, {"step/loss": 1.0})
+        tracker.close()
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    folders = {"out/wandb": 0o700, "out/wandb/run": 0o700, "out/tensorboard": 0o700, "logs": 0o700, "mine": 0o755}
+    assert {name: modes[name] for name in folders} == folders and modes["out/wandb/run/notes.json"] == 0o600
+    assert modes.pop("mine/events.out.tfevents.1.other") == 0o644  # another program's
+    events = [mode for name, mode in modes.items() if "tfevents" in name]
+    assert events == [0o600] * 3
+
+
 def test_pictures_never_reach_wandb(tmp_path: Path, fake_wandb) -> None:
     tracker = trackers.WandB(tmp_path, "project", None, {})
     tracker.pictures(1, [Image.new("RGB", (2, 2))])

@@ -27,7 +27,7 @@ def comparison_rows(named: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
     """One row per LoRA, from its findings; the first undefended one says which attacks are credited."""
     reference = next((one for one in named.values() if one["defended"] is False), None)
     credited = [] if reference is None else [one["name"] for one in reference["findings"] if works(one)]
-    rows = []
+    rows, titles = [], {content.get("label"): name for name, content in named.items()}
     for name, content in named.items():
         by_name = {one["name"]: one for one in content["findings"]}
         paper, main, worst = (by_name[key] for key in (PAPER_ATTACK, content["primary"], content["worst"]))
@@ -48,7 +48,7 @@ def comparison_rows(named: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
                 "main_auc_interval": main["auc_interval"],
                 "main_auc_difference": None if pair is None else pair["difference"],
                 "main_auc_difference_interval": None if pair is None else pair["interval"],
-                "main_auc_difference_against": None if pair is None else pair["against"],
+                "main_auc_difference_against": None if pair is None else titles.get(pair["against"]),
                 "main_tpr_at_5_fpr": tpr(main, 0.05),
                 "worst_attack": worst["title"],
                 "worst_auc": worst["auc"],

@@ -14,7 +14,8 @@ CHECKPOINT = re.compile(r" (step)?\d{6,8}$")
 
 def exhibits(outcome: Outcome, together: Sequence[Outcome]) -> list[str]:
     """Every figure with its caption."""
-    return [*roc_exhibits(outcome), *attack_exhibits(outcome), *picture_exhibits(outcome), *shared_exhibits(together)]
+    return [*roc_exhibits(outcome), *attack_exhibits(outcome), *score_exhibits(outcome), *picture_exhibits(outcome),
+            *shared_exhibits(together)]  # fmt: skip
 
 
 def roc_exhibits(outcome: Outcome) -> list[str]:
@@ -32,24 +33,31 @@ def roc_exhibits(outcome: Outcome) -> list[str]:
 
 
 def attack_exhibits(outcome: Outcome) -> list[str]:
-    """What the attacks reach, where, and at which price."""
-    examination, candidates = outcome.examination, outcome.candidates
+    """What the attacks reach, and at which price: aggregates alone, which a published page shows too."""
+    examination = outcome.examination
     claimed = outcome.settings.get("epsilon")
     shadow = ("Blue diamonds: the same attack fitted on a shadow LoRA, by somebody who knows no label of this one. "
               if examination.shadow_findings else "")  # fmt: skip
     return [
         page.figure(figures.forest_figure(examination, TITLES), "All attacks",
                     f"AUC with 95 % intervals. {shadow}With the LoRA off and for the controls, 0.5 must come out."),
-        page.figure(figures.histogram_figure(examination.scores[PRIMARY], examination.scores_off[PRIMARY], candidates),
-                    "Scores", "Where the two colours part, members can be told; below the line the LoRA is off."),
-        page.figure(figures.timestep_figure(examination.profiles), "AUC against the timestep",
-                    "Which noise level gives most away; shown, never chosen from."),
         page.figure(figures.transfer_figure(examination, TITLES), "Thresholds in practice",
                     "False accusations on the test side at thresholds fixed on other pictures; dashed: the target."),
         page.figure(figures.epsilon_figure(examination, None if claimed is None else float(claimed)),
                     "Empirical epsilon",
                     "What the guesses prove about any differential-privacy claim (95 %): a claim below the lower bound "
                     "is refuted."),
+    ]  # fmt: skip
+
+
+def score_exhibits(outcome: Outcome) -> list[str]:
+    """What the scores of single pictures show."""
+    examination, candidates = outcome.examination, outcome.candidates
+    return [
+        page.figure(figures.histogram_figure(examination.scores[PRIMARY], examination.scores_off[PRIMARY], candidates),
+                    "Scores", "Where the two colours part, members can be told; below the line the LoRA is off."),
+        page.figure(figures.timestep_figure(examination.profiles), "AUC against the timestep",
+                    "Which noise level gives most away; shown, never chosen from."),
         page.figure(figures.agreement_figure(examination.scores, candidates, TITLES), "Which attacks agree",
                     "Rank correlation over the test side's members. Attacks that find the same pictures are red; a "
                     "defence against one says little about a pale one."),
@@ -60,8 +68,8 @@ def picture_exhibits(outcome: Outcome) -> list[str]:
     """Who is most exposed."""
     bars, highest = figures.group_bars(outcome.examination.scores[PRIMARY], outcome.candidates)
     text = ("Groups of member pictures (the split's own, with their number of pictures) by the main attack. An average "
-            "hides the worst off; group names may be private.")  # fmt: skip
-    return [page.figure(figures.group_figure(bars, highest), "Most exposed groups", text)]
+            "hides the worst off. Which group has which number stands beside the most exposed pictures.")  # fmt: skip
+    return [page.figure(figures.group_figure(list(bars.values()), highest), "Most exposed groups", text)]
 
 
 def shared_exhibits(together: Sequence[Outcome]) -> list[str]:

@@ -174,14 +174,18 @@ def epsilon_figure(examination: Examination, claimed: float | None) -> str:
     return svg(figure)
 
 
-def group_figure(bars: Mapping[str, tuple[float, int]], highest: float) -> str:
-    """Groups of member pictures by mean score; the number of pictures beside each, the best non-member as a line."""
+def group_figure(bars: Sequence[tuple[float, int]], highest: float) -> str:
+    """Groups of member pictures by mean score, numbered: their names may name persons. The best non-member is a line.
+
+    Args:
+        bars: mean score and number of pictures, worst first.
+    """
     figure, axes = canvas(0.9 + 0.24 * len(bars))
-    axes.barh(range(len(bars)), [score for score, _ in bars.values()], color=MEMBER, alpha=0.75)
+    axes.barh(range(len(bars)), [score for score, _ in bars], color=MEMBER, alpha=0.75)
     axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
     axes.axvline(0, color=QUIET, linewidth=1)
     axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members")
-    axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
+    axes.set_yticks(range(len(bars)), [f"{number} ({count})" for number, (_, count) in enumerate(bars, 1)], fontsize=7)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
     return svg(figure)
 
@@ -198,11 +202,7 @@ def group_bars(scores: Rows, candidates: Candidates, most: int = 16) -> tuple[di
         groups.setdefault(candidates.groups[row], []).append(float(level[row]))
     means = {name: (float(np.mean(rows)), len(rows)) for name, rows in groups.items()}
     worst = sorted(means, key=lambda name: (-means[name][0], name))[:most]
-    return {_short(name): means[name] for name in worst}, float(level[~candidates.is_member].max())
-
-
-def _short(name: str, longest: int = 24) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}\u2026"
+    return {name: means[name] for name in worst}, float(level[~candidates.is_member].max())
 
 
 def agreement_figure(scores: Mapping[str, Rows], candidates: Candidates, titles: Mapping[str, str]) -> str:

@@ -24,7 +24,7 @@ ACCESS = {attack.name: attack.access for attack in ATTACKS} | {"lira": "GB+base,
 class Outcome:
     """The audit of one LoRA file."""
 
-    label: str
+    label: str  # the folder's name: for the owner's own page and terminal alone
     method: str
     settings: Mapping[str, str]  # what the LoRA's metadata states of its training
     exposures: float | None  # per member picture; None where the file does not say
@@ -35,6 +35,7 @@ class Outcome:
     facts: Mapping[str, str]  # profile, hashes, versions, seconds
     passes: Mapping[str, int]  # UNet passes per picture, by attack
     nearest: Mapping[str, NDArray[np.uint8]]  # nearest drawing [3, h, w] by hash of the picture
+    alias: str = "LoRA"  # in place of the label, which is a folder's name, wherever others may read it
 
     @property
     def main(self) -> Finding:
@@ -49,7 +50,7 @@ class Outcome:
 
 
 def outcome_of(
-    label: str,
+    names: tuple[str, str],
     origin: Provenance,
     examination: Examination,
     candidates: Candidates,
@@ -57,16 +58,21 @@ def outcome_of(
     drawn: Drawings | None,
     facts: Mapping[str, str],
 ) -> Outcome:
-    """Put together what was measured and where it came from."""
+    """Put together what was measured and where it came from.
+
+    Args:
+        names: label and alias.
+    """
     if drawn is not None:
         examination.findings["drawings"] = drawn.finding
     return Outcome(
-        label, origin.method, origin.settings, origin.exposures, origin.defended, examination, candidates,
+        names[0], origin.method, origin.settings, origin.exposures, origin.defended, examination, candidates,
         utility=adaptation_utility(evidence, candidates) | (dict(drawn.quality) if drawn else {}),
         facts={"profile": evidence.plan.name, "LoRA": origin.fingerprint[:16]}
         | dict(facts) | (dict(drawn.facts) if drawn else {}),
         passes={attack.name: attack.passes(evidence.plan) for attack in ATTACKS},
         nearest=drawn.nearest if drawn else {},
+        alias=names[1],
     )  # fmt: skip
 
 
@@ -83,11 +89,11 @@ def adaptation_utility(evidence: Evidence, candidates: Candidates) -> dict[str, 
 
 
 def stamp_facts(outcome: Outcome) -> dict[str, str]:
-    """The measured figures for the LoRA's metadata: aggregates only."""
+    """The measured figures for the LoRA's metadata: aggregates to two digits, no counts (they narrow the members')."""
     main, worst = outcome.main, outcome.worst
 
     def area(one: Finding) -> str:
-        return f"{one.auc:.3f} [{one.auc_interval[0]:.3f}, {one.auc_interval[1]:.3f}]"
+        return f"{one.auc:.2f} [{one.auc_interval[0]:.2f}, {one.auc_interval[1]:.2f}]"
 
     known = [rate for rate in main.low_rates if rate.tpr is not None and rate.interval is not None]
     facts = {
@@ -95,11 +101,10 @@ def stamp_facts(outcome: Outcome) -> dict[str, str]:
         "audit_auc": area(main),
         "audit_worst_attack": worst.name,
         "audit_worst_auc": area(worst),
-        "audit_p_max": f"{outcome.examination.p_max:.4f}",
-        "audit_images": f"{main.members}+{main.non_members}",
+        "audit_p_max": f"{outcome.examination.p_max:.2g}",
         "audit_profile": outcome.facts["profile"],
     }
     for rate in known:
         assert rate.interval is not None
-        facts[f"audit_tpr_at_{rate.fpr:g}_fpr"] = f"{rate.tpr:.3f} [{rate.interval[0]:.3f}, {rate.interval[1]:.3f}]"
+        facts[f"audit_tpr_at_{rate.fpr:g}_fpr"] = f"{rate.tpr:.2f} [{rate.interval[0]:.2f}, {rate.interval[1]:.2f}]"
     return {f"ss_privacy_{name}": text for name, text in facts.items()}

@@ -16,7 +16,7 @@ class Pair:
     """AUC of one LoRA minus that of another, same attack, same pictures, same noise."""
 
     attack: str
-    against: str  # label of the other
+    against: str  # alias of the other
     difference: float
     interval: Interval  # 95 %: both sides of a bootstrap draw share the sample
 
@@ -44,5 +44,5 @@ def paired_differences(outcome: Outcome, together: Sequence[Outcome], seed: int 
                 *test_groups(outcome.candidates),
                 seed,
             )
-            pairs.append(Pair(attack, other.label, difference, interval))
+            pairs.append(Pair(attack, other.alias, difference, interval))
     return pairs

@@ -13,7 +13,7 @@ from library.audit.pairing import paired_differences
 
 
 def as_json(outcome: Outcome, together: Sequence[Outcome] = ()) -> dict[str, Any]:
-    """All aggregate figures; no picture, name or caption.
+    """All aggregate figures; no picture, caption, or name of a picture, group or folder.
 
     Args:
         together: every LoRA of the call, for the paired differences.
@@ -22,7 +22,7 @@ def as_json(outcome: Outcome, together: Sequence[Outcome] = ()) -> dict[str, Any
     sides = list(outcome.candidates.sides)
     return {
         "format": 1,
-        "label": outcome.label,
+        "label": outcome.alias,
         "method": outcome.method,
         "settings": dict(outcome.settings),
         "exposures_per_image": outcome.exposures,
@@ -60,7 +60,7 @@ def _finding_json(outcome: Outcome, one: Finding) -> dict[str, Any]:
 
 
 def scores_csv(outcome: Outcome) -> str:
-    """One line per picture: hash of its pixels, side, group, every score with the LoRA on and off."""
+    """One line per picture: hash of its pixels, side, every score with the LoRA on and off."""
     examination = outcome.examination
     on, off = examination.scores, examination.scores_off
     columns = [*on, *(f"{name}_off" for name in off)]

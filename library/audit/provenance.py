@@ -1,5 +1,6 @@
 """What a LoRA file says of its own making, and whether it belongs to this base."""
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, str], Provena
 
 
 def stamp(file: Path, facts: Mapping[str, str]) -> None:
-    """Add measured figures to a LoRA's metadata; its tensors and their hash stay as they are."""
+    """Put measured figures into a LoRA's metadata in place of an earlier audit's; tensors, hash and mode stay."""
     tensors, metadata = read_tensors(file)
-    write_tensors(file, tensors, {**metadata, **facts})
+    mode = stat.S_IMODE(file.stat().st_mode)
+    kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PREFIX}audit_")}
+    write_tensors(file, tensors, {**kept, **facts})
+    file.chmod(mode)

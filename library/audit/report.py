@@ -7,6 +7,7 @@ from pathlib import Path
 from library.audit import page
 from library.audit.battery import PRIMARY
 from library.audit.exhibits import exhibits
+from library.audit.figures import group_bars
 from library.audit.findings import Finding
 from library.audit.generation import QUALITY
 from library.audit.intervals import hanley_mcneil_half_width
@@ -41,7 +42,7 @@ def report_html(outcome: Outcome, together: Sequence[Outcome], risks: Sequence[R
     parts += [page.heading("Figures"), page.figures(exhibits(outcome, together)), *attack_table(outcome)]
     parts += quality_section(outcome) + controls_section(outcome) + epsilon_section(outcome)
     if risks:
-        parts += risk_section(risks)
+        parts += risk_section(risks) + group_section(outcome)
     return page.page(f"Audit of {outcome.label}", [*parts, *fine_print(outcome)])
 
 
@@ -225,6 +226,16 @@ def risk_section(risks: Sequence[Risk]) -> list[str]:
         for risk in risks
     ]  # fmt: skip
     return [page.heading("Most exposed pictures"), page.paragraph(text), page.pictures(entries)]
+
+
+def group_section(outcome: Outcome) -> list[str]:
+    """Which group has which number in the figure; a picture that is a group of its own has no name to show."""
+    bars, _ = group_bars(outcome.examination.scores[PRIMARY], outcome.candidates)
+    own = set(outcome.candidates.pixels)
+    rows = [(str(number), name) for number, name in enumerate(bars, 1) if name not in own]
+    if not rows:
+        return []
+    return [page.heading("Most exposed groups"), page.table(("number in the figure", "group"), rows)]
 
 
 def fine_print(outcome: Outcome) -> list[str]:

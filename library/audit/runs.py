@@ -24,6 +24,7 @@ class Run:
     audit: Path  # where the report goes
     settings: Mapping[str, Any]  # options of the training, defaults filled in
     is_last: bool  # False for earlier checkpoints
+    alias: str = "LoRA"  # in place of the label in whatever others may read
 
     def sweep_index(self, profile: str) -> Path:
         """The file that says where this LoRA's answers lie."""
@@ -117,14 +118,21 @@ def read_settings(config: Path) -> dict[str, Any]:
 
 
 def _labelled(runs: list[Run]) -> list[Run]:
-    """Labels that differ: the folder's name, its parent's too where two are alike, and the checkpoint's number."""
+    """Labels that differ: the folder's name, its parent's too where two are alike, and the checkpoint's number.
+
+    Aliases number the folders and files in the order given, and name none.
+    """
     folders = {run.lora.resolve().parent for run in runs}
     alike = {name for name in (folder.name for folder in folders) if sum(folder.name == name for folder in folders) > 1}
-    named = []
+    named: list[Run] = []
+    several, number = sum(run.is_last for run in runs) > 1, 1
     for run in runs:
         folder = run.lora.resolve().parent
         label = f"{folder.parent.name}/{run.label}" if folder.name in alike else run.label
+        alias = f"LoRA {number}" if several else "LoRA"
         if not run.is_last:
-            label += f" {NUMBER.search(run.lora.stem)[0].strip('-')}"  # type: ignore[index]
-        named.append(Run(label, run.lora, run.split, run.audit, run.settings, run.is_last))
+            stop = NUMBER.search(run.lora.stem)[0].strip("-")  # type: ignore[index]
+            label, alias = f"{label} {stop}", f"{alias} {stop}"
+        number += run.is_last  # the earlier ones of a folder stand before its last one
+        named.append(replace(run, label=label, alias=alias))
     return named

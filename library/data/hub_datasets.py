@@ -83,7 +83,10 @@ def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]],
     path = Path(source.name).expanduser()
     try:
         if path.exists():
-            rows = _local(path, source.split, private_folder(cache / ".locks"))
+            locks = private_folder(cache / ".locks")
+            rows = _local(path, source.split, locks)
+            for lock in locks.rglob("*.lock"):
+                lock.chmod(0o600)  # its name holds the dataset's path
         elif HUB_ID.fullmatch(source.name):
             rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
         else:

@@ -61,7 +61,7 @@ def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     named = with_one_attention_alpha(with_client_names(state))
     tensors = {name: value.detach().to("cpu", DTYPES[save_precision]) for name, value in named.items()}
     check_lora(tensors)
-    write_tensors(path, tensors, with_hashes(tensors, metadata))
+    write_tensors(path, tensors, with_hashes(tensors, metadata), private=False)
 
 
 def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

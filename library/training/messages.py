@@ -42,7 +42,7 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
             "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
             f"  diffusers: {_in_diffusers(lora, kinds)}",
             f"  before you share it: bash audit.sh {lora.parent}",
-            f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+            f"  keep private: everything else in {lora.parent} (split.json names your pictures; docs/files.md)",
         ]
     )
 

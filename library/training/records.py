@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from library.tensor_files import write_whole
+from library.tensor_files import owners_file, write_whole
 from library.training.output_folder import OutputFolder
 from library.training.speed import Speed
 from library.training.trackers import LogRules, Tracker, open_trackers
@@ -42,7 +43,8 @@ class Recorder:
             return
         if done:
             self._forget_after(done)
-        self._file = self.log.open("a", encoding="utf-8")
+        handle = owners_file(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file = os.fdopen(handle, "a", encoding="utf-8")
         self._trackers = open_trackers(rules, folder, done)
 
     def __enter__(self) -> "Recorder":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from library.tensor_files import write_whole
+from library.tensor_files import private_folder, write_whole
 from library.training.output_folder import OutputFolder
 
 MARGIN, LABEL = 4, 16  # pixels
@@ -18,7 +18,7 @@ def write_previews(folder: Path, output_name: str, stage: str, images: list[Imag
     Args:
         stage: "base", "e000001", "step00000050" or "final".
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     for index, image in enumerate(images):
         write_whole(folder / f"{output_name}_{stage}_{index:02d}.png", _png(image))
 

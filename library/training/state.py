@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from library.check import Faults, InputError, shortened
-from library.tensor_files import read_tensors, write_tensors, write_whole
+from library.tensor_files import private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
@@ -69,7 +69,7 @@ def save_state(
         split_hash: names the split and its key without naming a picture or telling the key.
         checks: the proxy's checks so far.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         write_tensors(temporary / "lora.safetensors", raw_tensors(players.network), {})

@@ -11,10 +11,12 @@ import toml
 from PIL import Image
 
 from library.check import Faults, InputError, did_you_mean
+from library.tensor_files import private_folder
 from library.training.output_folder import OutputFolder
 
 # What log_tracker_config may hand to wandb.init; the rest would send options, code, pictures or paths away.
 FOR_WANDB = ("entity", "group", "job_type", "tags", "notes", "mode", "id", "resume")
+EVENTS = "events.out.tfevents.*"  # TensorBoard's own names
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Scalars and previews in event files."""
+    """Scalars and previews in event files, the owner's alone: their names hold the machine's name."""
 
     def __init__(self, place: str, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        before = set(Path(place).glob(EVENTS))
         self._writer: Any = SummaryWriter(place, purge_step=done + 1 if done else None)
+        for file in set(Path(place).glob(EVENTS)) - before:
+            file.chmod(0o600)
 
     def figures(self, done: int, figures: dict[str, float]) -> None:
         """See Tracker."""
@@ -76,6 +81,7 @@ class WandB:
             host="private", program="private", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
             x_save_requirements=False,
         )  # fmt: skip
+        self._place = private_folder(folder / "wandb")
         self._run: Any = wandb.init(
             project=project, name=run_name, dir=str(folder), config={}, settings=settings, **further
         )
@@ -90,6 +96,9 @@ class WandB:
     def close(self) -> None:
         """See Tracker."""
         self._run.finish()
+        for place in self._place.rglob("*"):
+            if not place.is_symlink():
+                place.chmod(0o700 if place.is_dir() else 0o600)
 
 
 def open_trackers(rules: LogRules, folder: OutputFolder, done: int) -> list[Tracker]:
@@ -100,7 +109,10 @@ def open_trackers(rules: LogRules, folder: OutputFolder, done: int) -> list[Trac
     """
     trackers: list[Tracker] = []
     if rules.log_with in ("tensorboard", "all"):
-        trackers.append(TensorBoard(tensorboard_folder(rules, folder), done))
+        place = tensorboard_folder(rules, folder)
+        if not (rules.logging_dir and Path(place).is_dir()):  # a folder of the person's own keeps its mode
+            private_folder(Path(place))
+        trackers.append(TensorBoard(place, done))
     if rules.log_with in ("wandb", "all"):
         further = read_tracker_config(rules.log_tracker_config)
         trackers.append(WandB(folder.path, rules.log_tracker_name or "private-lora", rules.wandb_run_name, further))
