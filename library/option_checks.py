@@ -1,5 +1,6 @@
 """What shows only when several options are read together, and paths that are not there."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
