@@ -14,6 +14,7 @@ from library.audit.examination import Examination
 from library.audit.findings import sides_of, test_groups
 from library.audit.intervals import group_draws
 from library.audit.rates import roc_points
+from library.plain_text import for_figure
 
 MEMBER, NON_MEMBER, QUIET, GRID = "#c2410c", "#1d4ed8", "#64748b", "#e2e8f0"
 LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0f172a")
@@ -181,7 +182,8 @@ def group_figure(bars: Mapping[str, tuple[float, int]], highest: float) -> str:
     axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
     axes.axvline(0, color=QUIET, linewidth=1)
     axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members")
-    axes.set_yticks(range(len(bars)), [f"{name} ({count})" for name, (_, count) in bars.items()], fontsize=7)
+    axes.set_yticks(range(len(bars)), [for_figure(f"{name} ({count})") for name, (_, count) in bars.items()],
+                    fontsize=7)  # fmt: skip
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
     return svg(figure)
 

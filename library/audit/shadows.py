@@ -158,7 +158,7 @@ def train(shadow: Shadow, recipe: Recipe, candidates: Candidates) -> None:
     command = [sys.executable, str(recipe.trainer), "--config_file", str(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not shadow.lora.is_file():
-        raise InputError(f"a shadow LoRA could not be trained: {done.stderr.strip()[-500:]}")
+        raise InputError("a shadow LoRA could not be trained:", *done.stderr.strip()[-500:].split("\n"))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o600)
     logger.info("trained shadow LoRA %s", shadow.folder.name)
