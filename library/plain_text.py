@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
@@ -92,10 +93,13 @@ class PlainStream:
 
 
 def with_plain_streams(main: Callable[[], int]) -> int:
-    """Run a door with both streams of the terminal under the net."""
+    """Run a door with both streams of the terminal under the net; a traceback falls into it too."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr, "\n\t\r")  # type: ignore[assignment]
     try:
         return main()
+    except Exception:
+        traceback.print_exc()
+        return 1
     finally:
         sys.stdout, sys.stderr = before

@@ -37,7 +37,7 @@ class ShadowRules:
 class Recipe:
     """How the target was trained."""
 
-    trainer: Path  # the door
+    trainer: Path | None  # the door; None: made by another trainer
     options: Mapping[str, Any]  # all that shapes its weights
     split: Path
     folder: Path  # where shadows are kept
@@ -76,7 +76,7 @@ class Planned:
 
 def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Planned:
     """Who is in which shadow. Raises: InputError when they cannot be trained."""
-    if (rules.shadow_loras or rules.shadow_transfer) and not recipe.trainer.is_file():
+    if (rules.shadow_loras or rules.shadow_transfer) and recipe.trainer is None:
         raise InputError("shadow LoRAs repeat the recipe of the LoRA under audit, and this one was made by another "
                          "trainer; leave shadow_loras and shadow_transfer out")  # fmt: skip
     transfer = transfer_shadow(recipe, candidates, rules.audit_seed) if rules.shadow_transfer else None
@@ -123,6 +123,7 @@ def transfer_shadow(recipe: Recipe, candidates: Candidates, seed: int) -> Shadow
 
 def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: int) -> Shadow:
     placed = sorted(zip(candidates.pixels, sides, strict=True))
+    assert recipe.trainer is not None  # planned() has seen to it
     facts = json.dumps([recipe.trainer.stem, dict(recipe.options), placed, seed], sort_keys=True, default=str)
     return Shadow(sides, seed, recipe.folder / hashlib.sha256(facts.encode()).hexdigest()[:24])
 

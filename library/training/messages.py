@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from library.plain_text import PlainFormatter, for_shell
+from library.plain_text import PlainFormatter, for_shell, plain
 from library.training.lora_file import kinds_in
 from library.training.output_folder import OutputFolder
 
@@ -34,18 +34,17 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     """Where the LoRA lies and how to load it."""
     lora = folder.lora().resolve()
     kinds = kinds_in(lora)
-    return "\n".join(
-        [
-            *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
-            f"LoRA: {lora}",
-            f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
-            "  ComfyUI: copy it to models/loras and add a Load LoRA node",
-            "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
-            f"  diffusers: {_in_diffusers(lora, kinds)}",
-            f"  before you share it: {for_shell(['bash', 'audit.sh', lora.parent])}",
-            f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
-        ]
-    )
+    lines = [
+        *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
+        f"LoRA: {lora}",
+        f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
+        "  ComfyUI: copy it to models/loras and add a Load LoRA node",
+        "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
+        f"  diffusers: {_in_diffusers(lora, kinds)}",
+        f"  before you share it: {for_shell(['bash', 'audit.sh', lora.parent])}",
+        f"  keep private: everything else in {lora.parent} (split.json names your pictures)",
+    ]
+    return "\n".join(plain(line) for line in lines)
 
 
 def _in_diffusers(lora: Path, kinds: set[str]) -> str:
