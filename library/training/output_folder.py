@@ -122,6 +122,7 @@ def clear_run(folder: OutputFolder) -> None:
     for file in numbered:
         file.unlink()
     others = [folder.path / name for name in ("state", "audit", "wandb")]
+    others += [place for place in folder.path.glob("audit.old-*")]
     for place in (folder.samples(), folder.tensorboard(), *others):
         if place.is_dir():
             shutil.rmtree(place)
