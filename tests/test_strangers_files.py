@@ -23,6 +23,17 @@ from library.tensor_files import write_tensors
 from library.training import output_folder
 from library.training.output_folder import OutputFolder
 
+
+class Payload:
+    """What pickle writes down as a call."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return open, (self.marker, "w")
+
+
 SHELF = Shelf(Path("shared"), "5" * 64)
 ADAPTER = "a" * 64
 
@@ -150,6 +161,15 @@ def test_a_path_in_a_split_is_not_opened(pictures: Path, flags, tmp_path: Path) 
     settings = {**dataclasses.asdict(Config()), "train_data_dir": str(pictures), "resolution": "16"}
     cast = find_cast(tmp_path / "split.json", read_split_pictures(*pick_rules(settings)))
     assert all(path.is_relative_to(pictures) for path in cast.paths())
+
+
+def test_a_state_with_a_payload_is_refused_and_not_run(flags, tmp_path: Path) -> None:
+    assert PLoRA.main(flags(save_state=True, max_train_steps=1)) == 0
+    state = shutil.copytree(tmp_path / "out" / "state" / "last-state", tmp_path / "state" / "last-state")
+    torch.save({"optimizer": Payload(str(tmp_path / "ran"))}, state / "optimizers.pt")
+    with pytest.raises(InputError, match="optimizers.pt' was not read: .* more than tensors"):
+        PLoRA.main(flags(save_state=True, max_train_steps=2, resume=state))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_resumed_run_sets_the_old_audit_aside_and_says_so(flags, tmp_path: Path, capsys) -> None:
