@@ -105,14 +105,14 @@ def test_an_index_names_no_folder_outside_the_two_places(name: object, tmp_path:
         content = json.loads(file.read_text())
         content["stores"][field] = name
         file.write_text(json.dumps(content))
-        with pytest.raises(InputError, match="holds no sweep of this LoRA"):
+        with pytest.raises(InputError, match="does not say which answers are whose"):
             read_index(file, SHELF, ADAPTER)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"on": "/etc", "pictures": []}', '{"format": 2}', "[" * 100_000])
 def test_an_index_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(InputError, match="or one of an earlier version"):
+    with pytest.raises(InputError, match="does not say which answers are whose"):
         read_index(tmp_path / "sweep.json", SHELF, ADAPTER)
 
 

@@ -13,7 +13,7 @@ from library.audit.evidence import Candidates, Evidence, Rows, aux_view
 from library.audit.provenance import Provenance, read_adapter
 from library.audit.record_store import Records
 from library.audit.shadows import Planned, Shadow, train
-from library.audit.sweeping import Bench, Shelf, evidence_of, losses_of, read_index
+from library.audit.sweeping import Bench, Shelf, Stores, evidence_of, losses_of, read_index
 from library.check import InputError
 
 FEW = 8  # up to so many shadows, all pictures share one spread per timestep
@@ -56,13 +56,19 @@ def likelihood_scores(evidence: Evidence, shadows: Sequence[Shadow], shelf: Shel
     base = np.log(evidence.losses("off"))
     answers = []
     for shadow in shadows:
-        adapter = read_adapter(shadow.lora)[2].fingerprint
-        stores, keys = read_index(shadow.sweep_index(evidence.plan.name), shelf, adapter)
+        stores, keys = _index_of(shadow, evidence.plan.name, shelf)
         answers.append(np.log(losses_of(Path(stores.on), keys, evidence.plan)) - base)
     target, stacked = np.log(evidence.losses("on")) - base, np.stack(answers)
     inside = np.stack([shadow.inside() for shadow in shadows])
     off = likelihood_ratios(np.zeros_like(target), stacked, inside)
     return {"lira": (likelihood_ratios(target, stacked, inside), off, f"{len(shadows)} shadows")}
+
+
+def _index_of(shadow: Shadow, plan_name: str, shelf: Shelf) -> tuple[Stores, list[str]]:
+    """Where a shadow's answers lie. Raises: InputError when it was not asked yet, or is another LoRA by now."""
+    index = shadow.sweep_index(plan_name)
+    adapter = read_adapter(shadow.lora)[2].fingerprint if index.is_file() else ""
+    return read_index(index, shelf, adapter)
 
 
 def transferred_evidence(target: Evidence, shadow: Evidence, aux: NDArray[np.intp]) -> Evidence:
@@ -100,8 +106,7 @@ def transferred_scores(
         return None
     known = turned(candidates)
     aux = aux_view(known, seed)
-    adapter = read_adapter(shadow.lora)[2].fingerprint
-    answers = evidence_of(*read_index(shadow.sweep_index(target.plan.name), shelf, adapter), target.plan)
+    answers = evidence_of(*_index_of(shadow, target.plan.name, shelf), target.plan)
     mixed = transferred_evidence(target, answers, aux.rows)
     found = {}
     for attack in battery:

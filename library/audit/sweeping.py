@@ -165,6 +165,8 @@ def read_index(file: Path, shelf: Shelf, adapter: str) -> tuple[Stores, list[str
         InputError: there was no sweep yet; the answers are another LoRA's, or of another split.
     """
     again = "run once without --scores_only"
+    if not file.is_file():
+        raise InputError(f"'{file.parent}' holds no sweep of this LoRA and profile yet; {again}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         names, keys = {field.name: content["stores"][field.name] for field in fields(Stores)}, content["pictures"]
@@ -176,7 +178,7 @@ def read_index(file: Path, shelf: Shelf, adapter: str) -> tuple[Stores, list[str
             raise ValueError("no names of stores")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"'{file.parent}' holds no sweep of this LoRA and profile yet (or one of an earlier version); {again}"
+            f"'{file}' does not say which answers are whose as this version writes it ({type(error).__name__}); {again}"
         ) from error
     for stated, here, what in zip(whose, (adapter, shelf.split), ("LoRA", "split"), strict=True):
         if stated != here:
