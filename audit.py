@@ -17,6 +17,7 @@ from library.audit.findings import Finding
 from library.audit.sweep_plan import PLANS
 from library.config import Config
 from library.diffusion import model_files
+from library.plain_text import plain, plain_lines
 from library.rules import pick
 from library.training import messages
 from networks import base_weights, lora
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     undefended: dict[str, Mapping[str, Finding]] = {}
     of_base: dict[str, dict] = {}  # what the attacks say of the base alone: the same for every LoRA on it
     for run in sorted(listed, key=lambda run: (adapters[run.lora][2].defended is not False, not run.is_last)):
-        print(f"\n{run.label}: {run.lora}")
+        print(f"\n{plain(run.label)}: {plain(run.lora)}")
         cast, origin = casts[run.lora], adapters[run.lora][2]
         drawings = None if config.scores_only else ask_model(run, config, adapters[run.lora], cast)
         shown = undefended.get(cast.split_hash) if origin.defended else None
@@ -51,19 +52,19 @@ def main(arguments: list[str]) -> int:
         audited[run.lora] = found
         if origin.defended is False and run.is_last:
             undefended.setdefault(cast.split_hash, found.examination.findings)
-        print(report.summary(found))
+        print(plain_lines(report.summary(found)))
 
     together = [audited[run.lora] for run in listed]
     for run in (run for run in listed if run.is_last):
         found = audited[run.lora]
         risks = risk_list.riskiest(found, casts[run.lora].paths())
-        print(f"report of {run.label}: {report.write_report(found, together, risks, run.audit)}")
+        print(plain(f"report of {run.label}: {report.write_report(found, together, risks, run.audit)}"))
     for run in listed if config.stamp else []:
         provenance.stamp(run.lora, outcome.stamp_facts(audited[run.lora]))
-        print(f"stamped the measured figures into {run.lora}")
+        print(plain(f"stamped the measured figures into {run.lora}"))
     if config.publishable:
         done = [(run.lora, audited[run.lora]) for run in listed if run.is_last]
-        print(f"what may be published: {publication.publish(done, together, Path(config.publishable))}")
+        print(plain(f"what may be published: {publication.publish(done, together, Path(config.publishable))}"))
     return 0
 
 
@@ -73,13 +74,15 @@ def score(
 ) -> outcome.Outcome:
     """Examine the cached answers about one LoRA; no model is needed."""
     started, plan, planned = time.monotonic(), PLANS[config.profile], shadows_of(run, config, origin, cast)
-    answers = sweeping.evidence_of(*sweeping.read_index(run.sweep_index(plan.name)), plan)
+    shelf = sweeping.Shelf(Path(config.cache_dir) / "audit", cast.split_hash)
+    answers = sweeping.evidence_of(*sweeping.read_index(run.sweep_index(plan.name), shelf, origin.fingerprint), plan)
     blinded = blind.blind_controls(cast.paths(), cast.captions(), evidence.aux_view(cast.candidates, config.audit_seed))
     found = examination.examine(
         answers, cast.candidates, blinded, epsilon_doubt=cast.doubt_of_coins(run.settings),
         target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended, of_base=of_base,
-        extra=shadow_attacks.likelihood_scores(answers, planned.halves),
-        shadow=shadow_attacks.transferred_scores(answers, planned.transfer, cast.candidates, config.audit_seed),
+        extra=shadow_attacks.likelihood_scores(answers, planned.halves, shelf),
+        shadow=shadow_attacks.transferred_scores(
+            answers, planned.transfer, cast.candidates, config.audit_seed, shelf),
         notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [])
     facts = {"inclusion": cast.inclusion, "torch": torch.__version__,
              "seconds for the scores": f"{time.monotonic() - started:.0f}"}
@@ -92,7 +95,8 @@ def shadows_of(
 ) -> shadows.Planned:
     """The shadow LoRAs that were asked for, and how they are trained."""
     options = toml_config.recipe_of(origin.trainer, run.settings)
-    recipe = shadows.Recipe(HERE / f"{origin.trainer}.py", options, run.split, run.audit / "shadows")
+    trainer = HERE / f"{origin.trainer}.py" if origin.trainer else None
+    recipe = shadows.Recipe(trainer, options, run.split, run.audit / "shadows")
     return shadows.planned(recipe, cast.candidates, pick(config, shadows.ShadowRules))
 
 
@@ -110,11 +114,11 @@ def ask_model(
     pictures = candidate_pictures.encode_cast(
         cast, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
     bench = sweeping.Bench(
-        pictures, plan, effort, Path(config.cache_dir) / "audit", model.fingerprint,
+        pictures, plan, effort, sweeping.Shelf(Path(config.cache_dir) / "audit", cast.split_hash), model.fingerprint,
         f"{[settings[name] for name in SEEN]} {model.schedule_in_words()}", "cuda bf16" if on_gpu else "cpu fp32")
     stores = bench.stores(run.audit / "records", origin.fingerprint, origin.shape)
     eyes = image_encoders.open_eyes(model.vae, pick(config, image_encoders.EyeRules))
-    bench.sweep(asked, stores, run.sweep_index(plan.name))
+    bench.sweep(asked, stores, run.sweep_index(plan.name), origin.fingerprint)
 
     def opened(file: Path) -> tuple[denoiser.Denoiser, provenance.Provenance]:
         adapted, _, known = provenance.read_adapter(file)

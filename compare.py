@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import toml
 
 from library import toml_config
 from library.audit.comparison import comparison_rows, markdown, read_findings
-from library.check import InputError
+from library.check import Faults, InputError
+from library.config import TRAINERS
+from library.plain_text import plain
 from library.tensor_files import owners_file, write_whole
 
 HERE = Path(__file__).resolve().parent
@@ -56,12 +59,27 @@ def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
     except (OSError, toml.TomlDecodeError) as error:
         raise InputError(f"config_file '{given['--config_file']}' cannot be read: {error}") from error
     runs = plan.get("runs", [])
-    names = [run.get("name") for run in runs]
+    names = [run.get("name") if isinstance(run, dict) else None for run in runs]
     if not runs or None in names or len(set(names)) < len(names):
         raise InputError("a comparison needs [[runs]] with names that differ")
+    faults = Faults()
+    for run in runs:
+        check_run(run, names, faults)
+    faults.raise_if_any()
     plan = {"audit": {}, "compare": {}} | plan
     output = given.get("--output_dir") or plan["compare"].get("output_dir") or "output/compare"
     return plan, Path(output)
+
+
+def check_run(run: dict[str, Any], names: list[Any], faults: Faults) -> None:
+    """Faults of what becomes a folder or a script: the name, the source of a checkpoint, the door."""
+    name, source, door = run["name"], run.get("checkpoint_of"), run.get("door")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+ -]*", name):
+        faults.add(f"a run's name becomes a folder: letters, digits, spaces and . _ + - are taken, got {name!r}")
+    if source is not None and source not in names:
+        faults.add(f"run {name!r}: checkpoint_of {source!r} is no other run of this file")
+    if source is None and door not in TRAINERS:
+        faults.add(f"run {name!r}: door must be one of {', '.join(TRAINERS)}, got {door!r}")
 
 
 def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
@@ -79,7 +97,7 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
                 if at_work.pop(name).returncode != 0:
                     raise InputError(f"training '{name}' stopped; see {output / name}.txt")
                 mark_finished(next(run for run in runs if run["name"] == name), output)
-                print(f"trained {name}", flush=True)
+                print(f"trained {plain(name)}", flush=True)
     finally:  # whatever stops the comparison stops its trainings too; each saves what it has
         for process in at_work.values():
             process.terminate()
@@ -94,7 +112,7 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
     own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     output.mkdir(parents=True, exist_ok=True)
-    print(f"training {run['name']}", flush=True)
+    print(f"training {plain(run['name'])}", flush=True)
     with open(output / f"{run['name']}.txt", "wb", opener=owners_file) as words:
         command = [sys.executable, str(HERE / f"{run['door']}.py"), *flags, "--overwrite"]
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -4,11 +4,20 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from library.plain_text import plain
+
 MOST_OF_A_KIND = 10
 
 
 class InputError(Exception):
-    """Something the person gave cannot be used; the text says what, shows the value and gives the way out."""
+    """Something the person gave cannot be used; each message says what, shows the value and gives the way out.
+
+    A message is one plain line, whatever the values in it hold.
+    """
+
+    def __init__(self, *messages: object) -> None:
+        self.messages = [plain(message) for message in messages]
+        super().__init__("\n".join(self.messages))
 
 
 class Faults:
@@ -25,6 +34,7 @@ class Faults:
             kind: what a folder of thousands can be full of, e.g. "pictures without a mask"; of one kind the first few
                 are shown and the rest is counted.
         """
+        message = plain(message)
         if message in self.messages:
             return
         if kind:
@@ -42,22 +52,22 @@ class Faults:
         try:
             yield
         except InputError as error:
-            for message in str(error).splitlines():
+            for message in error.messages:
                 self.add(message, kind)
 
     def raise_if_any(self) -> None:
         """Raises: InputError with every message, one a line."""
         if self.messages:
-            raise InputError("\n".join(self.messages))
+            raise InputError(*self.messages)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint like ``; did you mean 'param_alpha'?`` or an empty text when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"; did you mean '{plain(near[0])}'?" if near else ""
 
 
 def shortened(names: list[str], most: int = 10) -> str:
     """The first names of a list in quotes, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
+    shown = ", ".join(f"'{plain(name)}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

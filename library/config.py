@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-TRAINERS = ("PLoRA", "SPLoRA")
+from library.trainers import TRAINERS
+
 AUDIT = ("audit",)
 EVERYWHERE = (*TRAINERS, *AUDIT)
 
@@ -123,7 +124,7 @@ class Config:
     split_secret_file: str | None = option("split", None, "file with the split's secret in hexadecimal digits (128 bits or more), to draw the same sides again; unset: a fresh one, kept in split.json alone", shapes_weights=False, kohya="not in kohya")
     split_file: str | None = option("split", None, "reuse the sides of an earlier run's split.json", doors=EVERYWHERE)
 
-    network_module: str = option("network", "networks.lora", "module that makes the network: networks.lora, lycoris.kohya, or another that keeps kohya's protocol", kohya="kohya: none (needed); networks.lora is what nearly everyone names")
+    network_module: str = option("network", "networks.lora", "module that makes the network: networks.lora, lycoris.kohya, or one of an installed package that keeps kohya's protocol", kohya="kohya: none (needed); networks.lora is what nearly everyone names")
     network_args: list[str] = option("network", [], "key=value pairs for the network, e.g. conv_dim=8 conv_alpha=8 loraplus_lr_ratio=16")
     network_weights: str | None = option("network", None, "LoRA file to start from")
     dim_from_weights: bool = option("network", False, "take ranks and alphas from network_weights")
@@ -150,7 +151,7 @@ class Config:
     learning_rate: float = option("optimizer", 2e-6, "learning rate where unet_lr or text_encoder_lr is unset", least=0)
     unet_lr: float | None = option("optimizer", None, "learning rate of the UNet's LoRA", least=0)
     text_encoder_lr: float | None = option("optimizer", None, "learning rate of the text encoder's LoRA", least=0)
-    optimizer_type: str = option("optimizer", "AdamW", "kohya's name of an optimizer, a class of torch.optim, or a dotted class path")
+    optimizer_type: str = option("optimizer", "AdamW", "kohya's name of an optimizer, a class of torch.optim, or the dotted path of a class in an installed package")
     optimizer_args: list[str] = option("optimizer", [], "key=value pairs for the optimizer, e.g. weight_decay=0.01 betas=0.9,0.99")
     max_grad_norm: float = option("optimizer", 1.0, "gradient norm above which gradients are scaled down; 0 = never", least=0)
     lr_scheduler: str = option("optimizer", "constant", "course of the learning rate", choices=(
@@ -160,7 +161,7 @@ class Config:
     lr_decay_steps: float = option("optimizer", 0.0, "optimizer steps of the final decay (warmup_stable_decay); below 1 = share of the run", least=0)
     lr_scheduler_timescale: int | None = option("optimizer", None, "timescale of inverse_sqrt in optimizer steps; unset: the warm-up", least=1)
     lr_scheduler_min_lr_ratio: float | None = option("optimizer", None, "floor of cosine_with_min_lr and warmup_stable_decay, as a share of the peak (0..1)", least=0, most=1)
-    lr_scheduler_type: str = option("optimizer", "", "dotted class path of a scheduler; beats lr_scheduler")
+    lr_scheduler_type: str = option("optimizer", "", "class of torch.optim.lr_scheduler, or dotted path of one in an installed package; beats lr_scheduler")
     lr_scheduler_args: list[str] = option("optimizer", [], "key=value pairs for lr_scheduler_type or for lr_scheduler piecewise_constant")
     lr_scheduler_num_cycles: int = option("optimizer", 1, "restarts of cosine_with_restarts", least=1)
     lr_scheduler_power: float = option("optimizer", 1.0, "power of polynomial", above=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from library.check import Faults
 from library.config import TRAINERS, Config
+from library.plain_text import plain
 
 FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
 FILES = (
@@ -158,8 +159,10 @@ def _check_loss(config: Config, faults: Faults) -> None:
 
 
 def _check_saving(config: Config, faults: Faults) -> None:
-    if "/" in config.output_name or "\\" in config.output_name or config.output_name.startswith("."):
-        faults.add(f"output_name must be a plain file stem, got {config.output_name!r}")
+    for name in ("output_name", "log_prefix"):  # they become part of file names below the folders that were named
+        stem = getattr(config, name)
+        if stem and ("/" in stem or "\\" in stem or stem.startswith(".") or plain(stem) != stem):
+            faults.add(f"{name} must be a plain file stem without / and control characters, got {stem!r}")
     if config.output_name == "proxy":
         faults.add("output_name 'proxy' is the proxy attacker's own file name, which the LoRA would lose; take another")
     if config.no_metadata and config.metadata == "full":

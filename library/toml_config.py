@@ -22,12 +22,18 @@ from library.kohya_options import (
 )
 from library.option_checks import check_together
 from library.option_sources import Given, read_file, read_flags
+from library.plain_text import STEERING, plain, plain_lines, with_plain_streams
 
 TYPES = typing.get_type_hints(Config)
 UNSET = (False, None, "", "false", "False")  # what a switch or text looks like that asks for nothing
 
 
-def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], None] = print) -> Config:
+def tell(text: str) -> None:
+    """Say one line on the terminal."""
+    print(plain(text))
+
+
+def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], None] = tell) -> Config:
     """Resolve the options of one door: defaults, then ``--config_file``, then flags.
 
     Args:
@@ -226,7 +232,7 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
             if isinstance(value, str) and _names_a_place(name):
                 value = value.replace("\\", "/")
             line = f"{name} = {_toml_value(value)}"
-            line += f"  # {origins[name]}" if name in origins else ""
+            line += f"  # {plain(origins[name])}" if name in origins else ""
             sections.setdefault(field.metadata["section"], []).append(line)
     parts = ["\n".join([f"[{heading}]", *lines, ""]) for heading, lines in sections.items()]
     return "\n".join([f"# resolved options of {door}.py", *parts])
@@ -241,12 +247,17 @@ def _names_a_place(name: str) -> bool:
 
 
 def _toml_value(value: Any) -> str:
-    """A value as TOML. JSON's texts are TOML's; ``toml.dumps`` spoils a backslash in front of an x."""
+    """A value as TOML. JSON's texts are TOML's; ``toml.dumps`` spoils a backslash in front of an x.
+
+    What could steer a terminal that shows the file stands as TOML's own escape and reads back as it was.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
         return f"[{', '.join(_toml_value(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    return STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def weight_options(door: str, config: Config) -> dict[str, Any]:
@@ -269,8 +280,12 @@ def help_text(door: str) -> str:
 
 def run(main: Callable[[list[str]], int]) -> int:
     """Run a door on the command line; an input error goes to the terminal with exit status 2."""
-    try:
-        return main(sys.argv[1:])
-    except InputError as error:
-        print(str(error), file=sys.stderr)
-        return 2
+
+    def door() -> int:
+        try:
+            return main(sys.argv[1:])
+        except InputError as error:
+            print(plain_lines(error), file=sys.stderr)
+            return 2
+
+    return with_plain_streams(door)

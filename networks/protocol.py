@@ -1,6 +1,7 @@
 """Putting a network into a model by kohya's module protocol, whatever module it comes from."""
 
 import copy
+import dataclasses
 import inspect
 import json
 import logging
@@ -9,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from library.check import Faults, InputError, shortened
+from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
 from library.training.lora_file import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from networks import lora_args, lycoris_args
@@ -27,6 +28,7 @@ logger = logging.getLogger("library.networks")
 OWN = "networks.lora"
 NEEDED = ("apply_to", "prepare_optimizer_params", "prepare_grad_etc", "on_epoch_start", "get_trainable_params")
 KNOWN_ARGS = {OWN: lora_args.KNOWN, lycoris_args.MODULE: lycoris_args.KNOWN}
+LYCORIS_WAY_OUT = "pip install lycoris-lora==4.1.3"
 PLAIN = (bool, int, float, str, list, dict, tuple, set, type(None))
 
 
@@ -47,6 +49,7 @@ class NetworkRules:
     gradient_checkpointing: bool
     base_weights: list[str]
     base_weights_multiplier: list[str]
+    dry_run: bool  # imports networks.lora and lycoris.kohya, and nothing else
 
 
 def inject(
@@ -65,6 +68,8 @@ def inject(
         InputError: a module that lacks a needed call, by name; wrong network_args; files that do not fit.
     """
     faults = Faults()
+    with faults.gathered():
+        rules = with_stand_in(rules)
     given = read_pairs(rules.network_args, faults)
     with faults.gathered():
         merge_base_weights(model, rules.base_weights, rules.base_weights_multiplier)
@@ -89,6 +94,18 @@ def inject(
         ) from error
     network.to(device)
     return network, _stated(rules, given, state)
+
+
+def with_stand_in(rules: NetworkRules) -> NetworkRules:
+    """The rules themselves; in --dry_run a LoRA of the same rank for a module that is not imported there."""
+    wanted = Wanted("network_module", rules.network_module, rules.network_module, rules.dry_run)
+    if not rules.dry_run or wanted.is_listed():
+        return rules
+    imported(wanted)  # says that it is left alone, or that it may not be named
+    return dataclasses.replace(
+        rules, network_module=OWN, network_args=[], network_weights=None, dim_from_weights=False,
+        scale_weight_norms=None,
+    )  # fmt: skip
 
 
 def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
@@ -154,10 +171,15 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
     """The module's network with kohya's arguments; whatever it objects to is an input error."""
     name = rules.network_module
     try:
-        module = import_module(name)
-    except ImportError as error:
-        way_out = "pip install lycoris-lora==4.1.3" if name == lycoris_args.MODULE else f"use {OWN}"
+        module = imported(Wanted("network_module", name, name, rules.dry_run))
+    except NotImportedError as error:
+        if name != lycoris_args.MODULE:
+            raise
+        raise InputError(f"network_module '{name}' needs lycoris-lora: {LYCORIS_WAY_OUT} ({error})") from error
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
+        way_out = LYCORIS_WAY_OUT if name == lycoris_args.MODULE else f"use {OWN}"
         raise InputError(f"network_module '{name}' cannot be imported ({error}); {way_out}") from error
+    assert module is not None  # with_stand_in has seen to it
     maker = "create_network_from_weights" if rules.dim_from_weights else "create_network"
     if not hasattr(module, maker):
         raise InputError(f"network_module '{name}' has no {maker}; use {OWN}")

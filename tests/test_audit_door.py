@@ -130,6 +130,17 @@ def test_a_stamp_states_aggregates_and_leaves_the_tensors_alone(trained, audited
     assert "quokka" not in json.dumps(metadata) and metadata["ss_privacy_method"] == "PLoRA"
 
 
+def test_answers_of_the_lora_before_are_not_stamped_on_the_one_that_took_its_place(trained, audited, out):
+    shutil.copytree(trained / "audit", out / "audit", dirs_exist_ok=True)
+    file = out / "last.safetensors"
+    tensors, metadata = read_tensors(file)
+    save_file({name: value * 1.5 for name, value in tensors.items()}, str(file), metadata)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="are of another LoRA .*run once without --scores_only"):
+        audit.main([str(out), *options(trained, "--scores_only", "--stamp")])
+    assert file.read_bytes() == before
+
+
 def test_a_lora_of_another_base_is_refused(out, trained):
     other = tiny.write_model(out.parent / "other", seed=1)
     with pytest.raises(InputError, match="was trained on another base model"):

@@ -1,5 +1,6 @@
 """A third-party network by kohya's contract: LyCORIS through the real door, its traps, and modules that fall short."""
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import audit
 import PLoRA
+from library import named_code
 from library.check import Faults, InputError
 from library.config import Config
 from library.diffusion.model_files import load_model
@@ -210,13 +212,15 @@ class Recorded(torch.nn.Module):
 
 
 def recorded_module(monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module, seen: dict):
-    """A module of one's own on the import path."""
+    """A module of one's own, as if it were installed."""
 
     def create_network(multiplier, dim, alpha, vae, text_encoder, unet, **arguments):
         seen.update(arguments, text_encoder=text_encoder, multiplier=multiplier, dim=dim)
         return network
 
-    module = SimpleNamespace(__name__="plugin", create_network=create_network)
+    spec = importlib.util.spec_from_file_location("plugin", "/installed/plugin.py")
+    module = SimpleNamespace(__name__="plugin", __spec__=spec, create_network=create_network)
+    monkeypatch.setattr(named_code, "installed_places", lambda: [Path("/installed")])
     monkeypatch.setitem(__import__("sys").modules, "plugin", module)
 
 
@@ -258,10 +262,10 @@ def test_a_module_without_a_needed_call_is_refused_by_the_calls_name(model_folde
 
 def test_a_module_that_is_not_there_or_makes_nothing_is_refused(model_folder, monkeypatch) -> None:
     model = load_model(str(model_folder))
-    with pytest.raises(InputError, match="'no.such.module' cannot be imported"):
+    with pytest.raises(InputError, match="'no.such.module': no module no is installed here; use networks.lora"):
         protocol.inject(rules(network_module="no.such.module"), model, CPU, {})
-    with pytest.raises(InputError, match="'json' has no create_network; use networks.lora"):
-        protocol.inject(rules(network_module="json"), model, CPU, {})
+    with pytest.raises(InputError, match="'numpy' has no create_network; use networks.lora"):
+        protocol.inject(rules(network_module="numpy"), model, CPU, {})
     with pytest.raises(InputError, match="did not take its network_args"):
         protocol.inject(rules(network_args=["conv_dim=many"]), model, CPU, {})
 

@@ -103,7 +103,7 @@ def test_names_are_taken_in_any_case_and_from_torch_and_by_dotted_path() -> None
         ("AdamW", ["weight_decay=much"], "no key=value with a Python literal"),
         ("AdamW", ["betas=0.9,7.0"], "does not take these weights and optimizer_args: Invalid beta"),
         ("LBFGS", [], "evaluates the loss several times"),
-        ("absent_package.Optimizer", [], "needs the package absent_package .*pip install absent_package"),
+        ("absent_package.Optimizer", [], 'no module absent_package is installed here; use "AdamW"$'),
         ("torch.optim.Absent", [], "torch.optim has no class Absent"),
         ("Muon", [], "does not take these weights"),
     ],
@@ -271,10 +271,22 @@ def test_courses_that_would_pass_in_silence_or_fail_later_are_refused(name: str,
         scheduled(built(net(), name), **options)
 
 
-@pytest.mark.parametrize("path", ["builtins.print", "os.system", "collections.Counter"])
+@pytest.mark.parametrize("path", ["builtins.print", "os.system", "subprocess.Popen", "library.check.Faults"])
+def test_a_dotted_path_into_what_is_no_installed_package_is_refused_unread(path: str) -> None:
+    with pytest.raises(InputError, match=f"optimizer_type '{path}' is not imported: the module .* installed packages"):
+        check_optimizer(pick(dataclasses.replace(Config(), optimizer_type=path), OptimizerRules))
+
+
+@pytest.mark.parametrize("path", ["torch.save", "numpy.ndarray", "torch.nn.Linear"])
 def test_a_dotted_path_to_something_that_is_no_optimizer_is_refused(path: str) -> None:
     with pytest.raises(InputError, match=f"optimizer_type '{path}' is no class of optimizers"):
         check_optimizer(pick(dataclasses.replace(Config(), optimizer_type=path), OptimizerRules))
+
+
+@pytest.mark.parametrize("path", ["torch.save", "numpy.ndarray", "transformers.optimization.get_wsd_schedule"])
+def test_a_dotted_path_to_something_that_is_no_scheduler_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match=f"lr_scheduler_type '{path}' is no class of schedulers"):
+        scheduled(built(net(), "SGD"), lr_scheduler_type=path)
 
 
 @pytest.mark.parametrize(("name", "told"), [("cosine", True), ("cosine_with_restarts", False)])

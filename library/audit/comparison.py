@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.check import InputError
+from library.plain_text import plain
 
 PAPER_ATTACK = "map_mlp"  # the attacker that the released method reports against
 COLUMNS = ("method", "exposures", "FD (VAE)", "KD (VAE)", "member loss", "ASR %", "AUC dev", "TPR@5%FPR %",
@@ -102,7 +103,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             "yes" if row["paper_attack_is_credited"] else "no",
             row["verdict"],
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
     size = f"{rows[0]['members']} members and {rows[0]['non_members']} non-members" if rows else "nothing"
     lines += [
         "",

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from library.audit.figures import GRID, LINES, QUIET, canvas, svg
+from library.plain_text import for_figure
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def course_figure(courses: Mapping[str, Sequence[Stop]]) -> str:
     for (name, stops), colour in zip(courses.items(), LINES * 4, strict=False):
         stops = sorted(stops, key=lambda stop: stop.exposures)
         seen = [stop.exposures for stop in stops]
-        above.plot(seen, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=name)
+        above.plot(seen, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=for_figure(name))
         above.fill_between(seen, [stop.low for stop in stops], [stop.high for stop in stops], color=colour, alpha=0.12,
                            linewidth=0)  # fmt: skip
         if len(stops) == 1:
@@ -55,7 +56,7 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> 
     figure, axes = canvas()
     for (name, (fit, area, low, high)), colour in zip(points.items(), LINES * 4, strict=False):
         axes.plot([fit] * 2, [low, high], color=colour, linewidth=1.5)
-        axes.plot(fit, area, "o", color=colour, label=name)
+        axes.plot(fit, area, "o", color=colour, label=for_figure(name))
     axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(

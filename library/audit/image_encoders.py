@@ -118,7 +118,9 @@ def open_encoder(path: str, option_name: str, device: torch.device) -> Encoder:
     if kind not in ENCODERS:
         raise InputError(f"{option_name} '{path}' is a '{kind}'; one of {', '.join(ENCODERS)} is taken")
     try:
-        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{option_name} '{path}' cannot be opened: {error}") from error
     model = model.to(device).eval().requires_grad_(False)

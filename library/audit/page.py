@@ -2,7 +2,8 @@
 
 import base64
 from collections.abc import Sequence
-from html import escape
+
+from library.plain_text import for_html as escape
 
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}

@@ -1,5 +1,6 @@
 """What a LoRA file says of its own making, and whether it belongs to this base."""
 
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from torch import Tensor
 from library.audit.adapter_keys import kohya_named
 from library.check import InputError, shortened
 from library.tensor_files import not_finite, read_tensors, state_fingerprint, write_tensors
+from library.trainers import TRAINERS
 
 PREFIX = "ss_privacy_"
 KEPT_APART = ("base_fingerprint",)
+METHODS = (*TRAINERS, "DPLoRA")  # what a report calls by its name; DPLoRA has no door here
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Provenance:
     """Facts of the training; None where the file is silent."""
 
     method: str
-    trainer: str  # the door that trained it; empty where unknown
+    trainer: str  # the suite's own door that trained it; empty for another trainer, whatever the file says
     settings: Mapping[str, str]
     exposures: float | None
     defended: bool | None
@@ -29,27 +32,44 @@ class Provenance:
 
 
 def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Provenance:
-    """Read the ss_privacy_* keys."""
+    """Read the ss_privacy_* keys. What they say is a stranger's word: no name but the suite's own is taken from them.
+
+    Raises:
+        InputError: a figure that is none.
+    """
     stated = {name.removeprefix(PREFIX): text for name, text in metadata.items() if name.startswith(PREFIX)}
     settings = {name: text for name, text in stated.items() if name not in KEPT_APART and not name.startswith("audit_")}
     if "ss_network_dim" in metadata:
         settings["network_dim"] = metadata["ss_network_dim"]
-    alpha = stated.get("param_alpha")
-    method = stated.get("method", "another trainer")
-    defended = None if alpha is None else float(alpha) > 0
+    alpha, exposures = (_figure(stated, name) for name in ("param_alpha", "exposures_per_image"))
+    method = stated["method"] if stated.get("method") in METHODS else "another trainer"
+    defended = None if alpha is None else alpha > 0
     if method == "DPLoRA":
         defended = True
-    exposures = stated.get("exposures_per_image")
     shapes = {name: value.new_zeros(value.shape) for name, value in tensors.items() if not name.endswith("alpha")}
     return Provenance(
         method="LoRA" if defended is False else method,
-        trainer=stated.get("method", ""),
+        trainer=method if method in TRAINERS else "",
         settings=settings,
-        exposures=None if exposures is None else float(exposures),
+        exposures=exposures,
         defended=defended,
         fingerprint=state_fingerprint(tensors),
         shape=state_fingerprint(shapes),
     )
+
+
+def _figure(stated: Mapping[str, str], name: str) -> float | None:
+    """A number that the file states, or None where it is silent."""
+    if name not in stated:
+        return None
+    try:
+        value = float(stated[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"the LoRA's metadata says {PREFIX}{name} = {stated[name]!r}, which is no number of at least "
+                         "0; it was not written by this suite, or altered since")  # fmt: skip
+    return value
 
 
 def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, base_hashes: Mapping[str, str]) -> None:

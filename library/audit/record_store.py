@@ -24,6 +24,8 @@ class RecordStore:
     """Statistics per picture under one key; rows are asked for in any order."""
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_symlink():  # damaged files are removed below, and never somewhere else
+            raise InputError(f"'{folder}' is a link, and answers are kept in folders of their own; remove it")
         self.folder = private_folder(folder)
         self.row_of: dict[str, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
@@ -32,7 +34,7 @@ class RecordStore:
             except InputError:
                 shard.unlink()  # damaged: its pictures are asked again
                 continue
-            self._know(shard, metadata["pictures"].split())
+            self._know(shard, metadata.get("pictures", "").split())
 
     def _know(self, shard: Path, pictures: Sequence[str]) -> None:
         self.row_of.update({picture: (shard, row) for row, picture in enumerate(pictures)})

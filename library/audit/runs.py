@@ -11,6 +11,7 @@ import toml
 from library.check import Faults, InputError
 
 SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
+WRITTEN_TO = ("cache_dir", "tokenizer_cache_dir", "output_dir", "logging_dir")  # a run's folders, not the audit's
 NUMBER = re.compile(r"-(?:step)?\d{6,8}$")
 
 
@@ -106,7 +107,10 @@ def _of_file(file: Path, defaults: Mapping[str, Any], split_file: str | None, fa
 
 
 def read_settings(config: Path) -> dict[str, Any]:
-    """The options of a config.toml, sections flattened."""
+    """The options of a config.toml, sections flattened.
+
+    The file may be a stranger's: where something is written is this audit's own business, and left out.
+    """
     try:
         tables = toml.loads(config.read_text(encoding="utf-8-sig"))
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
@@ -114,7 +118,7 @@ def read_settings(config: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= value if isinstance(value, dict) else {key: value}
-    return flat
+    return {name: value for name, value in flat.items() if name not in WRITTEN_TO}
 
 
 def _labelled(runs: list[Run]) -> list[Run]:

@@ -13,7 +13,7 @@ from library.audit.evidence import Candidates, Evidence, Rows, aux_view
 from library.audit.provenance import Provenance, read_adapter
 from library.audit.record_store import Records
 from library.audit.shadows import Planned, Shadow, train
-from library.audit.sweeping import Bench, evidence_of, losses_of, read_index
+from library.audit.sweeping import Bench, Shelf, Stores, evidence_of, losses_of, read_index
 from library.check import InputError
 
 FEW = 8  # up to so many shadows, all pictures share one spread per timestep
@@ -45,7 +45,7 @@ def likelihood_ratios(target: Rows, shadows: Rows, inside: NDArray[np.bool_]) ->
     return log_ratio.sum(1)
 
 
-def likelihood_scores(evidence: Evidence, shadows: Sequence[Shadow]) -> dict[str, tuple[Rows, Rows, str]]:
+def likelihood_scores(evidence: Evidence, shadows: Sequence[Shadow], shelf: Shelf) -> dict[str, tuple[Rows, Rows, str]]:
     """ "lira": scores of the target, of the base in its place, and what was used; nothing without shadows.
 
     Raises:
@@ -56,12 +56,19 @@ def likelihood_scores(evidence: Evidence, shadows: Sequence[Shadow]) -> dict[str
     base = np.log(evidence.losses("off"))
     answers = []
     for shadow in shadows:
-        stores, keys = read_index(shadow.sweep_index(evidence.plan.name))
+        stores, keys = _index_of(shadow, evidence.plan.name, shelf)
         answers.append(np.log(losses_of(Path(stores.on), keys, evidence.plan)) - base)
     target, stacked = np.log(evidence.losses("on")) - base, np.stack(answers)
     inside = np.stack([shadow.inside() for shadow in shadows])
     off = likelihood_ratios(np.zeros_like(target), stacked, inside)
     return {"lira": (likelihood_ratios(target, stacked, inside), off, f"{len(shadows)} shadows")}
+
+
+def _index_of(shadow: Shadow, plan_name: str, shelf: Shelf) -> tuple[Stores, list[str]]:
+    """Where a shadow's answers lie. Raises: InputError when it was not asked yet, or is another LoRA by now."""
+    index = shadow.sweep_index(plan_name)
+    adapter = read_adapter(shadow.lora)[2].fingerprint if index.is_file() else ""
+    return read_index(index, shelf, adapter)
 
 
 def transferred_evidence(target: Evidence, shadow: Evidence, aux: NDArray[np.intp]) -> Evidence:
@@ -86,8 +93,9 @@ def turned(candidates: Candidates) -> Candidates:
 
 
 def transferred_scores(
-    target: Evidence, shadow: Shadow | None, candidates: Candidates, seed: int, battery: Sequence[Attack] = ATTACKS
-) -> tuple[Candidates, dict[str, tuple[Rows, Rows, str]]] | None:
+    target: Evidence, shadow: Shadow | None, candidates: Candidates, seed: int, shelf: Shelf,
+    battery: Sequence[Attack] = ATTACKS,
+) -> tuple[Candidates, dict[str, tuple[Rows, Rows, str]]] | None:  # fmt: skip
     """Every attack chosen and fitted on a shadow LoRA and tried on the target: no label of the target is used.
 
     Returns:
@@ -98,7 +106,7 @@ def transferred_scores(
         return None
     known = turned(candidates)
     aux = aux_view(known, seed)
-    answers = evidence_of(*read_index(shadow.sweep_index(target.plan.name)), target.plan)
+    answers = evidence_of(*_index_of(shadow, target.plan.name, shelf), target.plan)
     mixed = transferred_evidence(target, answers, aux.rows)
     found = {}
     for attack in battery:
@@ -122,7 +130,8 @@ def ask_shadows(
         denoiser, origin = opened(shadow.lora)
         stores = bench.stores(shadow.folder / "records", origin.fingerprint, origin.shape)
         whole = shadow is not planned.transfer  # the ratio needs every picture, the transfer needs gradients
-        bench.sweep(denoiser, stores, shadow.sweep_index(bench.plan.name), None if whole else aux, gradients=not whole)
+        index, rows = shadow.sweep_index(bench.plan.name), None if whole else aux
+        bench.sweep(denoiser, stores, index, origin.fingerprint, rows, gradients=not whole)
 
 
 def exposures_in_words(target: float | None, shadow: Shadow | None) -> dict[str, str]:

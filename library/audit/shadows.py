@@ -37,7 +37,7 @@ class ShadowRules:
 class Recipe:
     """How the target was trained."""
 
-    trainer: Path  # the door
+    trainer: Path | None  # the door; None: made by another trainer
     options: Mapping[str, Any]  # all that shapes its weights
     split: Path
     folder: Path  # where shadows are kept
@@ -76,7 +76,7 @@ class Planned:
 
 def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Planned:
     """Who is in which shadow. Raises: InputError when they cannot be trained."""
-    if (rules.shadow_loras or rules.shadow_transfer) and not recipe.trainer.is_file():
+    if (rules.shadow_loras or rules.shadow_transfer) and recipe.trainer is None:
         raise InputError("shadow LoRAs repeat the recipe of the LoRA under audit, and this one was made by another "
                          "trainer; leave shadow_loras and shadow_transfer out")  # fmt: skip
     key = StreamKey(secret_of(recipe.split), rules.audit_seed)  # who is in a shadow is as private as the split
@@ -129,6 +129,7 @@ def transfer_shadow(recipe: Recipe, candidates: Candidates, key: StreamKey) -> S
 
 def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: int) -> Shadow:
     placed = sorted(zip(candidates.pixels, sides, strict=True))
+    assert recipe.trainer is not None  # planned() has seen to it
     facts = json.dumps([recipe.trainer.stem, dict(recipe.options), placed, seed], sort_keys=True, default=str)
     return Shadow(sides, seed, recipe.folder / hashlib.sha256(facts.encode()).hexdigest()[:24])
 
@@ -166,7 +167,7 @@ def train(shadow: Shadow, recipe: Recipe, candidates: Candidates) -> None:
     command = [sys.executable, str(recipe.trainer), "--config_file", str(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not shadow.lora.is_file():
-        raise InputError(f"a shadow LoRA could not be trained: {done.stderr.strip()[-500:]}")
+        raise InputError("a shadow LoRA could not be trained:", *done.stderr.strip()[-500:].split("\n"))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o600)
     logger.info("trained shadow LoRA %s", shadow.folder.name)

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from torch import Tensor
@@ -19,6 +20,9 @@ from library.audit.sweep_plan import SweepPlan
 from library.check import InputError
 from library.tensor_files import private_folder, write_whole
 
+INDEX_FORMAT = 2  # 1 named folders anywhere and did not say whose answers they held
+STORE_NAME = re.compile(r"[0-9a-f]{32}")  # as store_key makes them
+
 
 @dataclass(frozen=True)
 class Stores:
@@ -28,6 +32,14 @@ class Stores:
     off: str
     gradients_on: str
     gradients_fresh: str
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What answers of one audit have in common beside the LoRA."""
+
+    shared: Path  # folder of the base's answers
+    split: str  # hash of who is on which side
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Bench:
     pictures: Sequence[Picture]
     plan: SweepPlan
     effort: Effort
-    shared: Path  # folder of the base's answers
+    shelf: Shelf
     base: str  # fingerprint
     preprocess: str  # clip skip, token length
     kind: str  # device and number format
@@ -74,23 +86,26 @@ class Bench:
             records: folder of this LoRA's own answers.
             adapter, shape: fingerprints of the LoRA's values, and of its names and ranks.
         """
-        for folder in (records.parent, records, self.shared.parent, self.shared):
+        shared = self.shelf.shared
+        for folder in (records.parent, records, shared.parent, shared):
             private_folder(folder)
         common = (self.plan.fingerprint(), self.base, self.preprocess, self.kind)
         return Stores(
             on=str(records / store_key("on", adapter, *common)),
-            off=str(self.shared / store_key("off", *common)),
+            off=str(shared / store_key("off", *common)),
             gradients_on=str(records / store_key("gradients", adapter, *common)),
-            gradients_fresh=str(self.shared / store_key("fresh gradients", shape, *common)),
+            gradients_fresh=str(shared / store_key("fresh gradients", shape, *common)),
         )
 
     def sweep(
-        self, denoiser: Denoiser, stores: Stores, index: Path, rows: Sequence[int] | None = None, gradients: bool = True
-    ) -> None:
+        self, denoiser: Denoiser, stores: Stores, index: Path, adapter: str, rows: Sequence[int] | None = None,
+        gradients: bool = True,
+    ) -> None:  # fmt: skip
         """Ask everything that is not cached yet, the base first, and remember where the answers lie.
 
         Args:
             index: file that ``read_index`` finds them by.
+            adapter: fingerprint of the LoRA's values; the index carries it.
             rows: the pictures to ask about; None asks about all.
 
         Raises:
@@ -114,7 +129,7 @@ class Bench:
                 raise InputError(
                     f"with the LoRA {state}, {error}; the file is broken or made for another base"
                 ) from error
-        write_index(index, stores, [picture.key for picture in pictures])
+        write_index(index, stores, [picture.key for picture in pictures], adapter, self.shelf.split)
 
 
 def evidence_of(stores: Stores, keys: Sequence[str], plan: SweepPlan) -> Evidence:
@@ -130,22 +145,49 @@ def losses_of(folder: Path, keys: Sequence[str], plan: SweepPlan) -> Rows:
     return Evidence(records, records, plan).losses("on")
 
 
-def write_index(file: Path, stores: Stores, keys: Sequence[str]) -> None:
-    """Remember where the answers lie, so that scoring needs no model."""
+def write_index(file: Path, stores: Stores, keys: Sequence[str], adapter: str, split: str) -> None:
+    """Remember which answers are this LoRA's on this split, so that scoring needs no model. Folders by name alone."""
     private_folder(file.parent)
-    write_whole(file, json.dumps({**asdict(stores), "pictures": list(keys)}) + "\n", private=True)
+    names = {state: Path(folder).name for state, folder in asdict(stores).items()}
+    content = {"format": INDEX_FORMAT, "adapter": adapter, "split": split, "stores": names, "pictures": list(keys)}
+    write_whole(file, json.dumps(content) + "\n", private=True)
 
 
-def read_index(file: Path) -> tuple[Stores, list[str]]:
-    """What ``write_index`` wrote. Raises: InputError when there was no sweep yet."""
+def read_index(file: Path, shelf: Shelf, adapter: str) -> tuple[Stores, list[str]]:
+    """What ``write_index`` wrote, of this LoRA on this split and no other.
+
+    The file may be a stranger's, so the folders it names are looked for in the two places where answers lie.
+
+    Args:
+        adapter: fingerprint of the LoRA's values.
+
+    Raises:
+        InputError: there was no sweep yet; the answers are another LoRA's, or of another split.
+    """
+    again = "run once without --scores_only"
+    if not file.is_file():
+        raise InputError(f"'{file.parent}' holds no sweep of this LoRA and profile yet; {again}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        keys = content.pop("pictures")
-        return Stores(**content), keys
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names, keys = {field.name: content["stores"][field.name] for field in fields(Stores)}, content["pictures"]
+        whose = content["adapter"], content["split"]
+        texts = [*names.values(), *whose, *keys]
+        if content["format"] != INDEX_FORMAT or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"format {content['format']}")
+        if not all(STORE_NAME.fullmatch(name) for name in names.values()):
+            raise ValueError("no names of stores")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"'{file.parent}' holds no sweep of this LoRA and profile yet; run once without --scores_only"
+            f"'{file}' does not say which answers are whose as this version writes it ({type(error).__name__}); {again}"
         ) from error
+    for stated, here, what in zip(whose, (adapter, shelf.split), ("LoRA", "split"), strict=True):
+        if stated != here:
+            raise InputError(
+                f"the answers in '{file}' are of another {what} ({stated[:12]}, this one is {here[:12]}), so they say "
+                f"nothing about this file; {again}"
+            )
+    places = {"on": file.parent / "records", "gradients_on": file.parent / "records"}
+    return Stores(**{state: str(places.get(state, shelf.shared) / name) for state, name in names.items()}), keys
 
 
 def draw_all(

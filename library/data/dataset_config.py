@@ -104,7 +104,7 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
             faults.add(f"{here}: no [[datasets.subsets]]; give at least one, with image_dir or metadata_file")
         entries += _checked_subsets(own, here, faults)
     if faults.messages:
-        raise InputError("\n".join(f"dataset_config '{file}': {message}" for message in faults.messages))
+        raise InputError(*(f"dataset_config '{file}': {message}" for message in faults.messages))
     return entries
 
 

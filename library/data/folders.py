@@ -81,7 +81,15 @@ def _named_folder(path: Path) -> PictureFolder:
 
 
 def caption_file(path: Path, caption_extension: str | None) -> Path | None:
-    """The caption file beside a picture: of the ending given, else .txt, else .caption."""
+    """The caption file beside a picture: of the ending given, else .txt, else .caption.
+
+    Raises:
+        InputError: an ending that would lead into another folder.
+    """
+    if caption_extension and not re.fullmatch(r"\.?[\w.-]+", caption_extension):
+        raise InputError(
+            f"caption_extension must be the ending of a file's name, such as .txt, got {caption_extension!r}"
+        )
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
         file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
         if file.is_file():

@@ -17,6 +17,7 @@ from library.data.masks import MaskFinder
 from library.data.metadata_file import Captioned, read_metadata
 from library.data.parts import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
 from library.data.subsets import BucketRules, CaptionRules, LookRules
+from library.plain_text import plain
 
 __all__ = ["Sources", "pick_rules", "read_sources", "read_split_pictures"]
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def read_sources(where: SourceRules, captions: CaptionRules, looks: LookRules, b
     faults = Faults()
     reader = Reader(where, faults, with_masks=True)
     examples = reader.read_all(find_parts(where, captions, looks, buckets))
-    logger.info("%s", table(reader.counts))
+    for line in table(reader.counts).split("\n"):
+        logger.info("%s", line)
     sources = Sources(examples[CANDIDATE], examples[OUTSIDER], examples[REGULARISATION])
     _check_public(sources, faults)
     faults.raise_if_any()
@@ -208,7 +210,9 @@ class Reader:
 def table(counts: Sequence[PartCount]) -> str:
     """What was found, one folder a line. It goes to the terminal alone: it names folders."""
     rows: list[tuple[str, ...]] = [("folder", "images", "captions", "missing", "empty", "repeats")]
-    rows += [(one.name, *map(str, (one.images, one.captions, one.missing, one.empty, one.repeats))) for one in counts]
+    rows += [
+        (plain(one.name), *map(str, (one.images, one.captions, one.missing, one.empty, one.repeats))) for one in counts
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -22,7 +22,7 @@ def literal_arguments(pairs: list[str], option: str) -> dict[str, Any]:
             if not equals:
                 raise ValueError
             arguments[name.strip()] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(
                 f"{option}: '{pair}' is no key=value with a Python literal, e.g. weight_decay=0.01 betas=0.9,0.99 "
                 "fused=True; a text needs quotes of its own"

@@ -31,8 +31,8 @@ def out_of_memory_explained(rules: AdviceRules) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        advice = "\n".join(f"  {number}. {text}" for number, text in enumerate(best_switches(rules)[:3], 1))
-        raise InputError(f"the GPU's memory is full: {reason}\nfor this run, try in this order:\n{advice}") from error
+        advice = [f"  {number}. {text}" for number, text in enumerate(best_switches(rules)[:3], 1)]
+        raise InputError(f"the GPU's memory is full: {reason}", "for this run, try in this order:", *advice) from error
 
 
 def best_switches(rules: AdviceRules) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
+from library.plain_text import PlainFormatter, for_shell, plain
 from library.training.lora_file import kinds_in
 from library.training.output_folder import OutputFolder
 
@@ -16,7 +17,7 @@ def show_library_messages(*, wanted: bool, level: str) -> None:
         level: least weight of a message, "DEBUG" to "CRITICAL".
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PlainFormatter("%(message)s"))
     logger = logging.getLogger("library")
     logger.handlers = [handler]
     logger.setLevel(level if wanted else logging.ERROR)
@@ -33,24 +34,23 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     """Where the LoRA lies and how to load it."""
     lora = folder.lora().resolve()
     kinds = kinds_in(lora)
-    return "\n".join(
-        [
-            *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
-            f"LoRA: {lora}",
-            f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
-            "  ComfyUI: copy it to models/loras and add a Load LoRA node",
-            "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
-            f"  diffusers: {_in_diffusers(lora, kinds)}",
-            f"  before you share it: bash audit.sh {lora.parent}",
-            f"  keep private: everything else in {lora.parent} (split.json names your pictures; docs/files.md)",
-        ]
-    )
+    lines = [
+        *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
+        f"LoRA: {lora}",
+        f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
+        "  ComfyUI: copy it to models/loras and add a Load LoRA node",
+        "  InvokeAI: add the file in the Model Manager, then pick it beside the prompt",
+        f"  diffusers: {_in_diffusers(lora, kinds)}",
+        f"  before you share it: {for_shell(['bash', 'audit.sh', lora.parent])}",
+        f"  keep private: everything else in {lora.parent} (split.json names your pictures; docs/files.md)",
+    ]
+    return "\n".join(plain(line) for line in lines)
 
 
 def _in_diffusers(lora: Path, kinds: set[str]) -> str:
     """The call that loads the file, or why none does."""
     if kinds == {"LoRA"}:
-        return f"pipeline.load_lora_weights('{lora.parent}', weight_name='{lora.name}')"
+        return f"pipeline.load_lora_weights({str(lora.parent)!r}, weight_name={lora.name!r})"
     if kinds == {"LoRA", "DoRA"}:
         return "load_lora_weights drops the DoRA scales of this file, so its pictures differ; use one of the others"
     strange = " and ".join(sorted(kinds - {"LoRA"}))
@@ -59,4 +59,5 @@ def _in_diffusers(lora: Path, kinds: set[str]) -> str:
 
 def how_to_resume(door: str, folder: OutputFolder, state: str) -> str:
     """The command that goes on from a state."""
-    return f"go on with: bash {door}.sh --config_file {folder.config()} --resume {state}"
+    words = ["bash", f"{door}.sh", "--config_file", folder.config(), "--resume", state]
+    return f"go on with: {for_shell(words)}"

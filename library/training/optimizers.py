@@ -3,13 +3,13 @@
 import inspect
 import logging
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from library.check import InputError, did_you_mean
+from library.named_code import NotImportedError, Wanted, imported
 from library.training.literals import literal_arguments
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ class OptimizerRules:
     optimizer_type: str
     optimizer_args: list[str]
     max_grad_norm: float
+    dry_run: bool  # imports what KNOWN and torch.optim hold, and nothing else
 
 
 class Known(NamedTuple):
@@ -104,7 +105,10 @@ def check_optimizer(rules: OptimizerRules) -> tuple[str, Known, Any, dict[str, A
         InputError: an unknown name or argument, a missing package, no CUDA where it is needed.
     """
     name, known = find_optimizer(rules.optimizer_type)
-    kind = _import(name, known)
+    kind = _import(name, known, rules.dry_run)
+    if kind is None:  # --dry_run leaves it alone: a stand-in, so that the rest of the plan can be checked
+        literal_arguments(rules.optimizer_args, "optimizer_args")
+        return name, known, torch.optim.AdamW, {}
     arguments = {**known.arguments, **literal_arguments(rules.optimizer_args, "optimizer_args")}
     _check_arguments(name, kind, arguments)
     return name, known, kind, arguments
@@ -133,19 +137,27 @@ def find_optimizer(optimizer_type: str) -> tuple[str, Known]:
     )
 
 
-def _import(name: str, known: Known) -> Any:
+def _import(name: str, known: Known, dry_run: bool) -> Any:
+    """The class; None where --dry_run does not import its module."""
     if known.only_cuda and not torch.cuda.is_available():
         raise InputError(f'optimizer_type {name} needs a CUDA GPU and there is none here; use "AdamW" or "Lion"')
-    module, _, kind = known.path.rpartition(".")
+    path, _, kind = known.path.rpartition(".")
     try:
-        found = getattr(import_module(module), kind)
-    except (ImportError, RuntimeError, OSError, ValueError) as error:
-        package = known.package or module.split(".")[0]
-        raise InputError(
-            f'optimizer_type {name} needs the package {package} ({error}): pip install {package}, or use "AdamW"'
-        ) from error
-    except AttributeError as error:
-        raise InputError(f"optimizer_type '{name}': {module} has no class {kind}") from error
+        module = imported(Wanted("optimizer_type", name, path, dry_run))
+    except (ImportError, RuntimeError, OSError, ValueError, NotImportedError) as error:
+        if known.package:
+            raise InputError(
+                f"optimizer_type {name} needs the package {known.package} ({error}): pip install {known.package}, or "
+                'use "AdamW"'
+            ) from error
+        if isinstance(error, NotImportedError):
+            raise
+        raise InputError(f'optimizer_type {name}: {path} cannot be imported ({error}); use "AdamW"') from error
+    if module is None:
+        return None
+    found = getattr(module, kind, None)
+    if found is None:
+        raise InputError(f"optimizer_type '{name}': {path} has no class {kind}")
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
         raise InputError(f"optimizer_type '{name}' is no class of optimizers (torch.optim.Optimizer)")
     return found

@@ -1,5 +1,6 @@
 """The folder of one run: where each file lies, and whether it may be used."""
 
+import logging
 import shutil
 import tempfile
 import time
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.check import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,23 @@ def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None
 
 
 def make_folder(folder: OutputFolder, *, clear: bool) -> None:
-    """Make the folder; ``clear`` removes an earlier run from it first."""
+    """Make the folder; ``clear`` removes an earlier run from it first, else an earlier audit is set aside."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if clear:
         clear_run(folder)
+    set_audits_aside(folder)
+
+
+def set_audits_aside(folder: OutputFolder) -> None:
+    """Rename the audits of a LoRA that this run will replace: their answers and verdict are not the new file's."""
+    for audit in (folder.path / "audit", folder.path / f"{folder.output_name}-audit"):
+        if not audit.is_dir():
+            continue
+        number = 1
+        while (aside := audit.with_name(f"{audit.name}.old-{number}")).exists():
+            number += 1
+        audit.rename(aside)
+        logger.warning("'%s' is of the LoRA before this run, and lies in '%s' now", audit, aside)
 
 
 def clear_run(folder: OutputFolder) -> None:
@@ -106,6 +122,7 @@ def clear_run(folder: OutputFolder) -> None:
     for file in numbered:
         file.unlink()
     others = [folder.path / name for name in ("state", "audit", "wandb")]
+    others += [place for place in folder.path.glob("audit.old-*")]
     for place in (folder.samples(), folder.tensorboard(), *others):
         if place.is_dir():
             shutil.rmtree(place)

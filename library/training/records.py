@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from library.plain_text import plain_lines
 from library.tensor_files import owners_file, write_whole
 from library.training.output_folder import OutputFolder
 from library.training.speed import Speed
@@ -83,7 +84,7 @@ class Recorder:
         """Say why the run ends here, below the closed bar."""
         self._bar.close()
         if self.active:
-            self._bar.write("\n".join(lines))
+            self._bar.write(plain_lines("\n".join(lines)))
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
         """Show previews in TensorBoard, by number, never by prompt; they go nowhere else."""

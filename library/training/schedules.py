@@ -5,7 +5,7 @@ import io
 import logging
 import pickle
 from dataclasses import dataclass
-from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import diffusers.optimization
@@ -13,6 +13,7 @@ import torch
 import transformers.optimization
 
 from library.check import InputError, did_you_mean
+from library.named_code import Wanted, imported
 from library.training.average import has_two_faces
 from library.training.literals import literal_arguments
 
@@ -32,6 +33,7 @@ class ScheduleRules:
     lr_scheduler_min_lr_ratio: float | None
     lr_scheduler_type: str
     lr_scheduler_args: list[str]
+    dry_run: bool  # imports what torch and transformers hold, and nothing else
 
 
 # What each name reads beside the number of steps; another of these options would pass in silence.
@@ -154,13 +156,15 @@ def _by_path(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
     """A class by dotted path, or of torch.optim.lr_scheduler, stepped once an optimizer step."""
     given = rules.lr_scheduler_type
     path = given if "." in given else f"torch.optim.lr_scheduler.{given}"
-    module, _, name = path.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        near = did_you_mean(name, dir(torch.optim.lr_scheduler))
-        raise InputError(f"lr_scheduler_type '{given}' cannot be found ({error}){near}") from error
+    place, _, name = path.rpartition(".")
     arguments = literal_arguments(rules.lr_scheduler_args, "lr_scheduler_args")
+    try:
+        module = imported(Wanted("lr_scheduler_type", given, place, rules.dry_run))
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"lr_scheduler_type '{given}': {place} cannot be imported ({error})") from error
+    if module is None:  # --dry_run leaves it alone
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    kind = _class_of(module, name, given)
     known = inspect.signature(kind).parameters
     for argument in arguments:
         if argument not in known:
@@ -174,6 +178,19 @@ def _by_path(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
         raise InputError(f"lr_scheduler_type {name} wants {needed[0].name} at each step, which no course here gives")
     _check_can_resume(schedule, name)
     return schedule
+
+
+def _class_of(module: ModuleType, name: str, given: str) -> Any:
+    """The class itself, once it is sure that it is one of schedulers: nothing else is called."""
+    kind = getattr(module, name, None)
+    if kind is None:
+        near = did_you_mean(name, dir(torch.optim.lr_scheduler))
+        raise InputError(f"lr_scheduler_type '{given}' cannot be found ({module.__name__} has no {name}){near}")
+    if not (inspect.isclass(kind) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
+        raise InputError(
+            f"lr_scheduler_type '{given}' is no class of schedulers (torch.optim.lr_scheduler.LRScheduler)"
+        )
+    return kind
 
 
 def _check_can_resume(schedule: Any, name: str) -> None:

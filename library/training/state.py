@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -144,12 +145,24 @@ def load_players(place: str | None, players: Players) -> None:
     _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
     if players.average is not None:
         players.average.fill(read_tensors(path / "average.safetensors")[0])
-    moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    moving = _read_moments(path / "optimizers.pt")
     players.optimizer.load_state_dict(moving["optimizer"])
     players.schedule.load_state_dict(moving["schedule"])
     players.attacker.load_state_dict(moving["attacker"])
     if players.scaler is not None and moving["scaler"]:
         players.scaler.load_state_dict(moving["scaler"])
+
+
+def _read_moments(file: Path) -> dict[str, Any]:
+    """The optimizers' moments. Raises: InputError for a pickle with more in it, which could run code, or a torn one."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--resume: '{file}' was not read: it is torn, or holds more than tensors and plain values ({reason}); "
+            "resume from another state"
+        ) from error
 
 
 def raw_tensors(module: nn.Module) -> dict[str, Tensor]:
