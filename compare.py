@@ -13,10 +13,10 @@ from typing import Any
 
 import toml
 
-from library import toml_config
-from library.audit.comparison import comparison_rows, markdown, read_findings
-from library.check import Faults, InputError
-from library.config import TRAINERS
+from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
+from library.errors import Faults, InputError
+from library.options import resolve
+from library.options.declarations import TRAINERS
 from library.plain_text import plain
 from library.tensor_files import owners_file, write_whole
 
@@ -144,6 +144,6 @@ def take_checkpoint(run: dict[str, Any], output: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        sys.exit(toml_config.run(main))
+        sys.exit(resolve.run(main))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library import seeding, toml_config
+from library import seeding
 from library.assembly.pictures import EncodingRules, encode_pictures
-from library.audit.intervals import hanley_mcneil_error
-from library.audit.rates import auc
-from library.data import lineup, sources, split
+from library.audit.statistics.intervals import hanley_mcneil_error
+from library.audit.statistics.metrics import auc
+from library.data import read_pictures, split, training_set
 from library.data.batches import MemberBatches, Pictures
 from library.diffusion import model_files
 from library.diffusion.denoising import Denoiser
 from library.diffusion.noise import Draw, NoiseRules, draw_noise
+from library.options import resolve
 from library.rules import pick
 from networks import lora
 
@@ -64,12 +65,12 @@ def losses(denoiser: Denoiser, pictures: Pictures, row: int, draws: list[Draw]) 
 def main() -> None:
     out, draws = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 24
     door = "SPLoRA" if "SPLoRA.py" in (out / "config.toml").read_text().splitlines()[0] else "PLoRA"
-    config = toml_config.read_config(door, ["--config_file", str(out / "config.toml")], lambda text: None)
+    config = resolve.read_config(door, ["--config_file", str(out / "config.toml")], lambda text: None)
     torch.set_num_threads(1)
-    found = sources.read_sources(*sources.pick_rules(config))
+    found = read_pictures.read_sources(*read_pictures.pick_rules(config))
     sides = split.reuse_split(out / "split.json", found.candidates, split.new_secret())
     model = model_files.open_base(pick(config, model_files.ModelRules), torch.float32)
-    rows = lineup.line_up(sides, [], 1.0, model.side_multiple())
+    rows = training_set.build_training_set(sides, [], 1.0, model.side_multiple())
     key = sides.key(config.seed)
     steps_per_epoch = rows.steps_per_epoch(1, 1)
     steps = steps_per_epoch * config.max_train_epochs if config.max_train_epochs else config.max_train_steps

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from library.check import InputError
+from library.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from library.check import InputError
+from library.errors import InputError
 
 
 def private_folder(path: Path) -> Path:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.lora_files.format import with_alphas, with_client_names
 from library.tensor_files import not_finite, read_tensors, tensor_hash
-from library.training.lora_file import with_alphas, with_client_names
 from networks.weight_change import merge_weights
 
 

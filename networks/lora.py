@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.lora_files.format import kind_of, modules_of
 from library.tensor_files import not_finite, read_tensors
-from library.training.lora_file import kind_of, modules_of
 from networks.lora_args import (
     KNOWN,
     RANKS,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 from networks.lora_targets import Blocks
 
 RANKS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -82,7 +82,7 @@ class ArgumentReader:
         values = self._numbers(name, self.given[name], least=0, most=math.inf, whole=whole)
         if values is not None and len(values) != blocks.total:
             self.faults.add(
-                f"network_args: {name} needs {blocks.total} values for this UNet ({blocks.in_words()}), "
+                f"network_args: {name} needs {blocks.total} values for this UNet ({blocks.summary()}), "
                 f"got {len(values)}"
             )
             return None

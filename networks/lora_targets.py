@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from library.check import InputError
+from library.errors import InputError
 
 UNET_PREFIX = "lora_unet"
 TEXT_PREFIX = "lora_te_text_model_encoder_layers"
@@ -42,7 +42,7 @@ class Blocks:
         within = self.per_level * level + (self.per_level - 1 if part.endswith("samplers") else number)
         return 1 + within if way == "down" else self.down + 1 + within
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """For messages that ask for one value a block."""
         return f"{self.down} down, 1 mid, {self.up} up"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 from networks.lora_args import check_known
 
 MODULE = "lycoris.kohya"

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
-from library.training.lora_file import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.check import InputError, shortened
-from library.training.lora_file import kind_of, modules_of
+from library.errors import InputError, shortened
+from library.lora_files.format import kind_of, modules_of
 from networks.lora_targets import all_layers
 
 

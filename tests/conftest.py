@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 warnings.filterwarnings("ignore", message=".*SwigPy.*")
 
-from tests import keys, tiny  # noqa: E402
+from tests.helpers import keys, tiny  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
 

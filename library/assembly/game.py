@@ -10,16 +10,17 @@ from torch import Tensor
 from library.assembly.contexts import Contexts, open_contexts
 from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
 from library.data.split import Split
-from library.diffusion.arithmetic import CHECKPOINTED_STEP, STEP, forward_flops, peak_flops
 from library.diffusion.denoising import Denoiser, fixed_draws
+from library.diffusion.flops import CHECKPOINTED_STEP, STEP, forward_flops, peak_flops
 from library.diffusion.loss import LossRules, adaptation_loss
 from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.noise import Draw, NoiseRules, draw_noise
-from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
-from library.privacy.vigilance import Vigilance, check_proxy
+from library.privacy.attackers.build import ProxyAttacker, frozen
+from library.privacy.attackers.losses import attacker_losses, member_cross_entropy, membership_margin
+from library.privacy.proxy_history import ProxyHistory, check_proxy
 from library.seeding import StreamKey, stream
-from library.training.state import Players
-from library.training.stepping import average_gradients
+from library.training.optimizer_step import average_gradients
+from library.training.state import TrainingState
 
 __all__ = ["Game", "GameRules", "LossRules", "NoiseRules"]
 
@@ -56,7 +57,7 @@ class Game:
     members: MemberBatches
     aux_members: AuxCycle
     aux_non_members: AuxCycle
-    watch: Vigilance  # the checks of the proxy so far
+    proxy_history: ProxyHistory  # the checks of the proxy so far
     denoiser: Denoiser
     contexts: Contexts
     proxy: ProxyAttacker
@@ -89,9 +90,9 @@ class Game:
                 pictures, accumulation=rules.gradient_accumulation_steps, key=key,
                 rank=accelerator.process_index, processes=accelerator.num_processes,
             ),
-            aux_members=AuxCycle(split.rows("members-aux"), key, "members-aux"),
-            aux_non_members=AuxCycle(split.rows("non-members-aux"), key, "non-members-aux"),
-            watch=Vigilance(),
+            aux_members=AuxCycle(split.indices("members-aux"), key, "members-aux"),
+            aux_non_members=AuxCycle(split.indices("non-members-aux"), key, "non-members-aux"),
+            proxy_history=ProxyHistory(),
             denoiser=denoiser,
             contexts=open_contexts(accelerator, denoiser, pictures, insist=rules.cache_text_encoder_outputs),
             proxy=proxy,
@@ -167,10 +168,10 @@ class Game:
             return self.denoiser.difference(scaled, self.contexts.of(batch), draw), draw.timesteps
 
     @torch.no_grad()
-    def check_aux(self, epoch: int, players: Players) -> dict[str, Any]:
-        """Look at both aux sides under fixed noise: the proxy's balanced accuracy and the adaptation losses.
+    def check_aux(self, epoch: int, training_state: TrainingState) -> dict[str, Any]:
+        """Validate on both aux sides under fixed noise: the proxy's balanced accuracy and the adaptation losses.
 
-        Timesteps and plain noise belong to the picture, so the figures of all looks and all runs are comparable. The
+        Timesteps and plain noise belong to the picture, so the figures of all passes and runs are comparable. The
         weights are those that a file would hold (the average, where one is kept), without dropout.
 
         Returns:
@@ -178,18 +179,18 @@ class Game:
         """
         was_training = self.proxy.training
         self.proxy.eval()
-        losses: dict[str, Any] = {"weights": players.shown_weights()}
+        losses: dict[str, Any] = {"weights": training_state.shown_weights()}
         margins: dict[str, Tensor] = {}
         for name, cycle in (("members_aux", self.aux_members), ("non_members_aux", self.aux_non_members)):
-            with players.shown():
-                looks = self._fixed_look(cycle.rows)
-            margins[name], loss = (self._by_picture(cycle.rows, values) for values in looks)
+            with training_state.shown():
+                means = self._validation_pass(cycle.indices)
+            margins[name], loss = (self._by_picture(cycle.indices, values) for values in means)
             losses |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         self.proxy.train(was_training)
         if not self.rules.k_steps:
             return losses
         check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
-        self.watch.checks.append(check)
+        self.proxy_history.checks.append(check)
         return {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
 
     def _by_picture(self, rows: list[int], values: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class Game:
             places.setdefault(self.pictures.examples[row].pixels, []).append(place)
         return torch.stack([values[same].mean() for same in places.values()])
 
-    def _fixed_look(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def _validation_pass(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Mean margin and mean loss of each row over the fixed draws, each [rows]."""
         margin, loss = torch.zeros(len(rows)), torch.zeros(len(rows))
         place = {row: index for index, row in enumerate(rows)}
@@ -207,14 +208,14 @@ class Game:
         draws = self.rules.attack_eval_draws
         for draw in range(draws):
             for batch in self.pictures.plain_batches(rows, max(8, self.rules.images_per_side())):
-                names = [self.pictures.examples[row].pixels for row in batch.rows]
+                names = [self.pictures.examples[row].pixels for row in batch.indices]
                 generators = [stream(0, "fixed look", name, draw) for name in names]
                 timesteps, noise = fixed_draws(generators, draw, draws, tuple(batch.mean.shape[1:]), steps)
                 scaled = self.denoiser.scaled(batch.mean.float())
                 with self.accelerator.autocast():
                     difference = self.denoiser.difference(scaled, self.contexts.of(batch), Draw(timesteps, noise, None))
                 error_map = difference.square()
-                spots = [place[row] for row in batch.rows]
+                spots = [place[row] for row in batch.indices]
                 loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / draws
                 if self.rules.k_steps:
                     margin[spots] += membership_margin(self.proxy, error_map).cpu() / draws
@@ -223,7 +224,7 @@ class Game:
     def mfu_of_one(self, gradient_checkpointing: bool) -> float:
         """Share of all GPUs' peak that one member image a second takes, attacker's passes included; 0 = not known.
 
-        Text encoder, looks and previews are not counted, so the true share is a little higher.
+        Text encoder, validation and previews are not counted, so the true share is a little higher.
         """
         unet, rules = self.denoiser.unet, self.rules
         peak = peak_flops(self.accelerator.device, unet.dtype)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from library.data.captions import Moment, is_static, plain_caption, training_caption
-from library.data.lineup import BatchKey, Lineup
-from library.data.stills import Still, Stills
+from library.data.latent_source import EncodedPicture, LatentSource
+from library.data.training_set import BatchKey, TrainingSet
 from library.seeding import StreamKey, permutation, stream
 
 # captions -> tokens [B, pieces, 77] and their weights, or None where all are 1
@@ -27,7 +27,7 @@ class Batch:
     is_member: Tensor  # [B] bool; regularisation images are not
     weights: Tensor  # [B] of the adaptation loss: 1, or prior_loss_weight for a regularisation image
     mask: Tensor | None  # [B, 1, h, w] 0 .. 1, weight of the adaptation loss per latent pixel; None = 1 everywhere
-    rows: tuple[int, ...]  # which pictures, as rows of the picture list
+    indices: tuple[int, ...]  # which pictures, as rows of the picture list
 
     def latents(self, generator: torch.Generator) -> Tensor:
         """A draw from the posterior, [B, C, h, w] fp32, unscaled."""
@@ -40,18 +40,18 @@ class Pictures:
 
     def __init__(
         self,
-        lineup: Lineup,
-        stills: Stills,
+        training_set: TrainingSet,
+        latent_source: LatentSource,
         tokenize: Tokenize,
         *,
         steps_per_epoch: int,
         total_steps: int,
         key: StreamKey,
     ) -> None:
-        self.lineup = lineup
-        self.examples = lineup.examples
-        self.is_member = lineup.is_member
-        self.stills = stills
+        self.training_set = training_set
+        self.examples = training_set.examples
+        self.is_member = training_set.is_member
+        self.latent_source = latent_source
         self.tokenize = tokenize
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
@@ -62,7 +62,7 @@ class Pictures:
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Latent shape [C, h, w] of a picture."""
-        return self.stills.shape(row)
+        return self.latent_source.shape(row)
 
     def one_shape(self) -> bool:
         """Whether all latents share one shape."""
@@ -72,7 +72,7 @@ class Pictures:
         """Put rows of one shape together for one optimizer step; ``use`` names the occasion that draws are made for."""
         generators = [stream(self.key, "look", row, step, *use) for row in rows]
         tokens = [self._used_tokens(row, step, *use) for row in rows]
-        return self._together(rows, self.stills.of(rows, generators), tokens)
+        return self._together(rows, self.latent_source.of(rows, generators), tokens)
 
     def batches_by_shape(self, rows: Sequence[int], most: int, step: int, *use: str | int) -> list[Batch]:
         """Put rows of any shapes into batches of one shape with at most ``most`` pictures."""
@@ -81,7 +81,7 @@ class Pictures:
     def plain_batches(self, rows: Sequence[int], most: int) -> list[Batch]:
         """Rows as they are: whole captions, nothing dropped, shuffled, mirrored, recoloured or cropped by chance."""
         return [
-            self._together(some, self.stills.of(some, None), [self._plain_tokens(row) for row in some])
+            self._together(some, self.latent_source.of(some, None), [self._plain_tokens(row) for row in some])
             for some in self._by_shape(rows, most)
         ]
 
@@ -96,24 +96,24 @@ class Pictures:
         return [same[start : start + most] for same in by_shape.values() for start in range(0, len(same), most)]
 
     def _together(
-        self, rows: Sequence[int], stills: Sequence[Still], tokens: Sequence[tuple[Tensor, Tensor | None]]
+        self, rows: Sequence[int], encoded: Sequence[EncodedPicture], tokens: Sequence[tuple[Tensor, Tensor | None]]
     ) -> Batch:
-        """One batch of rows, their looks and their tokens with weights."""
-        mean = torch.stack([still.moments.mean for still in stills])
-        masks = [still.mask for still in stills]
+        """One batch of rows, their latents and their tokens with weights."""
+        mean = torch.stack([one_encoded.moments.mean for one_encoded in encoded])
+        masks = [one_encoded.mask for one_encoded in encoded]
         ids, weights = _stacked(tokens)
         full = torch.ones(1, *mean.shape[-2:])
         return Batch(
             mean=mean,
-            std=torch.stack([still.moments.std for still in stills]),
+            std=torch.stack([one_encoded.moments.std for one_encoded in encoded]),
             tokens=ids,
             token_weights=weights,
             is_member=torch.tensor([self.is_member[row] for row in rows]),
-            weights=torch.tensor([self.lineup.weights[row] for row in rows]),
+            weights=torch.tensor([self.training_set.weights[row] for row in rows]),
             mask=None
             if all(mask is None for mask in masks)
             else torch.stack([full if mask is None else mask for mask in masks]),
-            rows=tuple(rows),
+            indices=tuple(rows),
         )
 
     def _plain_tokens(self, row: int) -> tuple[Tensor, Tensor | None]:
@@ -157,15 +157,15 @@ class MemberBatches:
         self.key = key
         self.rank = rank
         self.processes = processes
-        self.rows = [row for row, times in enumerate(pictures.lineup.uses) for _ in range(times)]
-        self.steps_per_epoch = pictures.lineup.steps_per_epoch(processes, accumulation)
+        self.indices = [row for row, times in enumerate(pictures.training_set.uses) for _ in range(times)]
+        self.steps_per_epoch = pictures.training_set.steps_per_epoch(processes, accumulation)
         self._order: tuple[int, list[list[int]]] = (-1, [])
 
     def epoch_rows(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch as lists of rows: shuffled inside each dataset and size, cut, the list shuffled."""
         by_key: dict[BatchKey, list[int]] = {}
-        for row in self.rows:
-            by_key.setdefault(self.pictures.lineup.batch_key(row), []).append(row)
+        for row in self.indices:
+            by_key.setdefault(self.pictures.training_set.batch_key(row), []).append(row)
         batches: list[list[int]] = []
         for key, same in sorted(by_key.items()):
             order = permutation(len(same), self.key, "epoch order", epoch, *key)
@@ -176,7 +176,7 @@ class MemberBatches:
 
     def images_per_step(self) -> float:
         """Images of an optimizer step, all processes together, on average over an epoch."""
-        return len(self.rows) / self.steps_per_epoch
+        return len(self.indices) / self.steps_per_epoch
 
     def of_step(self, step: int) -> list[Batch]:
         """The batches of an optimizer step (counted from 0) on this process; the last of an epoch may hold fewer.
@@ -198,7 +198,7 @@ class AuxCycle:
     """An endless cycle over one aux side, reshuffled whenever it wraps; two of them are drawn from independently."""
 
     def __init__(self, rows: Sequence[int], key: StreamKey, side: str) -> None:
-        self.rows = list(rows)
+        self.indices = list(rows)
         self.key = key
         self.side = side
         self._order: tuple[int, list[int]] = (-1, [])  # of the cycle in use
@@ -207,8 +207,8 @@ class AuxCycle:
         """Rows at positions start .. start + count - 1 of the endless sequence."""
         taken: list[int] = []
         for position in range(start, start + count):
-            cycle, place = divmod(position, len(self.rows))
+            cycle, place = divmod(position, len(self.indices))
             if self._order[0] != cycle:
-                self._order = (cycle, permutation(len(self.rows), self.key, "aux order", self.side, cycle))
-            taken.append(self.rows[self._order[1][place]])
+                self._order = (cycle, permutation(len(self.indices), self.key, "aux order", self.side, cycle))
+            taken.append(self.indices[self._order[1][place]])
         return taken

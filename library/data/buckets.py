@@ -5,9 +5,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from library.check import Faults, InputError
 from library.data.examples import Example
-from library.data.subsets import BucketRules
+from library.data.subset_rules import BucketRules
+from library.errors import Faults, InputError
 
 HEAVY_CROP = 0.2  # share of the scaled picture's area that is cut away
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from library.data.subsets import CaptionRules
+from library.data.subset_rules import CaptionRules
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
 OPEN, CLOSE = "\ue000", "\ue001"  # private characters that stand for {{ and }} while wildcards are read

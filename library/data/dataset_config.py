@@ -10,9 +10,9 @@ from typing import Any
 
 import toml
 
-from library.check import Faults, InputError, did_you_mean
+from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
-from library.data.looks import METHODS
+from library.errors import Faults, InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 
-from library.check import shortened
 from library.data.split import SIDES, Split
+from library.errors import shortened
 
 MOST_PICTURES = 20_000  # all pairs of more take minutes
 logger = logging.getLogger(__name__)

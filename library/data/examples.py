@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from library.data.subsets import Subset
+from library.data.subset_rules import Subset
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from library.check import InputError
+from library.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from library.check import Faults, InputError, shortened
 from library.data.folders import caption_lines
+from library.errors import Faults, InputError, shortened
 from library.tensor_files import private_folder, write_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

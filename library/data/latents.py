@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from library.check import InputError
+from library.data.augmentation import plain_pixels
 from library.data.examples import Example
-from library.data.looks import plain_pixels
+from library.errors import InputError
 from library.tensor_files import private_folder, read_tensors, write_tensors
 
 FORMAT = 2

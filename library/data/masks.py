@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from library.check import InputError
 from library.data.examples import Example, alpha_channel
 from library.data.folders import ENDINGS
+from library.errors import InputError
 
 
 class MaskFinder:

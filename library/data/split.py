@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from library.check import Faults, InputError, shortened
 from library.data.captions import plain_caption
 from library.data.examples import Example
+from library.errors import Faults, InputError, shortened
 from library.seeding import StreamKey, keyed_digest
 from library.tensor_files import write_whole
 
@@ -60,7 +60,7 @@ class Split:
         """How many examples at the front of ``in_order()`` training looks at: all but the non-members-test."""
         return len(self.in_order()) - len(self.sides["non-members-test"])
 
-    def rows(self, side: str) -> list[int]:
+    def indices(self, side: str) -> list[int]:
         """Places of a side's examples in ``in_order()``."""
         return [row for row, name in enumerate(self.sides_in_order()) if name == side]
 

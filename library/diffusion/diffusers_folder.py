@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from library.check import Faults, InputError
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.weight_files import compare_names, first_line, folder_fingerprint
+from library.errors import Faults, InputError
 
 NEEDED = ("unet", "vae", "text_encoder", "scheduler")
 TARGETS = ("epsilon", "v_prediction")

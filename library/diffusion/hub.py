@@ -13,8 +13,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
-from library.check import InputError
 from library.diffusion.weight_files import first_line
+from library.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SETTINGS = ("model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "scheduler/*.json")

@@ -36,7 +36,7 @@ class LatentDiffusion:
         """Whether the UNet's answer is the velocity (arXiv 2202.00512), not the noise."""
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
-    def schedule_in_words(self) -> str:
+    def schedule_summary(self) -> str:
         """What the UNet predicts, and whether its schedule was rescaled to zero SNR: names caches of its answers."""
         rescaled = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
         return f"{self.scheduler.config.prediction_type}{' zero SNR' if rescaled else ''}"

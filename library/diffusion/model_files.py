@@ -9,12 +9,12 @@ import torch
 import transformers
 from diffusers import DDPMScheduler
 
-from library.check import Faults, InputError
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import check_kind, open_folder
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.single_file import SD2_FOLDER, SD15_FOLDER, open_single_file
 from library.diffusion.vae_files import open_vae
+from library.errors import Faults, InputError
 
 __all__ = ["SD15_FOLDER", "SD2_FOLDER", "LatentDiffusion", "ModelRules", "load_model", "open_base"]
 logger = logging.getLogger(__name__)

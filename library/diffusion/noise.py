@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseRules:
-    """Which timesteps and what noise training draws; None or 0 is off. The fixed looks draw plain noise over all."""
+    """Which timesteps and what noise training draws; None or 0 is off. Validation draws plain noise over all."""
 
     noise_offset: float | None
     noise_offset_random_strength: bool

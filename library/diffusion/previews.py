@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from library.check import Faults, InputError
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.prompt_files import Prompt, read_prompts
 from library.diffusion.text import encode_text, tokenize, tokenize_weighted
+from library.diffusion.vae import decoded
+from library.errors import Faults, InputError
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -120,17 +121,3 @@ def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -
         return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip)
     tokens, weights = tokenize_weighted(model.tokenizer, texts, rules.max_token_length)
     return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip, weights.to(device))
-
-
-def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
-    with torch.autocast(vae.device.type, enabled=False):
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        if not pixels.isfinite().all() and vae.dtype != torch.float32:
-            logger.warning("the VAE overflowed in %s; this preview is decoded again in fp32", vae.dtype)
-            dtype = vae.dtype
-            pixels = vae.float().decode(latents.float() / vae.config.scaling_factor).sample
-            vae.to(dtype)
-    if not pixels.isfinite().all():
-        logger.warning("a preview holds NaN or Inf, shown as grey: the LoRA has diverged, or the model cannot paint")
-    return torch.nan_to_num(pixels.float(), nan=0.0, posinf=0.0, neginf=0.0)

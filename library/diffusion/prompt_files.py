@@ -9,7 +9,7 @@ from typing import Any
 
 import toml
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 
 LETTERS = {
     "n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "l": "scale", "s": "sample_steps",

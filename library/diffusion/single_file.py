@@ -17,12 +17,12 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from library.check import Faults, InputError, shortened
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.weight_files import file_hashes, fill, read_checkpoint
+from library.errors import Faults, InputError, shortened
 
-SD15_FOLDER = Path(__file__).parent / "sd15"
-SD2_FOLDER = Path(__file__).parent / "sd2"
+SD15_FOLDER = Path(__file__).parent / "families" / "sd15"
+SD2_FOLDER = Path(__file__).parent / "families" / "sd2"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer."

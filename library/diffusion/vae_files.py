@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from library.check import Faults, InputError, shortened
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import read_part
 from library.diffusion.latent_diffusion import latent_factor
 from library.diffusion.single_file import VAE_PREFIX
 from library.diffusion.weight_files import file_hashes, fill, folder_fingerprint, read_checkpoint
+from library.errors import Faults, InputError, shortened
 
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}

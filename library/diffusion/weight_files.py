@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
 from library.tensor_files import read_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")

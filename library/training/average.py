@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import InputError
+from library.errors import InputError
 from library.training.optimizers import trained_parameters
 
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from library.check import InputError
+from library.errors import InputError
 
 
 def open_accelerator(mixed_precision: str, ddp_timeout: int | None) -> Accelerator:

@@ -3,7 +3,7 @@
 import ast
 from typing import Any
 
-from library.check import InputError
+from library.errors import InputError
 
 
 def literal_arguments(pairs: list[str], option: str) -> dict[str, Any]:

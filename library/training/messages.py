@@ -4,8 +4,8 @@ import logging
 import sys
 from pathlib import Path
 
+from library.lora_files.format import kinds_in
 from library.plain_text import PlainFormatter, for_shell, plain
-from library.training.lora_file import kinds_in
 from library.training.output_folder import OutputFolder
 
 
@@ -25,7 +25,7 @@ def show_library_messages(*, wanted: bool, level: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def split_in_words(sizes: dict[str, int], inclusion: str) -> str:
+def split_summary(sizes: dict[str, int], inclusion: str) -> str:
     """Images per side in one line."""
     return f"split ({inclusion}): " + ", ".join(f"{count} {side}" for side, count in sizes.items())
 

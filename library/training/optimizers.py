@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from library.check import InputError, did_you_mean
+from library.errors import InputError, did_you_mean
 from library.named_code import NotImportedError, Wanted, imported
 from library.training.literals import literal_arguments
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.check import InputError
+from library.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ class Speed:
         figures = {"images_per_second": rate, "data_wait_share": self._waited / max(self._elapsed, 1e-9)}
         return figures | ({"mfu": rate * self.mfu_of_one} if self.mfu_of_one else {})
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """One line for the end of a run; empty for a run of one step."""
         if not self._steps:
             return ""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
 from library.tensor_files import private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
@@ -24,7 +24,7 @@ FORMAT = 2  # 1: the streams of chance came from the seed alone
 
 
 @dataclass(frozen=True)
-class Players:
+class TrainingState:
     """Everything that changes while a run goes on."""
 
     network: nn.Module
@@ -37,7 +37,7 @@ class Players:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The network as files, previews and looks have it: the average where one is kept, without dropout."""
+        """The network as files, previews and validation see it: the average where one is kept, without dropout."""
         if self.average is None and not self._schedule_free():
             was_training = self.network.training
             self.network.eval()
@@ -58,7 +58,13 @@ class Players:
 
 
 def save_state(
-    path: Path, players: Players, *, done: int, options: Mapping[str, Any], split_hash: str, checks: list[dict]
+    path: Path,
+    training_state: TrainingState,
+    *,
+    done: int,
+    options: Mapping[str, Any],
+    split_hash: str,
+    checks: list[dict],
 ) -> None:
     """Write a state folder whole: under a temporary name first, then renamed.
 
@@ -73,15 +79,15 @@ def save_state(
     private_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        write_tensors(temporary / "lora.safetensors", raw_tensors(players.network), {})
-        write_tensors(temporary / "proxy.safetensors", players.proxy.state_dict(), {})
-        if players.average is not None:
-            write_tensors(temporary / "average.safetensors", players.average.state(), {})
+        write_tensors(temporary / "lora.safetensors", raw_tensors(training_state.network), {})
+        write_tensors(temporary / "proxy.safetensors", training_state.proxy.state_dict(), {})
+        if training_state.average is not None:
+            write_tensors(temporary / "average.safetensors", training_state.average.state(), {})
         moving = {
-            "optimizer": players.optimizer.state_dict(),
-            "schedule": players.schedule.state_dict(),
-            "attacker": players.attacker.state_dict(),
-            "scaler": players.scaler.state_dict() if players.scaler is not None else {},
+            "optimizer": training_state.optimizer.state_dict(),
+            "schedule": training_state.schedule.state_dict(),
+            "attacker": training_state.attacker.state_dict(),
+            "scaler": training_state.scaler.state_dict() if training_state.scaler is not None else {},
         }
         buffer = io.BytesIO()
         torch.save(moving, buffer)
@@ -136,21 +142,21 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
     return content
 
 
-def load_players(place: str | None, players: Players) -> None:
-    """Put a state's tensors and moments into the players; nothing is unpickled but tensors and plain values."""
+def load_training_state(place: str | None, training_state: TrainingState) -> None:
+    """Put a state's tensors and moments into the training state; nothing is unpickled but tensors and plain values."""
     if place is None:
         return
     path = Path(place)
-    fill_raw(players.network, read_tensors(path / "lora.safetensors")[0])
-    _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
-    if players.average is not None:
-        players.average.fill(read_tensors(path / "average.safetensors")[0])
+    fill_raw(training_state.network, read_tensors(path / "lora.safetensors")[0])
+    _fill(training_state.proxy, read_tensors(path / "proxy.safetensors")[0])
+    if training_state.average is not None:
+        training_state.average.fill(read_tensors(path / "average.safetensors")[0])
     moving = _read_moments(path / "optimizers.pt")
-    players.optimizer.load_state_dict(moving["optimizer"])
-    players.schedule.load_state_dict(moving["schedule"])
-    players.attacker.load_state_dict(moving["attacker"])
-    if players.scaler is not None and moving["scaler"]:
-        players.scaler.load_state_dict(moving["scaler"])
+    training_state.optimizer.load_state_dict(moving["optimizer"])
+    training_state.schedule.load_state_dict(moving["schedule"])
+    training_state.attacker.load_state_dict(moving["attacker"])
+    if training_state.scaler is not None and moving["scaler"]:
+        training_state.scaler.load_state_dict(moving["scaler"])
 
 
 def _read_moments(file: Path) -> dict[str, Any]:

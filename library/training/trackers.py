@@ -10,7 +10,7 @@ import numpy as np
 import toml
 from PIL import Image
 
-from library.check import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean
 from library.tensor_files import private_folder
 from library.training.output_folder import OutputFolder
 

@@ -1,0 +1,219 @@
+"""From options to parts: where each subset's pictures lie, what they are for, and the rules they carry."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from library.data.dataset_config import SubsetEntry, read_dataset_config
+from library.data.folders import picture_folders
+from library.data.hub_datasets import DatasetSource, fetch_dataset
+from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules, Subset
+from library.errors import Faults, InputError
+from library.rules import pick
+
+CANDIDATE, OUTSIDER, REGULARISATION = "candidate", "outsider", "regularisation"
+NOT_READ = ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir")  # beside a dataset_config
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceRules:
+    """Where pictures come from and how captions, groups and masks are found; the fields are options."""
+
+    train_data_dir: str
+    nonmember_data_dir: str | None
+    reg_data_dir: str | None
+    in_json: str | None
+    dataset_repeats: int
+    dataset_config: str | None
+    dataset_name: str | None
+    dataset_config_name: str | None
+    dataset_split: str
+    image_column: str
+    caption_column: str
+    group_column: str | None
+    flat_data_dir: bool
+    caption_extension: str | None
+    strict_captions: bool
+    group_by: str | None
+    masked_loss: bool
+    alpha_mask: bool
+    conditioning_data_dir: str | None
+    cache_latents: bool
+    cache_dir: str
+    train_batch_size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder, or one metadata file, of pictures that share their rules."""
+
+    role: str  # candidate, outsider or regularisation
+    option_name: str  # which option it came from, for messages
+    folder: Path  # of the pictures; of a metadata file: what its names are relative to
+    metadata: Path | None  # file of captions; None: a caption file beside each picture
+    repeats: int
+    class_words: str  # stand in for a missing caption
+    caption_extension: str | None
+    group_root: Path  # where groups.json may lie
+    masks: Path | None  # folder of masks, one a picture
+    subset: Subset
+
+
+def pick_rules(values: Any) -> tuple[SourceRules, CaptionRules, AugmentationRules, BucketRules]:
+    """What reading pictures needs, picked from the options of a door or from a mapping of them."""
+    return (
+        pick(values, SourceRules),
+        pick(values, CaptionRules),
+        pick(values, AugmentationRules),
+        pick(values, BucketRules),
+    )
+
+
+def find_parts(
+    where: SourceRules, captions: CaptionRules, looks: AugmentationRules, buckets: BucketRules
+) -> list[Part]:
+    """Every part of a run, before a picture is opened.
+
+    Raises:
+        InputError: folders at the wrong level; every fault of a dataset_config at once.
+    """
+    base = Subset(0, where.train_batch_size, captions, looks, buckets, where.alpha_mask)
+    faults = Faults()
+    parts: list[Part] = []
+    if where.dataset_config:
+        with faults.gathered():
+            parts += _configured_parts(where, base)
+    elif where.dataset_name:
+        with faults.gathered():
+            parts.append(_dataset_part(where, base))
+    elif where.train_data_dir:
+        with faults.gathered():
+            parts += _folder_parts(where, base)
+    if where.reg_data_dir and not where.dataset_config:
+        with faults.gathered():
+            parts += _kohya_parts(where, REGULARISATION, "reg_data_dir", Path(where.reg_data_dir), None, base)
+    if where.nonmember_data_dir:
+        for dataset in dict.fromkeys(part.subset.dataset for part in parts) or [0]:
+            subset = next((part.subset for part in parts if part.subset.dataset == dataset), base)
+            with faults.gathered():
+                folder = Path(where.nonmember_data_dir)
+                parts += _kohya_parts(where, OUTSIDER, "nonmember_data_dir", folder, None, subset)
+    faults.raise_if_any()
+    return parts
+
+
+def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
+    """Parts of train_data_dir: its kohya folders, or the folder behind in_json."""
+    folder = Path(where.train_data_dir)
+    masks = Path(where.conditioning_data_dir) if where.conditioning_data_dir else None
+    if not where.in_json:
+        return _kohya_parts(where, CANDIDATE, "train_data_dir", folder, masks, base)
+    if not folder.is_dir():
+        raise InputError(f"train_data_dir '{folder}' is not a folder")
+    return [
+        Part(
+            CANDIDATE, "in_json", folder, Path(where.in_json), where.dataset_repeats, "", where.caption_extension,
+            folder, masks, base,
+        )
+    ]  # fmt: skip
+
+
+def _kohya_parts(
+    where: SourceRules, role: str, option_name: str, folder: Path, masks: Path | None, subset: Subset
+) -> list[Part]:
+    """Parts of a kohya parent folder or a flat folder; only candidates are masked."""
+    flat = where.flat_data_dir and role != REGULARISATION
+    subset = subset if role == CANDIDATE else replace(subset, alpha_mask=False)
+    return [
+        Part(
+            role, option_name, child.path, None, child.repeats, child.class_words, where.caption_extension, folder,
+            masks, subset,
+        )
+        for child in picture_folders(folder, flat, option_name)
+    ]  # fmt: skip
+
+
+def _dataset_part(where: SourceRules, base: Subset) -> Part:
+    """The part that a Hugging Face dataset becomes: files and a metadata file in the cache."""
+    source = DatasetSource(
+        name=str(where.dataset_name),
+        config_name=where.dataset_config_name,
+        split=where.dataset_split,
+        image_column=where.image_column,
+        caption_column=where.caption_column,
+        group_column=where.group_column,
+    )
+    metadata = fetch_dataset(source, Path(where.cache_dir), every_line=base.captions.enable_wildcard)
+    masks = Path(where.conditioning_data_dir) if where.conditioning_data_dir else None
+    return Part(
+        CANDIDATE, "dataset_name", metadata.parent, metadata, where.dataset_repeats, "", None, metadata.parent, masks,
+        base,
+    )  # fmt: skip
+
+
+def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
+    """Parts of a dataset_config; what it leaves open comes from the command line."""
+    file = Path(str(where.dataset_config))
+    replaced = [name for name in NOT_READ if getattr(where, name)]
+    if replaced:
+        logger.warning("%s: not read, dataset_config says where the pictures lie", ", ".join(replaced))
+    fallback = {
+        **vars(base.captions), **vars(base.looks), **vars(base.buckets), "alpha_mask": where.alpha_mask,
+        "batch_size": where.train_batch_size, "num_repeats": where.dataset_repeats,
+        "caption_extension": where.caption_extension,
+    }  # fmt: skip
+    entries = read_dataset_config(file, fallback)
+    faults = Faults()
+    for entry in entries:
+        _check_entry(entry, where, faults)
+    if where.masked_loss and not any(
+        entry.values["alpha_mask"] or entry.values.get("conditioning_data_dir") for entry in entries
+    ):
+        faults.add(
+            f"masked_loss is on, and no subset of '{file}' has masks: give a subset conditioning_data_dir or alpha_mask"
+        )
+    faults.raise_if_any()
+    return [_configured_part(entry) for entry in entries]
+
+
+def _check_entry(entry: SubsetEntry, where: SourceRules, faults: Faults) -> None:
+    """What a subset asks for that the run as a whole does not allow."""
+    if entry.values.get("conditioning_data_dir") and not where.masked_loss:
+        faults.add(
+            f"{entry.where}: conditioning_data_dir holds masks here (ControlNet is not trained), and masked_loss is "
+            "off; set masked_loss = true"
+        )
+    for name in ("color_aug", "random_crop", "face_crop_aug_range"):
+        if where.cache_latents and entry.values[name]:
+            faults.add(
+                f"{entry.where}: {name} changes the picture at every use, and cache_latents keeps one encoding of it; "
+                f"set cache_latents = false, or leave {name} out"
+            )
+
+
+def _configured_part(entry: SubsetEntry) -> Part:
+    values = entry.values
+    subset = Subset(
+        dataset=entry.dataset,
+        batch_size=values["batch_size"],
+        captions=CaptionRules(**{name: values[name] for name in CaptionRules.__dataclass_fields__}),
+        looks=AugmentationRules(**{name: values[name] for name in AugmentationRules.__dataclass_fields__}),
+        buckets=BucketRules(**{name: values[name] for name in BucketRules.__dataclass_fields__}),
+        alpha_mask=values["alpha_mask"],
+    )
+    metadata = values.get("metadata_file")
+    folder = values.get("image_dir") or values["metadata_file"].parent
+    return Part(
+        role=REGULARISATION if values.get("is_reg") else CANDIDATE,
+        option_name=entry.where,
+        folder=folder,
+        metadata=metadata,
+        repeats=values["num_repeats"],
+        class_words=values.get("class_tokens") or "",
+        caption_extension=values["caption_extension"],
+        group_root=folder,
+        masks=values.get("conditioning_data_dir"),
+        subset=subset,
+    )

@@ -1,0 +1,1 @@
+"""Model families: the settings and tokenizers that single files come without."""
