@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> int:
 
     def facts(done: int) -> dict[str, str]:
         return metadata.written(
-            metadata.network_facts(about, stated, size, model.scheduler.config.prediction_type, model.file_hashes),
+            metadata.network_facts(about, stated, size, model.version(), model.scheduler.config.prediction_type,
+                                   model.file_hashes),
             metadata.privacy_facts(DOOR, options, exposures=plan.exposures(done, repeats),
                                    verdict=game.proxy_history.word(), base_fingerprint=model.fingerprint),
             metadata.full_facts(about, len(repeats), plan.total_steps),

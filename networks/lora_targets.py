@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from library.diffusion.families.recognise import TRAINED, family_of_unet
 from library.errors import InputError
 
 UNET_PREFIX = "lora_unet"
-TEXT_PREFIX = "lora_te_text_model_encoder_layers"
 TEXT_LAYERS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
@@ -72,11 +72,15 @@ def locon_targets(unet: Any) -> dict[str, nn.Module]:
     }
 
 
-def text_targets(text_encoder: Any) -> dict[str, nn.Module]:
-    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called."""
+def text_targets(text_encoder: Any, prefix: str) -> dict[str, nn.Module]:
+    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called.
+
+    Args:
+        prefix: the family's, before the number of a layer.
+    """
     inner = getattr(text_encoder, "text_model", text_encoder)
     return {
-        f"{TEXT_PREFIX}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
+        f"{prefix}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
         for index, layer in enumerate(inner.encoder.layers)
         for path in TEXT_LAYERS
     }
@@ -94,7 +98,7 @@ def checked_targets(unet: Any, text_encoder: Any, *, with_locon: bool) -> tuple[
         InputError: a part where they differ, with both numbers.
     """
     locon = locon_targets(unet) if with_locon else {}
-    text = text_targets(text_encoder)
+    text = text_targets(text_encoder, family_of_unet(unet.config).lora_text_prefix)
     for count, expected, part in (
         (len(unet_targets(unet)), expected_transformer_count(unet), "UNet"),
         (len(locon), expected_locon_count(unet) if with_locon else 0, "UNet (LoCon)"),
@@ -113,7 +117,7 @@ def expected_transformer_count(unet: Any) -> int:
     depth = config.transformer_layers_per_block
     if not isinstance(depth, int):
         raise InputError(
-            "transformer_layers_per_block of the UNet differs from level to level; SD 1.x and 2.x are trained"
+            f"transformer_layers_per_block of the UNet differs from level to level; this suite trains {TRAINED}"
         )
     per_block = config.layers_per_block
     down = sum(per_block for kind in config.down_block_types if kind.startswith("CrossAttn"))
@@ -137,7 +141,7 @@ def all_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
     layers = {
         unet_name(path): layer for path, layer in unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
     }
-    return layers | text_targets(text_encoder)
+    return layers | text_targets(text_encoder, family_of_unet(unet.config).lora_text_prefix)
 
 
 def _is_linear_like(layer: nn.Module) -> bool:

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from library.diffusion.families import sdxl
+from library.diffusion.families.recognise import TRAINED, family_of_unet
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.weight_files import compare_names, first_line, folder_fingerprint
 from library.errors import Faults, InputError
@@ -18,7 +20,7 @@ TARGETS = ("epsilon", "v_prediction")
 
 
 def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None = None) -> LatentDiffusion:
-    """Read a diffusers folder of SD 1.x or 2.x.
+    """Read a diffusers folder of a family that this suite trains.
 
     Args:
         tokenizer_folder: where the tokenizer lies; None: ``tokenizer`` in the folder.
@@ -53,7 +55,7 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
         scheduler=scheduler,
         fingerprint=folder_fingerprint(folder),
         file_hashes={},
-        is_v2=bool(unet.config.use_linear_projection),  # SD 1.x projects with 1x1 convolutions
+        family=family_of_unet(unet.config),
     )
 
 
@@ -64,8 +66,8 @@ def check_kind(folder: Path) -> None:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"'{file}' cannot be read: {first_line(error)}") from error
-    if (folder / "text_encoder_2").is_dir() or settings.get("addition_embed_type"):
-        raise InputError(f"'{folder}' is an SDXL model; this suite trains SD 1.x and SD 2.x")
+    if sdxl.is_sdxl_folder(folder, settings):
+        raise InputError(f"'{folder}' is an {sdxl.NAME} model; this suite trains {TRAINED}")
     channels, answers = settings.get("in_channels", 4), settings.get("out_channels", 4)
     if channels == 9:
         raise InputError(f"'{folder}' is an inpainting model (9 input channels); give the ordinary one")

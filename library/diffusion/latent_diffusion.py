@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from library.diffusion.families.family import Family, Version
+
 
 @dataclass
 class LatentDiffusion:
@@ -17,7 +19,7 @@ class LatentDiffusion:
     scheduler: Any  # DDPMScheduler: the noise schedule and the prediction type
     fingerprint: str  # SHA-256 (hex) over the weight files, a replaced VAE's included
     file_hashes: dict[str, str]  # kohya's ss_sd_model_hash and ss_new_sd_model_hash; empty for a folder
-    is_v2: bool  # SD 2.x: OpenCLIP-H's text encoder, linear projections in the UNet
+    family: Family
 
     def latent_factor(self) -> int:
         """Pixels per latent side."""
@@ -35,6 +37,10 @@ class LatentDiffusion:
     def predicts_velocity(self) -> bool:
         """Whether the UNet's answer is the velocity (arXiv 2202.00512), not the noise."""
         return bool(self.scheduler.config.prediction_type == "v_prediction")
+
+    def version(self) -> Version:
+        """How a LoRA's metadata names this model."""
+        return self.family.version_of(velocity=self.predicts_velocity())
 
     def schedule_summary(self) -> str:
         """What the UNet predicts, and whether its schedule was rescaled to zero SNR: names caches of its answers."""

@@ -12,11 +12,10 @@ from diffusers import DDPMScheduler
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import check_kind, open_folder
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.single_file import SD2_FOLDER, SD15_FOLDER, open_single_file
+from library.diffusion.single_file import open_single_file
 from library.diffusion.vae_files import open_vae
 from library.errors import Faults, InputError
 
-__all__ = ["SD15_FOLDER", "SD2_FOLDER", "LatentDiffusion", "ModelRules", "load_model", "open_base"]
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +47,7 @@ def open_base(
     path = rules.pretrained_model_name_or_path
     model = load_model(path, dtype, config_folder, tokenizer_cache_dir=rules.tokenizer_cache_dir)
     faults = Faults()
-    _check_generation(model, rules, faults)
+    _check_family(model, rules, faults)
     model.scheduler = _schedule(model, rules, faults, is_file=Path(path).is_file())
     layers = model.text_encoder.config.num_hidden_layers
     if rules.clip_skip > layers:
@@ -106,21 +105,21 @@ def _open_from_hub(name: str, dtype: torch.dtype, tokenizer_cache_dir: str | Non
     return open_folder(folder, dtype, hub.tokenizer_of(name, folder, tokenizer_cache_dir))
 
 
-def _check_generation(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> None:
-    path = rules.pretrained_model_name_or_path
-    if model.is_v2 and not rules.v2:
-        faults.add(f"'{path}' is an SD 2.x model, and v2 is not set; add --v2")
-    if rules.v2 and not model.is_v2:
-        faults.add(f"v2 is set, and '{path}' is an SD 1.x model; leave --v2 out")
+def _check_family(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> None:
+    path, family = rules.pretrained_model_name_or_path, model.family
+    if family.v2 and not rules.v2:
+        faults.add(f"'{path}' is an {family.name} model, and v2 is not set; add --v2")
+    if rules.v2 and not family.v2:
+        faults.add(f"v2 is set, and '{path}' is an {family.name} model; leave --v2 out")
 
 
 def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults, *, is_file: bool) -> DDPMScheduler:
     """The noise schedule with the target that the options and the model agree on, rescaled where that is asked for.
 
-    A diffusers folder states its target. A single file does not: base and 768-v of SD 2.x have the same tensors.
+    A diffusers folder states its target, a single file does not.
     """
     path, wanted = rules.pretrained_model_name_or_path, "v_prediction" if rules.v_parameterization else "epsilon"
-    if is_file and (model.is_v2 or rules.v_parameterization):
+    if is_file and (model.family.velocity_version or rules.v_parameterization):
         target = "velocity (v_parameterization is set)" if rules.v_parameterization else "noise, as the base model has"
         logger.info("'%s' does not state its target: taken as %s; 768-v models need --v_parameterization", path, target)
     elif not is_file and model.predicts_velocity() and not rules.v_parameterization:

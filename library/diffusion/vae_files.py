@@ -11,8 +11,8 @@ from torch import Tensor
 
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import read_part
+from library.diffusion.families.family import VAE_PREFIX
 from library.diffusion.latent_diffusion import latent_factor
-from library.diffusion.single_file import VAE_PREFIX
 from library.diffusion.weight_files import file_hashes, fill, folder_fingerprint, read_checkpoint
 from library.errors import Faults, InputError, shortened
 

@@ -58,28 +58,20 @@ class FileRules:
     metadata_preprocessor: str | None
 
 
-def base_version(v2: bool, v_parameterization: bool) -> tuple[str, str]:
-    """kohya's ss_base_model_version and modelspec.architecture."""
-    if not v2:
-        return "sd_v1", "stable-diffusion-v1/lora"
-    if v_parameterization:
-        return "sd_v2_v", "stable-diffusion-v2-768-v/lora"
-    return "sd_v2", "stable-diffusion-v2-512/lora"
-
-
 def network_facts(
-    rules: FileRules, stated: Mapping[str, str], resolution: tuple[int, int], prediction_type: str,
-    model_hashes: Mapping[str, str],
+    rules: FileRules, stated: Mapping[str, str], resolution: tuple[int, int], version: tuple[str, str],
+    prediction_type: str, model_hashes: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """The keys that WebUIs read, for an SD 1.x or 2.x LoRA.
+    """The keys that WebUIs read.
 
     Args:
         stated: ss_network_dim, ss_network_alpha and ss_network_args, as the network is.
+        version: ss_base_model_version and modelspec.architecture of the base model's family.
     """
-    version, architecture = base_version(rules.v2, rules.v_parameterization)
+    base_model, architecture = version
     facts = {
         "ss_v2": str(rules.v2),
-        "ss_base_model_version": version,
+        "ss_base_model_version": base_model,
         "ss_network_module": rules.network_module,
         **stated,
         "modelspec.sai_model_spec": "1.0.1",

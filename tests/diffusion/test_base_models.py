@@ -13,9 +13,12 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.diffusion import memory, single_file
+from library.diffusion.families.recognise import FAMILIES, family_of_file, family_of_unet
+from library.diffusion.families.sd1 import SD1
+from library.diffusion.families.sd2 import SD2
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, load_model, open_base
-from library.diffusion.single_file import SD2_FOLDER, SD15_FOLDER, shipped_tokenizer
+from library.diffusion.single_file import shipped_tokenizer
 from library.diffusion.text import encode_text, tokenize
 from library.diffusion.weight_files import fill
 from library.errors import Faults, InputError
@@ -54,7 +57,7 @@ def test_an_sd2_file_opens_bit_for_bit_and_its_unused_layer_is_left_out(second) 
     folder, parts, file = second
     model = open_base(rules(file, v2=True), config_folder=folder)
     assert_same_weights(model, parts)
-    assert model.is_v2 and not model.predicts_velocity()
+    assert model.family is SD2 and not model.predicts_velocity()
 
 
 def test_v2_is_checked_against_the_file_both_ways(second, model_folder: Path) -> None:
@@ -67,7 +70,7 @@ def test_v2_is_checked_against_the_file_both_ways(second, model_folder: Path) ->
 def test_an_sd2_folder_is_told_from_an_sd1_folder(tmp_path: Path, model_folder: Path) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "two"))
     UNet2DConditionModel(**tiny.UNET, use_linear_projection=True).save_pretrained(folder / "unet")
-    assert open_base(rules(folder, v2=True)).is_v2
+    assert open_base(rules(folder, v2=True)).family is SD2
     with pytest.raises(InputError, match="add --v2"):
         open_base(rules(folder))
 
@@ -110,12 +113,13 @@ def test_zero_terminal_snr_reaches_the_schedule_and_keeps_the_rest(velocity_fold
 
 
 @pytest.mark.parametrize(
-    ("folder", "parameters", "text_modules", "gigabytes"),
-    [(SD15_FOLDER, (859.5, 83.7, 123.1), 72, "3.20"), (SD2_FOLDER, (865.9, 83.7, 340.4), 138, "3.65")],
+    ("family", "parameters", "text_modules", "gigabytes"),
+    [(SD1, (859.5, 83.7, 123.1), 72, "3.20"), (SD2, (865.9, 83.7, 340.4), 138, "3.65")],
     ids=["sd1", "sd2"],
 )
-def test_shipped_dimensions_are_the_published_ones(folder: Path, parameters, text_modules: int, gigabytes: str) -> None:
+def test_shipped_dimensions_are_the_published_ones(family, parameters, text_modules: int, gigabytes: str) -> None:
     """Parameters in millions, LoRA modules, and the memory that kohya.md section 7 works out for 512 pixels in bf16."""
+    folder = family.settings
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")).to(torch.bfloat16)
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
@@ -131,29 +135,30 @@ def test_shipped_dimensions_are_the_published_ones(folder: Path, parameters, tex
     assert 455e6 < plain < 463e6 and 0.150e9 < 2 * saving < 0.155e9  # 463 M counts the rank's own numbers too
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False)
-    model = LatentDiffusion(None, text_encoder, vae, unet, None, "", {}, False)
+    model = LatentDiffusion(None, text_encoder, vae, unet, None, "", {}, family)
     words = memory.memory_summary(model, (512, 512), 9_437_000, 1, memory.MemoryRules(False, False, False))
     assert f"estimated: {gigabytes} GB" in words and "VAE 0.17" in words and "Adam 0.15" in words
 
 
-@pytest.mark.parametrize("folder", [SD15_FOLDER, SD2_FOLDER], ids=["sd1", "sd2"])
-def test_every_tensor_of_a_file_of_the_published_size_finds_its_place(folder: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=["sd1", "sd2"])
+def test_every_tensor_of_a_file_of_the_published_size_finds_its_place(family) -> None:
     """Names and shapes alone, on tensors without data: the width, depth and 23 layers of the real models."""
+    folder = family.settings
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
         tensors = ldm_layout.original_tensors(unet, vae, text_encoder)
-    is_v2 = single_file.is_second_generation(Path("file"), tensors)
-    assert is_v2 == (folder == SD2_FOLDER)
+    assert family_of_file(Path("file"), tensors) is family_of_unet(unet.config) is family
+    assert text_encoder.config.hidden_size == family.context_width == unet.config.cross_attention_dim
     faults = Faults()
-    for part, state in single_file.converted(unet, vae, text_encoder, tensors, is_v2).values():
+    for part, state in single_file.converted(unet, vae, text_encoder, tensors, family).values():
         fill(part, state, "file", faults)
     faults.raise_if_any()
 
 
 def test_the_sd2_tokenizer_has_clips_vocabulary_and_pads_with_id_0() -> None:
-    one, two = (shipped_tokenizer(folder / "tokenizer") for folder in (SD15_FOLDER, SD2_FOLDER))
+    one, two = (shipped_tokenizer(family.settings / "tokenizer", family) for family in FAMILIES)
     tokens = tokenize(two, ["a photo of an astronaut"], 150)
     assert tokens[0, 0, :8].tolist() == [49406, 320, 1125, 539, 550, 18376, 49407, 0]
     assert tokens[0, 1, :4].tolist() == [49406, 49407, 0, 0] and len(two) == 49408

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from library.diffusion.denoising import Denoiser, fixed_draws
-from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.diffusion.families.sd1 import SD1
+from library.diffusion.model_files import load_model
 from library.diffusion.noise import Draw
 from library.diffusion.text import encode_text, tokenize
 from library.errors import InputError
@@ -100,9 +101,9 @@ def test_what_a_file_lacks_is_named(tmp_path: Path, original, lost: str, message
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lora_unet_mid_block.alpha", "is a LoRA, no base model"),
+        ("lora_unet_mid_block.alpha", "is a LoRA, not a base model"),
         ("conditioner.embedders.0.x", "is an SDXL checkpoint"),
-        ("something.else", "no whole SD 1.x checkpoint: it has no UNet"),
+        ("something.else", "not a whole SD 1.x checkpoint: it has no UNet"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, name: str, message: str) -> None:
@@ -134,7 +135,7 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_the_shipped_tokenizer_is_clips() -> None:
     """Ids from CLIP's published vocabulary."""
-    tokenizer = CLIPTokenizer.from_pretrained(SD15_FOLDER / "tokenizer", local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(SD1.settings / "tokenizer", local_files_only=True)
     assert len(tokenizer) == 49408
     assert tokenizer("a photo of an astronaut riding a horse").input_ids == [
         49406,

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.diffusion.families.sd1 import SD1
+from library.diffusion.model_files import load_model
 from library.errors import InputError
 from library.lora_files.format import BrokenNetworkError, check_lora, write_lora
 from library.lora_files.metadata import FileRules, is_allowed, network_facts, reduced
@@ -46,8 +47,8 @@ def unet_output(unet) -> torch.Tensor:
 def test_an_sd15_sized_model_has_exactly_264_modules_under_kohyas_names() -> None:
     """spec: 192 in the UNet, 72 in the text encoder, three tensors each; built without data."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_FOLDER / "unet"))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_FOLDER / "text_encoder"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD1.settings / "unet"))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD1.settings / "text_encoder"))
         network = create_network(1.0, 16, 16, None, text_encoder, unet)
         network.apply_to(text_encoder, unet, True, True)
     assert (len(network.unet_loras), len(network.text_encoder_loras)) == (192, 72)
@@ -213,7 +214,7 @@ def test_alphas_are_zero_dimensional_and_floating_and_the_hash_is_of_the_tensor_
 ) -> None:
     network = filled(load_model(str(model_folder)))
     stated = {"ss_network_dim": "3", "ss_network_alpha": "1.5", "ss_network_args": "{}"}
-    facts = network_facts(pick(Config(), FileRules), stated, (512, 512), "epsilon", {})
+    facts = network_facts(pick(Config(), FileRules), stated, (512, 512), SD1.version, "epsilon", {})
     write_lora(tmp_path / "lora.safetensors", network.state_dict(), facts, "fp16")
     tensors, metadata = read_tensors(tmp_path / "lora.safetensors")
     assert all(value.dtype == torch.float16 for value in tensors.values())
@@ -238,5 +239,6 @@ def test_text_names_come_from_a_table_whatever_the_module_tree_is_called(model_f
     text_encoder = load_model(str(model_folder)).text_encoder
     nested = torch.nn.Module()
     nested.text_model = getattr(text_encoder, "text_model", text_encoder)
-    assert list(text_targets(nested)) == list(text_targets(text_encoder))
-    assert all(name.startswith("lora_te_text_model_encoder_layers_") for name in text_targets(text_encoder))
+    names = list(text_targets(text_encoder, SD1.lora_text_prefix))
+    assert list(text_targets(nested, SD1.lora_text_prefix)) == names
+    assert all(name.startswith("lora_te_text_model_encoder_layers_") for name in names)

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.diffusion.families.sd1 import SD1
+from library.diffusion.model_files import load_model
 from library.errors import InputError
 from library.seeding import seed_modules, stream
 from networks.lora import create_network
@@ -22,8 +23,8 @@ SHAPE = {"conv_dim": "4", "conv_alpha": "2"}
 def sd15() -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """SD 1.5's shape without data."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_FOLDER / "unet"))
-        return unet, CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_FOLDER / "text_encoder"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD1.settings / "unet"))
+        return unet, CLIPTextModel(CLIPTextConfig.from_pretrained(SD1.settings / "text_encoder"))
 
 
 def network_of(model, rank: int = 8, alpha: float = 4.0, **arguments: str):

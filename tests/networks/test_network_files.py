@@ -15,7 +15,9 @@ import audit
 import PLoRA
 import SPLoRA
 from library.audit.targets import provenance
-from library.diffusion.model_files import SD15_FOLDER, load_model
+from library.diffusion.families.sd1 import SD1
+from library.diffusion.families.sd2 import SD2
+from library.diffusion.model_files import load_model
 from library.errors import InputError
 from library.lora_files.format import BrokenNetworkError, check_lora, kind_of, stated_ranks, write_lora
 from library.lora_files.metadata import FileRules, full_facts, is_allowed, network_facts, written
@@ -97,8 +99,8 @@ def original_unet_modules(unet: UNet2DConditionModel) -> set[str]:
 def test_the_name_maps_of_comfyui_and_a1111_leave_nothing_unmatched() -> None:
     """All 350 modules of a LoCon on SD 1.5: every name has a layer in the original layout and a diffusers key."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_FOLDER / "unet"))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_FOLDER / "text_encoder"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD1.settings / "unet"))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD1.settings / "text_encoder"))
         network = create_network(1.0, 4, 4, None, text_encoder, unet, conv_dim="4")
         network.apply_to(text_encoder, unet, True, True)
     names = {name.partition(".")[0] for name in network.state_dict()}
@@ -212,15 +214,17 @@ def test_each_kind_has_its_table_and_a_torn_module_is_refused() -> None:
 def test_the_header_says_which_model_and_holds_nothing_outside_the_allow_list(model_folder, tmp_path: Path) -> None:
     changed = {"clip_skip": 2, "max_timestep": 800, "metadata_title": "anna", "metadata_author": "bob",
                "training_comment": "secret", "output_name": "anna"}  # fmt: skip
-    for v2, velocity, version, architecture in (
-        (False, False, "sd_v1", "stable-diffusion-v1/lora"),
-        (True, False, "sd_v2", "stable-diffusion-v2-512/lora"),
-        (True, True, "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    for family, velocity, version, architecture in (
+        (SD1, False, "sd_v1", "stable-diffusion-v1/lora"),
+        (SD1, True, "sd_v1", "stable-diffusion-v1/lora"),
+        (SD2, False, "sd_v2", "stable-diffusion-v2-512/lora"),
+        (SD2, True, "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
     ):
-        about = pick(dataclasses.replace(Config(), v2=v2, v_parameterization=velocity, **changed), FileRules)
+        about = pick(dataclasses.replace(Config(), v2=family.v2, v_parameterization=velocity, **changed), FileRules)
         stated = {"ss_network_dim": "4", "ss_network_alpha": "1.0", "ss_network_args": "{}"}
-        facts = network_facts(about, stated, (512, 768), "v_prediction" if velocity else "epsilon", {})
-        assert (facts["ss_v2"], facts["ss_base_model_version"]) == (str(v2), version)
+        target, names = "v_prediction" if velocity else "epsilon", family.version_of(velocity=velocity)
+        facts = network_facts(about, stated, (512, 768), names, target, {})
+        assert (facts["ss_v2"], facts["ss_base_model_version"]) == (str(family.v2), version)
         assert facts["modelspec.architecture"] == architecture and facts["modelspec.timestep_range"] == "0,800"
         own_words = full_facts(about, 9, 100)
         short = written(facts, {"ss_privacy_method": "PLoRA"}, own_words, no_metadata=False, full=False)

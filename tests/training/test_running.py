@@ -220,10 +220,10 @@ def test_flops_of_sd15_are_those_that_were_measured() -> None:
     """803 GFLOP for a 64 x 64 latent (spec/kohya.md 7), counted without weights."""
     from diffusers import UNet2DConditionModel
 
-    from library.diffusion.model_files import SD15_FOLDER
+    from library.diffusion.families.sd1 import SD1
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_FOLDER / "unet"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD1.settings / "unet"))
     assert flops.forward_flops(unet, (64, 64), 768) == pytest.approx(803e9, rel=0.01)
     assert flops.peak_flops(torch.device("cpu"), torch.bfloat16) is None
 

@@ -1,1 +1,1 @@
-"""Model families: the settings and tokenizers that single files come without."""
+"""Model families: what differs between Stable Diffusion's generations, and the settings that single files lack."""
