@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from library.errors import Faults, InputError, shortened
+from library.key_values import split_pair
 from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
@@ -109,16 +110,16 @@ def with_stand_in(rules: NetworkRules) -> NetworkRules:
 
 
 def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
-    """``["conv_dim=8", "algo=loha"]`` -> texts by key; what is no pair, or stands twice, is a fault."""
+    """``["conv_dim=8", "algo=loha"]`` -> texts by key; a text that is not a pair and a repeated key are faults."""
     given: dict[str, str] = {}
     for pair in pairs:
-        name, equals, text = (piece.strip() for piece in pair.partition("="))
-        if not equals or not name:
-            faults.add(f"network_args: '{pair}' is no key=value, e.g. conv_dim=8")
-        elif name in given:
-            faults.add(f"network_args: '{name}' stands twice")
+        found = split_pair(pair)
+        if found is None:
+            faults.add(f"network_args: '{pair}' is not key=value, e.g. conv_dim=8")
+        elif found[0] in given:
+            faults.add(f"network_args: '{found[0]}' is given twice")
         else:
-            given[name] = text
+            given[found[0]] = found[1]
     return given
 
 

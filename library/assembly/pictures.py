@@ -11,7 +11,7 @@ from library.data.latent_source import CachedLatents, FreshLatents, LatentSource
 from library.data.latents import Moments, View, encoded_views
 from library.data.training_set import TrainingSet
 from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.text import tokenize, tokenize_weighted
+from library.diffusion.text import read_captions
 from library.diffusion.vae import posterior_encoder
 from library.seeding import StreamKey, stream
 
@@ -101,6 +101,5 @@ def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, 
 
 def _tokenizer(model: LatentDiffusion, rules: EncodingRules) -> Tokenize:
     """Captions to tokens, with weights where captions are written with them."""
-    if rules.weighted_captions:
-        return lambda captions: tokenize_weighted(model.tokenizer, captions, rules.max_token_length)
-    return lambda captions: (tokenize(model.tokenizer, captions, rules.max_token_length), None)
+    weighted = rules.weighted_captions
+    return lambda captions: read_captions(model.tokenizer, captions, rules.max_token_length, weighted=weighted)

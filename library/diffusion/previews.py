@@ -12,7 +12,7 @@ from torch import Tensor
 
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.prompt_files import Prompt, read_prompts
-from library.diffusion.text import encode_text, tokenize, tokenize_weighted
+from library.diffusion.text import encode_text, read_captions
 from library.diffusion.vae import decoded
 from library.errors import Faults, InputError
 
@@ -115,9 +115,6 @@ def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) ->
 
 def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Tensor:
     """Hidden states of prompts, [B, T, D], read as the training reads captions: pieces, clip skip, weights or none."""
-    device = model.unet.device
-    if not rules.weighted_captions:
-        tokens = tokenize(model.tokenizer, texts, rules.max_token_length)
-        return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip)
-    tokens, weights = tokenize_weighted(model.tokenizer, texts, rules.max_token_length)
-    return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip, weights.to(device))
+    weighted = rules.weighted_captions
+    tokens, weights = read_captions(model.tokenizer, texts, rules.max_token_length, weighted=weighted)
+    return encode_text(model.text_encoder, tokens.to(model.unet.device), rules.clip_skip, weights)

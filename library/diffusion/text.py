@@ -11,6 +11,20 @@ UP, DOWN = 1.1, 1 / 1.1  # a pair of round, of square brackets
 MARKS = re.compile(r"\\([\\()\[\]])|([(\[\])])|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 
 
+def read_captions(
+    tokenizer: Any, captions: list[str], max_token_length: int, *, weighted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Token ids of captions, [B, pieces, 77], and the weight of each position where brackets are weights, else None.
+
+    Args:
+        max_token_length: 75, 150 or 225; longer captions are cut.
+        weighted: captions are in A1111's syntax; else brackets are plain text.
+    """
+    if weighted:
+        return tokenize_weighted(tokenizer, captions, max_token_length)
+    return tokenize(tokenizer, captions, max_token_length), None
+
+
 def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tensor:
     """Token ids of captions, [B, pieces, 77].
 

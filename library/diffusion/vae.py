@@ -36,25 +36,33 @@ def _posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decoder_of(vae: Any) -> Callable[[Tensor], Tensor]:
-    """Scaled latents [B, 4, h, w] to pixels [B, 3, H, W] in 0..1."""
+    """A function from scaled latents [B, 4, h, w] to pixels [B, 3, H, W] in 0 .. 1; NaN stays NaN."""
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        pixels = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return (_pixels(vae, latents) / 2 + 0.5).clamp(0, 1)
 
     return decode
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
-    with torch.autocast(vae.device.type, enabled=False):
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        if not pixels.isfinite().all() and vae.dtype != torch.float32:
-            logger.warning("the VAE overflowed in %s; this preview is decoded again in fp32", vae.dtype)
-            dtype = vae.dtype
-            pixels = vae.float().decode(latents.float() / vae.config.scaling_factor).sample
-            vae.to(dtype)
+    """Pixels [B, 3, H, W] in -1 .. 1 of scaled latents, for a person to see: what is not finite is grey."""
+    pixels = _pixels(vae, latents)
     if not pixels.isfinite().all():
-        logger.warning("a preview holds NaN or Inf, shown as grey: the LoRA has diverged, or the model cannot paint")
-    return torch.nan_to_num(pixels.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        logger.warning(
+            "a preview holds NaN or infinity and is shown in grey: the LoRA has diverged, or the base model "
+            "cannot make this picture"
+        )
+    return torch.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _pixels(vae: Any, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] fp32 of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
+    with torch.autocast(vae.device.type, enabled=False):
+        pixels = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+        if not pixels.isfinite().all() and vae.dtype != torch.float32:
+            logger.warning("the VAE overflowed in %s; these images are decoded again in fp32", vae.dtype)
+            dtype = vae.dtype
+            pixels = vae.float().decode(latents.to(vae.device).float() / vae.config.scaling_factor).sample
+            vae.to(dtype)
+    return pixels.float()

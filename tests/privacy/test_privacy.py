@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from library.privacy.attackers.build import ProxyAttacker, frozen
+from library.privacy.attackers.build import AttackerRules, ProxyAttacker, build_attacker, frozen
 from library.privacy.attackers.losses import attacker_losses, member_cross_entropy, membership_margin
 from library.privacy.objectives import ratio_objective, sum_objective
 from library.privacy.proxy_history import ProxyHistory, check_proxy
@@ -46,6 +46,17 @@ def test_the_attacker_has_the_released_size_at_512_pixels() -> None:
         sum(parameter.numel() for parameter in ProxyAttacker((4, 64, 64), pooled=False, dropout=0.5).parameters())
         == 8_520_962
     )
+
+
+def test_an_attacker_is_built_with_the_adam_of_its_rules_and_the_draws_of_the_seed() -> None:
+    rules = AttackerRules(attack_lr=0.01, attack_weight_decay=0.5, attack_dropout=0.25)
+    torch.manual_seed(0)
+    proxy, adam = build_attacker((4, 8, 8), rules, pooled=True, device=torch.device("cpu"))
+    assert all(torch.equal(one, two) for one, two in zip(proxy.parameters(), proxy_of().parameters(), strict=True))
+    assert proxy.pooled and [layer.p for layer in proxy.layers if isinstance(layer, torch.nn.Dropout)] == [0.25] * 2
+    (group,) = adam.param_groups
+    assert isinstance(adam, torch.optim.Adam) and (group["lr"], group["weight_decay"]) == (0.01, 0.5)
+    assert group["params"] == list(proxy.parameters())
 
 
 def test_the_member_cross_entropy_is_minus_the_log_of_the_member_probability() -> None:

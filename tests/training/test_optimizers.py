@@ -100,7 +100,7 @@ def test_names_are_taken_in_any_case_and_from_torch_and_by_dotted_path() -> None
     [
         ("AdamV", [], "neither in kohya's list nor a class of torch.optim; did you mean 'Adam"),
         ("AdamW", ["weight_decai=0.1"], "AdamW has no 'weight_decai'; did you mean 'weight_decay'"),
-        ("AdamW", ["weight_decay=much"], "no key=value with a Python literal"),
+        ("AdamW", ["weight_decay=much"], "not key=value with a Python literal"),
         ("AdamW", ["betas=0.9,7.0"], "does not take these weights and optimizer_args: Invalid beta"),
         ("LBFGS", [], "evaluates the loss several times"),
         ("absent_package.Optimizer", [], 'no module absent_package is installed here; use "AdamW"$'),

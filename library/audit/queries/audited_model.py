@@ -9,7 +9,7 @@ from torch import Tensor
 
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
-from library.diffusion.text import encode_text, tokenize, tokenize_weighted
+from library.diffusion.text import encode_text, read_captions
 from library.rules import pick
 from networks.per_sample_gradients import AdapterLayer
 
@@ -103,11 +103,7 @@ def audited_model_of(
         return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
 
     def states_of(captions: Sequence[str]) -> Tensor:
-        weights = None
-        if weighted_captions:
-            tokens, weights = tokenize_weighted(model.tokenizer, list(captions), max_token_length)
-        else:
-            tokens = tokenize(model.tokenizer, list(captions), max_token_length)
+        tokens, weights = read_captions(model.tokenizer, list(captions), max_token_length, weighted=weighted_captions)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             return encode_text(model.text_encoder, tokens.to(device), clip_skip, weights)
 

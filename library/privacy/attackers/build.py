@@ -1,10 +1,20 @@
-"""The proxy attacker: a three-layer MLP that tells members from others by the squared-error map."""
+"""The proxy attacker: a three-layer MLP that separates members from others by the squared-error map, and its Adam."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttackerRules:
+    """How the proxy attacker learns; the fields are options."""
+
+    attack_lr: float
+    attack_weight_decay: float
+    attack_dropout: float
 
 
 class ProxyAttacker(nn.Module):
@@ -38,6 +48,19 @@ class ProxyAttacker(nn.Module):
             raise ValueError(f"error map is {tuple(error_map.shape[1:])}, the attacker takes {self.latent_shape}")
         with torch.autocast(error_map.device.type, enabled=False):
             return self.layers(error_map.float().flatten(1))
+
+
+def build_attacker(
+    latent_shape: tuple[int, ...], rules: AttackerRules, *, pooled: bool, device: torch.device
+) -> tuple[ProxyAttacker, torch.optim.Adam]:
+    """A fresh proxy on the device, drawn from torch's global stream, and the Adam that trains it.
+
+    Args:
+        latent_shape, pooled: as ``ProxyAttacker`` takes them.
+    """
+    proxy = ProxyAttacker(latent_shape, pooled=pooled, dropout=rules.attack_dropout)
+    proxy.to(device)
+    return proxy, torch.optim.Adam(proxy.parameters(), lr=rules.attack_lr, weight_decay=rules.attack_weight_decay)
 
 
 @contextmanager
