@@ -46,12 +46,12 @@ class Place:
 
     title: str
     text: str  # what the page says above the rows
-    indices: Sequence[Row]  # its own
+    rows: Sequence[Row]  # its own
     inner: Sequence[Row] = ()  # those of other places inside it
 
     def rows_of(self, path: str, is_folder: bool) -> list[Row]:
         """Every row that a path fits; there must be one."""
-        return [row for row in (*self.indices, *self.inner) if row.fits(path, is_folder)]
+        return [row for row in (*self.rows, *self.inner) if row.fits(path, is_folder)]
 
 
 def inside(folder: str, rows: Sequence[Row], private: bool = False) -> list[Row]:

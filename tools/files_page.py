@@ -53,7 +53,7 @@ def page() -> str:
 
 def _section(place: Place) -> str:
     heads = "| file | mode | written by | what it may hold | share it? |\n|---|---|---|---|---|"
-    return f"## {place.title}\n\n{place.text}\n\n" + "\n".join([heads, *(_line(row) for row in place.indices)])
+    return f"## {place.title}\n\n{place.text}\n\n" + "\n".join([heads, *(_line(row) for row in place.rows)])
 
 
 def _line(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""A model in diffusers layout, part by part: every part that is wrong is reported."""
+"""Opens a model in diffusers layout, part by part; every wrong part is reported."""
 
 import json
 from pathlib import Path
@@ -23,17 +23,17 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
     """Read a diffusers folder of a family that this suite trains.
 
     Args:
-        tokenizer_folder: where the tokenizer lies; None: ``tokenizer`` in the folder.
+        tokenizer_folder: folder of the tokenizer; None: ``tokenizer`` in the model's folder.
 
     Raises:
-        InputError: models of another kind, by name; parts that are missing, damaged or misshapen, all at once.
+        InputError: models of another kind, by name; missing, damaged or misshapen parts, all at once.
     """
     tokenizer_folder = tokenizer_folder or folder / "tokenizer"
     absent = [name for name in NEEDED if not (folder / name).is_dir()]
     absent += [] if tokenizer_folder.is_dir() else ["tokenizer"]
     if absent:
         raise InputError(
-            f"'{folder}' is no diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
+            f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
         )
     check_kind(folder)
     faults = Faults()
@@ -73,13 +73,13 @@ def check_kind(folder: Path) -> None:
         raise InputError(f"'{folder}' is an inpainting model (9 input channels); give the ordinary one")
     if channels != answers or settings.get("class_embed_type") or settings.get("num_class_embeds"):
         raise InputError(
-            f"'{folder}' is no plain text-to-image model: its UNet takes {channels} channels or a class besides the "
-            "text; give the ordinary one"
+            f"'{folder}' is not a plain text-to-image model: its UNet takes {channels} channels, or a class besides "
+            "the text; give the ordinary one"
         )
 
 
 def read_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
-    """One part from its folder, or None after a fault."""
+    """Read one part from its folder; None after a fault."""
     try:
         part, report = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""How much a pass through the UNet has to compute, and how much a GPU could: the two ends of an honest MFU."""
+"""FLOP of a UNet pass and peak FLOP/s of a GPU, for the model FLOP utilisation (MFU)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 peak in FLOP/s by the vendor's data sheets; a card that is not listed gets no figure.
+# Dense bf16 peak in FLOP/s from the vendor's data sheets; other cards get no figure.
 PEAKS = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "RTX 4090": 165e12}
 # Forward and backward through frozen weights, as a multiple of forward (measured on SD 1.5, rank 16); checkpointing
 # computes the forward pass once more.
@@ -29,7 +29,7 @@ def forward_flops(unet: Any, latent_size: tuple[int, int], text_width: int) -> f
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak of a GPU in half precision, FLOP/s; None where it is not known."""
+    """Peak of a GPU in half precision, FLOP/s; None if it is not known."""
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)

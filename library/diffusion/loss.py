@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_SNR = 1000.0  # where the clean end would make a weight vanish or explode
+MOST_SNR = 1000.0  # beyond it, a weight at the clean end would vanish or explode
 
 
 @dataclass(frozen=True)
 class LossRules:
-    """How an error becomes the adaptation loss L."""
+    """How an error becomes the adaptation loss L; the fields are options."""
 
     loss_type: str
     huber_schedule: str
@@ -67,7 +67,7 @@ def huber_threshold(timesteps: Tensor, scheduler: Any, rules: LossRules) -> Tens
     """c(t) [B] of the pseudo-Huber losses: from 1 at the clean end to huber_c at the noisy one.
 
     constant: s c. exponential: s c^(t / T). snr: (1 - c) / (1 + sigma_t)^2 + c with sigma = sqrt((1 - a) / a), which
-    has no scale s = huber_scale in kohya.
+    does not use the scale s = huber_scale, as in kohya.
     """
     if rules.huber_schedule == "constant":
         return torch.full(timesteps.shape, rules.huber_c * rules.huber_scale)
@@ -97,7 +97,7 @@ def debiased_weight(snr: Tensor, *, velocity: bool) -> Tensor:
 
 
 def velocity_share(snr: Tensor) -> Tensor:
-    """SNR / (SNR + 1): what a velocity loss is multiplied by to weigh timesteps as a noise loss does."""
+    """SNR / (SNR + 1): the factor that gives a velocity loss the timestep weights of a noise loss."""
     capped = snr.clamp(max=MOST_SNR)
     return capped / (capped + 1)
 
@@ -106,14 +106,14 @@ def loss_weights(
     scheduler: Any, timesteps: Tensor, *, min_snr_gamma: float | None, debiased_estimation_loss: bool,
     scale_v_pred_loss_like_noise_pred: bool, v_pred_like_loss: float | None,
 ) -> Tensor:  # fmt: skip
-    """Product of the weights asked for, [B]; ones where nothing is asked for. Arguments are the options' names.
+    """Product of the selected weights, [B]; ones if none is selected. The arguments are options.
 
     Args:
         timesteps: [B].
         v_pred_like_loss: w; factor 1 + w (SNR + 1) / SNR, SNR capped at 1000.
 
     Raises:
-        ValueError: a weight that is not finite, which takes a noise model at SNR 0.
+        ValueError: a weight that is not finite, which happens for a noise model at SNR 0.
     """
     snr = signal_to_noise(scheduler, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"

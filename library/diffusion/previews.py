@@ -1,4 +1,4 @@
-"""Previews: pictures that the model paints for prompts, through diffusers' own pipeline."""
+"""Previews: pictures that the model generates for prompts, with diffusers' pipeline."""
 
 import inspect
 import logging
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreviewRules:
-    """What is painted, and how; prompts are read as the training reads captions."""
+    """Options of previews; prompts are read as the training reads captions."""
 
     sample_prompts: str | None
     sample_sampler: str
@@ -56,7 +56,7 @@ def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, in
         seed: of the start noise where a prompt states none.
 
     Raises:
-        InputError: everything that is wrong with the file, and samplers that cannot follow the noise schedule.
+        InputError: all faults of the file, and samplers that cannot follow the noise schedule.
     """
     samplers = sorted(SAMPLERS, key=lambda name: name != rules.sample_sampler)
     prompts = read_prompts(rules.sample_prompts, size, seed, model.side_multiple(), samplers)
@@ -69,10 +69,10 @@ def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, in
 
 
 def sampler_of(name: str, scheduler: Any) -> Any:
-    """A sampler on the training's own noise schedule, with its prediction type and its rescaling to zero SNR.
+    """A sampler on the training's noise schedule, with its prediction type and its rescaling to zero SNR.
 
     Raises:
-        InputError: a schedule that ends in zero SNR (arXiv 2305.08891), which only some samplers can start from.
+        InputError: a schedule that ends in zero SNR (arXiv 2305.08891), and a sampler that cannot start from it.
     """
     kind, extra = SAMPLERS[name]
     if scheduler.config.get("rescale_betas_zero_snr"):
@@ -94,7 +94,7 @@ def _follows_zero_snr(name: str) -> bool:
 
 @torch.no_grad()
 def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
-    """One picture a prompt, with whatever is injected into the model; the same seed gives the same start noise."""
+    """One picture for each prompt, from the model with its network; the same seed gives the same start noise."""
     pipeline = diffusers.StableDiffusionPipeline(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
         scheduler=model.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,

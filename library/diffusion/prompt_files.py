@@ -1,4 +1,4 @@
-"""Prompts of the previews, in kohya's three formats: .txt (one a line), .toml and .json."""
+"""Prompts of the previews, in kohya's three formats: .txt (one prompt a line), .toml and .json."""
 
 import json
 import re
@@ -17,17 +17,17 @@ LETTERS = {
 }  # fmt: skip
 REFUSED = {
     "guidance_scale": "distilled guidance belongs to FLUX; the scale of classifier-free guidance is --l (scale)",
-    "controlnet_image": "the previews paint without a ControlNet; leave it out",
+    "controlnet_image": "previews are generated without a ControlNet; leave it out",
 }
 KEYS = ("prompt", *(key for key in LETTERS.values() if key not in REFUSED))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
-Entries = Iterator[tuple[str, Mapping[str, Any]]]  # where it stands, and what it says under kohya's keys
+Entries = Iterator[tuple[str, Mapping[str, Any]]]  # place of a prompt, and its values by kohya's keys
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One preview to paint."""
+    """One preview."""
 
     text: str
     negative: str
@@ -42,16 +42,16 @@ class Prompt:
 def read_prompts(
     file: str | None, size: tuple[int, int], seed: int, multiple: int, samplers: list[str]
 ) -> list[Prompt]:
-    """The prompts of a file. No file, no prompts.
+    """The prompts of a file; an empty list without a file.
 
     Args:
         size: (width, height) in pixels where a prompt states none.
         seed: of the start noise where a prompt states none.
         multiple: sides must be multiples of this many pixels.
-        samplers: known names, the one for prompts that state none first.
+        samplers: known names; prompts without a sampler use the first.
 
     Raises:
-        InputError: unknown keys, numbers that are none, sizes the model cannot paint; no prompt at all; all at once.
+        InputError: all unknown keys, wrong numbers and sizes that the model cannot generate; a file without prompts.
     """
     if file is None:
         return []
@@ -68,7 +68,7 @@ def read_prompts(
 
 
 def _entries(file: str, faults: Faults) -> Entries:
-    """What a file says, prompt by prompt."""
+    """The entries of a file, prompt by prompt."""
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,14 +103,14 @@ def _of_line(line: str) -> dict[str, Any]:
 
 
 def _of_table(file: str, content: Any, faults: Faults) -> Entries:
-    """kohya's [prompt] with [[prompt.subset]]: the table's values stand for every subset that states none."""
+    """kohya's [prompt] with [[prompt.subset]]: a subset inherits the values of the table."""
     table = content.get("prompt") if isinstance(content, Mapping) else None
     if not isinstance(table, Mapping):
         faults.add(f"sample_prompts '{file}' must hold a table [prompt], with [[prompt.subset]] for several prompts")
         return
     strange = [key for key in content if key != "prompt"]
     if strange:
-        faults.add(f"sample_prompts '{file}': {', '.join(strange)} stands beside [prompt]; put it into that table")
+        faults.add(f"sample_prompts '{file}': {', '.join(strange)} is outside [prompt]; move it into that table")
     shared = {key: value for key, value in table.items() if key != "subset"}
     for number, subset in enumerate(table.get("subset", [{}]), 1):
         yield f"sample_prompts '{file}' prompt {number}", {**shared, **subset}

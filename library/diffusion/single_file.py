@@ -1,4 +1,4 @@
-"""One checkpoint file in the original layout: what kind of model it is, and its parts through diffusers' key maps."""
+"""Opens one checkpoint file in the original layout, with diffusers' key maps."""
 
 import json
 import logging
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None = None) -> LatentDiffusion:
-    """Convert a file in the original layout; every tensor must find its place. EMA copies (model_ema.*) are not read.
+    """Convert a file in the original layout; every tensor must have its place. EMA copies (model_ema.*) are not read.
 
     Args:
         config_folder: dimensions, schedule and tokenizer; None takes those shipped for the file's family.
 
     Raises:
-        InputError: files of another kind, by name; missing, unexpected or misshapen tensors, all at once.
+        InputError: files of another kind, by name; all missing, unexpected and misshapen tensors.
     """
     checkpoint = with_text_model_names(file, read_checkpoint(file))
     family = family_of_file(file, checkpoint)
@@ -44,7 +44,7 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     try:
         weights = converted(unet, vae, text_encoder, checkpoint, family)
     except KeyError as error:
-        raise InputError(f"'{file}' lacks {error} and perhaps more; the file is incomplete, fetch it again") from error
+        raise InputError(f"'{file}' lacks {error} and possibly more; the file is incomplete, fetch it again") from error
     for name, (part, state) in weights.items():
         fill(part, state, f"'{file}', {name}", faults)
     faults.raise_if_any()
@@ -64,7 +64,7 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
 def converted(
     unet: Any, vae: Any, text_encoder: Any, checkpoint: Mapping[str, Tensor], family: Family
 ) -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """Each part with the tensors that a file has for it, under diffusers' names. Raises: KeyError for some gaps."""
+    """Each part with its tensors from a file, under diffusers' names. Raises: KeyError for some missing tensors."""
     return {
         "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
         "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
@@ -73,13 +73,13 @@ def converted(
 
 
 def with_text_model_names(file: Path, checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Very old SD 1.x files name their text encoder without ``text_model.``: those names are put right in memory."""
+    """Add ``text_model.`` to the names of the text encoder's tensors in very old SD 1.x files."""
     old = [
         name for name in checkpoint if name.startswith(CLIP_PREFIX) and not name.startswith(f"{CLIP_PREFIX}text_model.")
     ]
     if not old:
         return checkpoint
-    logger.info("'%s' names its text encoder as old files do, without 'text_model.'; read as if it stood there", file)
+    logger.info("'%s' has the text encoder's names of old files, without 'text_model.'; it is added", file)
     renamed = {name: f"{CLIP_PREFIX}text_model.{name.removeprefix(CLIP_PREFIX)}" for name in old}
     return {renamed.get(name, name): value for name, value in checkpoint.items()}
 

@@ -1,4 +1,4 @@
-"""The VAE: pixels to its posterior and latents to pixels, in fp32 where half precision overflows."""
+"""The VAE: pixels to its posterior and latents to pixels, in fp32 if half precision overflows."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 def posterior_encoder(vae: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """A function from pixels [B, 3, H, W] in -1 .. 1 to mean and deviation, each [B, C, h, w] fp32, unscaled.
 
-    What is not finite in fp32 either is given back as it is: the caller knows which picture it was.
+    Values that are not finite in fp32 either are returned unchanged: the caller knows the picture's name.
     """
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ def decoder_of(vae: Any) -> Callable[[Tensor], Tensor]:
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] in -1 .. 1 of scaled latents, for a person to see: what is not finite is grey."""
+    """Pixels [B, 3, H, W] in -1 .. 1 of scaled latents, for display: values that are not finite become grey."""
     pixels = _pixels(vae, latents)
     if not pixels.isfinite().all():
         logger.warning(
@@ -57,7 +57,7 @@ def decoded(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _pixels(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] fp32 of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
+    """Pixels [B, 3, H, W] fp32 of scaled latents, in the VAE's own dtype, and again in fp32 if that overflows."""
     with torch.autocast(vae.device.type, enabled=False):
         pixels = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
         if not pixels.isfinite().all() and vae.dtype != torch.float32:

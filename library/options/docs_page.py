@@ -17,13 +17,13 @@ DOORS = {TRAINERS: "trainers", AUDIT: "audit", EVERYWHERE: "all"}
 SECTIONS = {
     "model": "The base model",
     "data": "Pictures and captions",
-    "split": "Who is a member (not in kohya)",
+    "split": "Members and non-members (not in kohya)",
     "network": "The LoRA",
     "privacy": "The proxy attacker and the objective (not in kohya)",
     "optimizer": "Learning rates and optimizer",
     "loss": "Noise and loss",
     "schedule": "Length, precision, memory",
-    "saving": "What is written",
+    "saving": "Output files",
     "previews": "Previews and logs",
     "audit": "The audit (not in kohya)",
     "run": "The run itself (not in kohya)",
@@ -33,11 +33,11 @@ INTRODUCTION = """# Options
 Generated from `library/options/declarations.py` and `library/options/kohya.py` by
 `python -m library.options.docs_page`; do not edit.
 
-Every option is a key of the TOML file that `--config_file` names (section headings are for the reader alone) and a
-flag (`--name value`, dashes as good as underscores; `--no-<switch>` undoes a switch of the file). A flag beats the
-file. Names, units and defaults are those of kohya's `train_network.py` where it has the option; the column *kohya*
-says where ours differs and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`. An
-unknown key, a wrong type, a value out of bounds or an option that is not taken stops the run; all faults are told at
+Every option is a key of the TOML file that `--config_file` names (section headings are only for the reader) and a
+flag (`--name value`, with dashes or underscores; `--no-<switch>` undoes a switch of the file). A flag overrides the
+file. Names, units and defaults are those of kohya's `train_network.py` if it has the option; the column *kohya*
+states which defaults differ and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`.
+An unknown key, a wrong type, a value out of bounds or an unsupported option stops the run; all faults are reported at
 once, with file, line and section. `--dry_run` prints every resolved value with its origin."""
 
 
@@ -64,7 +64,7 @@ def _row(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def _value(name: str, facts: typing.Mapping[str, Any]) -> str:
-    """What may be given: the choices, or the kind with its bounds."""
+    """The possible values: the choices, or the type with its bounds."""
     if facts["choices"]:
         return ", ".join(f"`{choice}`" for choice in facts["choices"])
     hint = HINTS[name]
@@ -86,7 +86,7 @@ def _default(value: Any) -> str:
 
 
 def _not_taken() -> list[str]:
-    """kohya's words that are refused, taken without effect, or taken under another name."""
+    """kohya's options that are refused, accepted without effect, or accepted under another name."""
     together: dict[str, list[str]] = {}
     for name, reason in kohya.REFUSED.items():
         together.setdefault(reason, []).append(f"`{name}`")
@@ -105,11 +105,11 @@ def _not_taken() -> list[str]:
     renamed += [(f"`{old}`", f"`{name} = {value}`") for old, (name, value) in kohya.STAND_FOR.items()]
     refused = [(", ".join(names), reason) for reason, names in together.items()]
     return [
-        "## Refused\n\nThe run stops and says this. A switch that is `false`, or an empty text, asks for nothing and "
-        "is passed over.\n\n" + _table(("option", "why not, and what instead"), refused),
-        "## Refused values\n\n" + _table(("value", "why not, and what instead"), values),
-        "## Taken without effect\n\nThe run says so once and goes on.\n\n" + _table(("option", "why"), idle),
-        "## Old spellings\n\n" + _table(("written", "taken as"), renamed),
+        "## Refused\n\nThe run stops with this message. A switch that is `false` and an empty text ask for nothing and "
+        "are ignored.\n\n" + _table(("option", "reason and alternative"), refused),
+        "## Refused values\n\n" + _table(("value", "reason and alternative"), values),
+        "## Accepted without effect\n\nThe run reports it once and continues.\n\n" + _table(("option", "why"), idle),
+        "## Old spellings\n\n" + _table(("written", "read as"), renamed),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What shows only when several options are read together, and paths that are not there."""
+"""Checks of options that depend on each other, and of paths that must exist."""
 
 import os
 import re
@@ -18,10 +18,10 @@ METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith
 
 
 def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
-    """Collect every fault of options that are each fine alone.
+    """Collect the faults of options that are each valid alone.
 
     Args:
-        origins: where each option that was given stands.
+        origins: file and line, or command line, of each given option.
     """
     for name in (*FOLDERS, *FILES):
         path = getattr(config, name)
@@ -47,25 +47,27 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
 def _check_audit(config: Config, faults: Faults) -> None:
     judges = [name for name in ("inception_weights", "clip_model", "image_encoder") if getattr(config, name)]
     if judges and not config.generated_images:
-        faults.add(f"{' and '.join(judges)} would judge drawings, and none are made; give generated_images")
+        faults.add(
+            f"{' and '.join(judges)} need generated images; set generated_images above 0, or leave the models out"
+        )
     if config.shadow_loras % 2:
-        faults.add(f"shadow_loras must be even (every picture is inside half of them), got {config.shadow_loras}")
+        faults.add(f"shadow_loras must be even (half of them are trained on each picture), got {config.shadow_loras}")
     _check_publishable(config, faults)
 
 
 def _check_publishable(config: Config, faults: Faults) -> None:
-    """What may be published lies in a folder of its own: nothing that was there before, nothing private beside it."""
+    """The publishable part has a folder of its own, without older files and without private ones."""
     if not config.publishable:
         return
     target = Path(config.publishable)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        faults.add(f"publishable '{target}' must be a folder that is empty or not there yet; give a fresh one")
+        faults.add(f"publishable '{target}' must be an empty folder or one that does not exist yet; give a fresh one")
     for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
         private = (
             Path(output, "audit") if Path(output).is_dir() else Path(output).with_name(f"{Path(output).stem}-audit")
         )
         if target.resolve().is_relative_to(private.resolve()):
-            faults.add(f"publishable '{target}' lies in the private folder '{private}'; give a folder outside of it")
+            faults.add(f"publishable '{target}' is inside the private folder '{private}'; give a folder outside it")
     existing = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
     if not os.access(existing, os.W_OK):
         faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
@@ -78,7 +80,7 @@ def _check_model(config: Config, faults: Faults) -> None:
     if not base:
         faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
     elif not Path(base).exists() and not is_hub_id(base):
-        faults.add(f"pretrained_model_name_or_path '{base}' does not exist here, and is no hub id (owner/name)")
+        faults.add(f"pretrained_model_name_or_path '{base}' does not exist, and it is not a hub id (owner/name)")
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(
             f"base_weights_multiplier has {len(config.base_weights_multiplier)} numbers for "
@@ -87,7 +89,7 @@ def _check_model(config: Config, faults: Faults) -> None:
     if config.network_train_unet_only and config.network_train_text_encoder_only:
         faults.add("network_train_unet_only and network_train_text_encoder_only exclude each other")
     if config.dim_from_weights and not config.network_weights:
-        faults.add("dim_from_weights takes the rank from network_weights, and that is unset; give the LoRA file")
+        faults.add("dim_from_weights takes the rank from network_weights, which is not set; give the LoRA file")
 
 
 def _check_data(config: Config, faults: Faults) -> None:
@@ -119,11 +121,11 @@ def _check_data(config: Config, faults: Faults) -> None:
 
 def _check_game(door: str, config: Config, faults: Faults) -> None:
     if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
-        faults.add("param_alpha and param_beta are both 0, the ratio would divide by 1e-5; set param_beta = 1.0")
+        faults.add("param_alpha and param_beta are both 0, so the ratio would divide by 1e-5; set param_beta = 1.0")
     if door == "SPLoRA" and config.param_beta == 0 and (config.reg_data_dir or config.dataset_config):
         faults.add(
-            "param_beta is 0, and a batch of regularisation images alone has no attacker's loss to divide by; set "
-            "param_beta above 0 (the paper: 1.0) where reg_data_dir or dataset_config may bring such images"
+            "param_beta is 0, but a batch that holds only regularisation images has no attacker's loss to divide by; "
+            "set param_beta above 0 (the paper: 1.0), or leave the regularisation images out"
         )
     if config.param_alpha > 0 and config.k_steps == 0:
         faults.add(
@@ -142,46 +144,58 @@ def _check_loss(config: Config, faults: Faults) -> None:
             "use constant_with_warmup"
         )
     if not config.noise_offset and (config.adaptive_noise_scale is not None or config.noise_offset_random_strength):
-        faults.add("adaptive_noise_scale and noise_offset_random_strength change noise_offset, and that is unset")
+        faults.add(
+            "adaptive_noise_scale and noise_offset_random_strength change noise_offset, which is not set; set it"
+        )
     if config.noise_offset and config.multires_noise_iterations:
         faults.add("noise_offset and multires_noise_iterations exclude each other, as in kohya; leave one out")
     if not config.ip_noise_gamma and config.ip_noise_gamma_random_strength:
-        faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, and that is unset")
+        faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, which is not set; set it")
     if config.huber_scale != 1 and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
         faults.add(
-            f"huber_scale {config.huber_scale} changes nothing in huber_schedule snr, in kohya neither; "
+            f"huber_scale {config.huber_scale} has no effect with huber_schedule snr, as in kohya; "
             "use exponential or constant, or change huber_c"
         )
     if config.v_pred_like_loss and config.v_parameterization:
-        faults.add("v_pred_like_loss is for noise models, and v_parameterization is set; leave one out")
+        faults.add("v_pred_like_loss is for models that predict noise, but v_parameterization is set; leave one out")
     if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
-        faults.add("scale_v_pred_loss_like_noise_pred is for velocity models; set v_parameterization, or leave it out")
+        faults.add(
+            "scale_v_pred_loss_like_noise_pred is for models that predict velocity; set v_parameterization, or leave "
+            "it out"
+        )
 
 
 def _check_saving(config: Config, faults: Faults) -> None:
-    for name in ("output_name", "log_prefix"):  # they become part of file names below the folders that were named
+    for name in ("output_name", "log_prefix"):  # they become parts of file names in the given folders
         stem = getattr(config, name)
         if stem and ("/" in stem or "\\" in stem or stem.startswith(".") or plain(stem) != stem):
-            faults.add(f"{name} must be a plain file stem without / and control characters, got {stem!r}")
+            faults.add(f"{name} must be a plain file stem without slashes and control characters, got {stem!r}")
     if config.output_name == "proxy":
-        faults.add("output_name 'proxy' is the proxy attacker's own file name, which the LoRA would lose; take another")
+        faults.add(
+            "output_name 'proxy' is the name of the proxy attacker's file, which would overwrite the LoRA; use "
+            "another name"
+        )
     if config.no_metadata and config.metadata == "full":
         faults.add('no_metadata and metadata = "full" exclude each other; leave one out')
     if config.metadata != "full":
         dropped = [name for name in ("training_comment", *METADATA) if getattr(config, name)]
         if dropped:
-            faults.add(f'{", ".join(dropped)} would be dropped: free text enters the LoRA with metadata = "full" only')
+            faults.add(
+                f'{", ".join(dropped)} would be lost: free text is written to the LoRA only with metadata = "full"; '
+                "set it, or leave the text out"
+            )
 
 
 def _check_device(config: Config, faults: Faults) -> None:
-    """What only a CUDA GPU can do."""
+    """Refuse what needs a CUDA GPU where there is none."""
     import torch
 
     if torch.cuda.is_available():
         return
     if "8bit" in config.optimizer_type.lower() or config.optimizer_type.lower().startswith("paged"):
         faults.add(
-            f'optimizer_type {config.optimizer_type} needs a CUDA GPU and there is none here; use "AdamW" or "Lion"'
+            f'optimizer_type {config.optimizer_type} needs a CUDA GPU, which this machine does not have; use "AdamW" '
+            'or "Lion"'
         )
     if config.mixed_precision == "fp16":
-        faults.add('mixed_precision fp16 needs a CUDA GPU and there is none here; use "bf16" or "no"')
+        faults.add('mixed_precision fp16 needs a CUDA GPU, which this machine does not have; use "bf16" or "no"')

@@ -1,38 +1,38 @@
-"""kohya's options that this suite does not take, with reason and alternative, and old spellings that it does take."""
+"""kohya's options that this suite does not support, with reason and alternative, and old spellings that it accepts."""
 
 RENAMED = {
     "caption_extention": "caption_extension",
 }
 
-# Old switches that stand for another option; the door says so once.
+# Old switches that set another option; the door reports it once.
 STAND_FOR = {
     "use_8bit_adam": ("optimizer_type", "AdamW8bit"),
     "use_lion_optimizer": ("optimizer_type", "Lion"),
 }
 
-# Accepted without effect, because what they ask for already happens; the door says so once.
+# Accepted without effect, because what they ask for already happens; the door reports it once.
 WITHOUT_EFFECT = {
     "sdpa": "PyTorch's scaled-dot-product attention is always used",
     "xformers": "PyTorch's scaled-dot-product attention is used instead",
     "mem_eff_attn": "PyTorch's scaled-dot-product attention is used instead",
-    "max_data_loader_n_workers": "the trainer reads the pictures itself, there is no loader to feed",
-    "persistent_data_loader_workers": "the trainer reads the pictures itself, there is no loader to feed",
+    "max_data_loader_n_workers": "the trainer reads the pictures itself, without a data loader",
+    "persistent_data_loader_workers": "the trainer reads the pictures itself, without a data loader",
     "skip_cache_check": "cache files are found by a fingerprint of picture, VAE and size; there is nothing to check",
     "cache_info": "sizes are read with the pictures' pixels, which the split needs anyway",
     "console_log_simple": "messages are plain lines already",
     "ddp_gradient_as_bucket_view": "gradients are averaged by the trainer itself, without buckets",
     "ddp_static_graph": "gradients are averaged by the trainer itself, without buckets",
-    "noise_offset_type": "it is the GUI's note to itself; noise_offset or multires_noise_iterations decides",
+    "noise_offset_type": "it is a setting of the GUI; noise_offset or multires_noise_iterations selects the noise",
 }
 
-# Values of taken options that ask for what happens anyway; the door says so once.
+# Values of supported options that ask for what happens anyway; the door reports it once.
 VALUES_WITHOUT_EFFECT = {
-    "dynamo_backend": {"no": "it is the GUI's word for not compiling, and torch_compile decides that"},
-    "seed": {"-1": "chance comes from the split's secret, which is fresh for every new split"},
-    "zero_stage": {"2": "it is kohya's default and concerns DeepSpeed alone"},
+    "dynamo_backend": {"no": "it is the GUI's name for not compiling, which torch_compile decides"},
+    "seed": {"-1": "random draws depend on the split's secret, which is fresh for every new split"},
+    "zero_stage": {"2": "it is kohya's default and concerns only DeepSpeed"},
 }
 
-# kohya reads a 0 of these as "off"; so does this suite.
+# A 0 means "off", as in kohya.
 ZERO_IS_UNSET = (
     "noise_offset",
     "multires_noise_iterations",
@@ -45,13 +45,13 @@ ZERO_IS_UNSET = (
 
 _UPLOAD = "the output folder holds split.json and states; upload the finished LoRA by hand"
 _ACCELERATE = "several GPUs go through accelerate; set gpus in the launcher"
-_HALF = "the LoRA stays fp32 and frozen weights take the dtype of mixed_precision; use mixed_precision"
+_HALF = "the LoRA stays in fp32 and frozen weights have the dtype of mixed_precision; use mixed_precision"
 _VALIDATION = (
     "the four-sided split already holds images out (nonmember_share, --split_file); "
-    "aux_loss_every_n_epochs and aux_loss_every_n_steps say how often its aux sides are looked at"
+    "aux_loss_every_n_epochs and aux_loss_every_n_steps set how often validation runs on its aux sides"
 )
 _SDXL = "it belongs to kohya's SDXL, SD3 and FLUX scripts; this suite trains SD 1.x and 2.x"
-_FP8 = "frozen weights take the dtype of mixed_precision; use bf16 and gradient_checkpointing to save memory"
+_FP8 = "frozen weights have the dtype of mixed_precision; use bf16 and gradient_checkpointing to save memory"
 
 REFUSED = {
     "full_fp16": _HALF,
@@ -64,8 +64,8 @@ REFUSED = {
     "debug_dataset": "--dry_run shows the data and prints the resolved options",
     "output_config": "--dry_run prints the resolved options, and every run writes config.toml",
     "wandb_api_key": "a secret must not reach config.toml; set the environment variable WANDB_API_KEY",
-    "log_config": "the options name your folders and would leave the machine; config.toml keeps them beside the LoRA",
-    "console_log_file": "a message may name a private file; redirect the terminal (2> FILE) if you want it kept",
+    "log_config": "the options name your folders and would leave this machine; config.toml keeps them beside the LoRA",
+    "console_log_file": "a message may name a private file; redirect the terminal (2> FILE) to keep the messages",
     "deepspeed": _ACCELERATE,
     "zero_stage": _ACCELERATE,
     "offload_optimizer_device": _ACCELERATE,
@@ -94,19 +94,19 @@ REFUSED = {
     "cpu_offload_checkpointing": "it is experimental in kohya; use gradient_checkpointing",
     "fused_backward_pass": _SDXL,
     "cache_text_encoder_outputs_to_disk": (
-        "text states are made in seconds and stay in memory; on disk they would be one more file that betrays captions"
+        "text states are made in seconds and stay in memory; on disk they would be one more file that reveals captions"
     ),
     "disable_mmap_load_safetensors": _SDXL,
     "sdxl": _SDXL,
-    "epoch": "it is the GUI's word and kohya's scripts ignore it; write max_train_epochs, or remove the line",
-    "datasets": "[[datasets]] belongs into a file of its own; give that file as dataset_config",
-    "metadata_is_negative_embedding": "a LoRA is no embedding; leave it out",
+    "epoch": "it is a setting of the GUI, which kohya's scripts ignore; write max_train_epochs, or remove the line",
+    "datasets": "[[datasets]] belongs in a file of its own; give that file as dataset_config",
+    "metadata_is_negative_embedding": "a LoRA is not an embedding; leave it out",
 }
 
 _PICKLE = "a pickle runs code when it is opened; every WebUI reads safetensors"
-_GONE = "current PyTorch does not have this backend any more; use inductor"
+_GONE = "current PyTorch no longer has this backend; use inductor"
 
-# Values that kohya has for an option that is taken, and this suite has not.
+# Values of supported options that kohya has and this suite does not.
 REFUSED_VALUES: dict[str, dict[str, str]] = {
     "save_model_as": {"ckpt": _PICKLE, "pt": _PICKLE},
     "dynamo_backend": {

@@ -1,4 +1,4 @@
-"""From a TOML file and flags to one checked Config; every fault is reported at once, with its file and section."""
+"""From a TOML file and flags to one checked Config; all faults are reported at once, with file and section."""
 
 import dataclasses
 import os
@@ -24,11 +24,11 @@ from library.options.sources import Given, read_file, read_flags
 from library.plain_text import plain, plain_lines, with_plain_streams
 
 TYPES = typing.get_type_hints(Config)
-UNSET = (False, None, "", "false", "False")  # what a switch or text looks like that asks for nothing
+UNSET = (False, None, "", "false", "False")  # values of a switch or a text that ask for nothing
 
 
 def tell(text: str) -> None:
-    """Say one line on the terminal."""
+    """Print one line on the terminal."""
     print(plain(text))
 
 
@@ -38,17 +38,17 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     Args:
         door: name of the script without ending, e.g. "SPLoRA".
         arguments: the command line without the program's name.
-        notice: told about options that are taken without effect.
+        notice: called with a line about each option that has no effect.
 
     Raises:
-        InputError: every unknown, refused, misplaced, mistyped or out-of-bounds option in one message.
+        InputError: all unknown, refused, misplaced, mistyped and out-of-bounds options in one message.
         SystemExit: after ``--help``.
     """
     faults = Faults()
     if "--help" in arguments or "-h" in arguments:
         try:
             print(help_text(door), flush=True)
-        except BrokenPipeError:  # "| head" has seen enough
+        except BrokenPipeError:  # "| head" has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
     both = collect_options(door, arguments, faults, notice)
@@ -64,7 +64,7 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
 def collect_options(
     door: str, arguments: Sequence[str], faults: Faults, notice: Callable[[str], None]
 ) -> dict[str, Given]:
-    """What the person set, by the names of ``Config``: the file's options under the flags, kohya's words resolved."""
+    """The given options by the names of ``Config``: flags override the file, kohya's old names are resolved."""
     switches = [name for name in fields_of(door) if TYPES[name] is bool] + [*WITHOUT_EFFECT, *REFUSED]
     lists = [name for name in TYPES if TYPES[name] == list[str]]
     flags, config_file = read_flags(arguments, switches=switches, lists=lists, faults=faults)
@@ -76,15 +76,15 @@ def collect_options(
 
 
 def given_options(door: str, arguments: Sequence[str]) -> list[str]:
-    """Options that the person set, in the file or by flags, after ``read_config`` found no fault in them."""
+    """Names of the options that the file or the flags set, after ``read_config`` found no fault in them."""
     return list(collect_options(door, arguments, Faults(), lambda notice: None))
 
 
 def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that another training must repeat to be its twin: no output, preview, audit or seed.
+    """The options that another training needs to repeat a run's recipe: no output, preview, audit or seed.
 
     Args:
-        settings: options of the run by name; others are left out.
+        settings: options of the run by name; unknown names are ignored.
     """
     apart = ("saving", "previews", "audit", "run")
     return {
@@ -167,7 +167,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
 
 
 def _unset(name: str, entry: Given) -> bool:
-    """Whether the value leaves the option unset: an empty text or list, or a 0 where kohya means "off" by it."""
+    """Whether the value leaves the option unset: an empty text or list, or a 0 that means "off" in kohya."""
     if entry.value in ("", [""]) and (TYPES[name] == list[str] or _may_be_unset_text(TYPES[name])):
         return True
     return name in ZERO_IS_UNSET and entry.value in (0, "0", "0.0") and entry.value is not False
@@ -182,19 +182,19 @@ def _optional(hint: Any) -> bool:
 
 
 def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Faults) -> None:
-    """Compare numbers with their bounds and texts with their choices."""
+    """Check numbers against their bounds and texts against their choices."""
     for name, value in values.items():
         facts = Config.__dataclass_fields__[name].metadata
         where = f"got {value!r} ({given[name].origin})"
         reasons = REFUSED_VALUES.get(name, {})
         if str(value) in reasons:
-            faults.add(f"{given[name].origin}: {name} = {value!r} is not taken: {reasons[value]}")
+            faults.add(f"{given[name].origin}: {name} = {value!r} is not supported: {reasons[value]}")
         elif facts["choices"] is not None and value not in facts["choices"]:
             options = ", ".join(str(choice) for choice in facts["choices"])
             hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
             faults.add(f"{name} must be one of {options}, {where}{hint}")
         elif value == "" and (default := Config.__dataclass_fields__[name].default):
-            faults.add(f"{name} must not be empty, {where}; leave it out for {default!r}")
+            faults.add(f"{name} must not be empty, {where}; leave it out to use {default!r}")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
         if value != value or value in (float("inf"), float("-inf")):
@@ -208,6 +208,7 @@ def _check_bounds(values: dict[str, Any], given: dict[str, Given], faults: Fault
 
 
 def names_a_place(name: str) -> bool:
+    """Whether the option's value is a path."""
     return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
         "vae",
         "resume",
@@ -216,12 +217,12 @@ def names_a_place(name: str) -> bool:
 
 
 def weight_options(door: str, config: Config) -> dict[str, Any]:
-    """The options that shape the weights, for the comparison that ``--resume`` makes."""
+    """The options that shape the weights; ``--resume`` compares them."""
     return {name: getattr(config, name) for name, field in fields_of(door).items() if field.metadata["shapes_weights"]}
 
 
 def help_text(door: str) -> str:
-    """All options of a door with default and one line of help each."""
+    """All options of a door, each with its default and one line of help."""
     lines = [f"python {door}.py --config_file configs/NAME.toml [--option value ...]", ""]
     section = ""
     for name, field in fields_of(door).items():
@@ -234,7 +235,7 @@ def help_text(door: str) -> str:
 
 
 def run(main: Callable[[list[str]], int]) -> int:
-    """Run a door on the command line; an input error goes to the terminal with exit status 2."""
+    """Run a door from the command line; an input error is printed and gives exit status 2."""
 
     def door() -> int:
         try:

@@ -1,4 +1,4 @@
-"""Where options come from: the command line and a TOML file, each value with its origin."""
+"""Reads options from the command line and from a TOML file, each value with its origin."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*=""")
 
 
 class Given(NamedTuple):
-    """One value as the person wrote it, and where."""
+    """One value as it was written, and where."""
 
     value: Any
     origin: str
@@ -26,10 +26,10 @@ class Given(NamedTuple):
 def read_flags(
     arguments: Sequence[str], *, switches: Collection[str], lists: Collection[str], faults: Faults
 ) -> tuple[dict[str, Given], str | None]:
-    """Flags as written: ``--name value``, ``--name=value``, switches, ``--no-switch``; dashes and underscores alike.
+    """Read ``--name value``, ``--name=value``, switches and ``--no-switch``; dashes and underscores are the same.
 
     Args:
-        switches: options that ``--no-`` may stand in front of.
+        switches: options that ``--no-`` may switch off.
         lists: options that take several values.
 
     Returns:
@@ -42,7 +42,7 @@ def read_flags(
         word = arguments[index]
         index += 1
         if not word.startswith("--"):
-            faults.add(f"'{word}' on the command line belongs to no option")
+            faults.add(f"'{word}' on the command line is not the value of an option; write --name value")
             continue
         text, has_value, value = word[2:].partition("=")
         name = text.replace("-", "_")
@@ -58,7 +58,7 @@ def read_flags(
         switched_off = name.startswith("no_") and name[3:] in switches
         name = name[3:] if switched_off else name
         if switched_off and values:
-            faults.add(f"--no_{name} takes no value, got {values}; it switches {name} off")
+            faults.add(f"--no_{name} switches {name} off and takes no value, got {values}")
         elif switched_off:
             given[name] = Given(False, COMMAND_LINE)
         elif name in lists:
@@ -71,7 +71,7 @@ def read_flags(
 
 
 def read_file(path: str, faults: Faults) -> dict[str, Given]:
-    """The options of a TOML file, sections flattened as kohya does; a key that stands twice is a fault."""
+    """The options of a TOML file, its sections flattened as in kohya; a key that is given twice is a fault."""
     path = path if path.endswith(".toml") else path + ".toml"
     if not Path(path).is_file():
         faults.add(f"config_file '{path}' is not a file")
@@ -80,7 +80,7 @@ def read_file(path: str, faults: Faults) -> dict[str, Given]:
         text = Path(path).read_text(encoding="utf-8-sig")
         tables = toml.loads(text)
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        faults.add(f"{path}: no valid TOML: {error}{_way_out(str(error))}")
+        faults.add(f"{path} is not valid TOML: {error}{_way_out(str(error))}")
         return {}
     lines = lines_of_keys(text)
     given: dict[str, Given] = {}
@@ -91,25 +91,28 @@ def read_file(path: str, faults: Faults) -> dict[str, Given]:
             line = f" line {lines[heading, name]}" if (heading, name) in lines else ""
             where = f"{path}{line}, [{heading}]" if heading else f"{path}{line}"
             if isinstance(entry, str) and SPOILED_PATH.match(entry):
-                faults.add(f"{where}: {name} = {entry!r} is no path any more{BACKSLASHES}")
+                faults.add(
+                    f"{where}: {name} = {entry!r} is not a path: TOML reads its backslash as a control "
+                    f"character{BACKSLASHES}"
+                )
             if name in given:
-                faults.add(f"{where}: option '{name}' stands twice, also in {given[name].origin}")
+                faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}")
             given[name] = Given(entry, where)
     return given
 
 
 def _way_out(error: str) -> str:
-    """What to write instead, for what people get wrong most."""
+    """What to write instead, for the most common mistakes."""
     if "homogeneous" in error:
-        return "; write all numbers of a list alike, e.g. [0.0, 0.5]"
+        return "; write all numbers of a list in the same form, e.g. [0.0, 0.5]"
     return BACKSLASHES if "escape" in error or "Unterminated" in error else ""
 
 
 def lines_of_keys(text: str) -> dict[tuple[str, str], int]:
-    """Line (from 1) of each (heading, key) of a TOML text, as far as a look at each line shows it.
+    """Line (from 1) of each (heading, key) of a TOML text, found line by line.
 
-    The ``toml`` package gives no lines. Lines inside a text of several lines are passed over; a key that the look
-    misses (a quoted one with odd letters, say) is left out, and its message then names file and section alone.
+    The ``toml`` package does not report lines. Lines inside a multi-line text are skipped. A key that is not found (for
+    example a quoted one with unusual letters) is left out; its message then names only file and section.
     """
     found: dict[tuple[str, str], int] = {}
     heading, inside = "", False
@@ -124,10 +127,10 @@ def lines_of_keys(text: str) -> dict[tuple[str, str], int]:
 
 
 def outputs_named(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
-    """Words that belong to no option become the value of --outputs, wherever they stand.
+    """Words that are not the value of an option become the value of --outputs, in any place.
 
     Args:
-        kinds: type of every option, by name; a switch takes no word, a list of texts takes many.
+        kinds: type of every option by name; a switch takes no word, a list of texts takes several.
     """
     options: list[str] = []
     outputs: list[str] = []

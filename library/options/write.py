@@ -11,15 +11,15 @@ from library.plain_text import STEERING, plain
 
 
 def resolved_toml(door: str, config: Config) -> str:
-    """The resolved options of a door as TOML, in the sections of their declaration; unset ones are left out."""
+    """The resolved options of a door as TOML, in the sections of their declaration, without unset options."""
     return _as_toml(door, config, {})
 
 
 def explained_toml(door: str, config: Config, arguments: Sequence[str]) -> str:
-    """``resolved_toml`` with the origin of every value behind it: default, file and line, command line, or drawn.
+    """``resolved_toml`` with the origin of every value: default, file and line, or command line.
 
     Args:
-        arguments: the command line that gave the config.
+        arguments: the command line of the config.
     """
     given = collect_options(door, arguments, Faults(), lambda text: None)
     origins = {name: "default" for name in fields_of(door)} | {name: entry.origin for name, entry in given.items()}
@@ -41,9 +41,9 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    """A value as TOML. JSON's texts are TOML's; ``toml.dumps`` spoils a backslash in front of an x.
+    """A value as TOML. Texts are written as JSON, which TOML reads; ``toml.dumps`` breaks a backslash before an x.
 
-    What could steer a terminal that shows the file stands as TOML's own escape and reads back as it was.
+    Characters that could control a terminal are written as TOML escapes, so that they read back unchanged.
     """
     if isinstance(value, bool):
         return "true" if value else "false"

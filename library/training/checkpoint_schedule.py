@@ -1,4 +1,4 @@
-"""When LoRA files and states are written, under which number, and which old ones are removed."""
+"""When LoRA files and states are written, with which numbers, and which old ones are removed."""
 
 import math
 import shutil
@@ -10,11 +10,11 @@ from library.training.training_plan import TrainingPlan
 
 @dataclass(frozen=True)
 class KeepRule:
-    """How often to save and how much to keep, in kohya's terms."""
+    """How often files are saved and how many are kept, as in kohya; the fields are options."""
 
     save_every_n_epochs: int | None  # epochs between files
     save_every_n_steps: int | None  # optimizer steps between files
-    save_n_epoch_ratio: int | None  # files over the whole run; beats save_every_n_epochs
+    save_n_epoch_ratio: int | None  # files of the whole run; overrides save_every_n_epochs
     save_last_n_epochs: int | None  # numbered epoch files kept
     save_last_n_steps: int | None  # optimizer steps back that are kept
     save_last_n_epochs_state: int | None  # the same for states; unset: as for files
@@ -28,7 +28,7 @@ class KeepRule:
 
 
 def numbers_due(plan: TrainingPlan, rule: KeepRule, done: int) -> list[str]:
-    """Numbers of the files to write after ``done`` steps; the last epoch gets none, its file is the final one."""
+    """Numbers of the files to write after ``done`` steps; the last epoch has none, its file is the final one."""
     numbers = []
     every_epochs = rule.every_epochs(plan)
     if every_epochs and plan.is_due(done, every_epochs, None):
@@ -39,7 +39,7 @@ def numbers_due(plan: TrainingPlan, rule: KeepRule, done: int) -> list[str]:
 
 
 def remove_old(plan: TrainingPlan, rule: KeepRule, folder: OutputFolder, done: int) -> None:
-    """Remove the numbered files and states that fall out of the rule after ``done`` steps."""
+    """Remove the numbered files and states that are too old after ``done`` steps."""
     for number in _fallen_out(plan, rule, done, rule.save_last_n_epochs, rule.save_last_n_steps):
         folder.lora(number).unlink(missing_ok=True)
     last_epochs = rule.save_last_n_epochs_state or rule.save_last_n_epochs

@@ -1,4 +1,4 @@
-"""Writes a run's LoRA files, proxy and states when its rule says so."""
+"""Writes a run's LoRA files, proxy and states when they are due."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from library.training.training_plan import TrainingPlan
 
 @dataclass(frozen=True)
 class CheckpointWriter:
-    """Knows where, how often and in which precision; ``metadata`` and ``checks`` give the facts of the moment."""
+    """Where, how often and in which precision files are written; ``metadata`` and ``checks`` change over the run."""
 
     folder: OutputFolder
     plan: TrainingPlan
@@ -32,7 +32,7 @@ class CheckpointWriter:
     active: bool  # only the main process writes
 
     def after_step(self, done: int) -> None:
-        """Write what is due after ``done`` steps and remove what falls out of the rule."""
+        """Write what is due after ``done`` steps and remove what is too old."""
         if not self.active:
             return
         for number in numbers_due(self.plan, self.rule, done):
@@ -42,23 +42,23 @@ class CheckpointWriter:
         remove_old(self.plan, self.rule, self.folder, done)
 
     def finish(self, done: int) -> None:
-        """Write the final LoRA, and the final state where states are wanted."""
+        """Write the final LoRA, and the final state if states are saved."""
         self.write_lora("", done)
         if self.with_state or self.state_at_end:
             self.write_state("", done)
 
     def stopped(self, door: str, done: int, *, lost: bool) -> str:
-        """Save what an unfinished run has, and say how to go on.
+        """Save an unfinished run, and return the command that continues it.
 
         Args:
-            lost: the losses stopped being finite: the state is kept for a look, the final LoRA name is left alone.
+            lost: the losses are no longer finite; the state is kept for inspection, and no final LoRA is written.
         """
         if not lost:
             self.write_lora("", done)
         return how_to_resume(door, self.folder, self.write_state("-stopped" if lost else step_number(done), done))
 
     def write_lora(self, number: str, done: int) -> None:
-        """The LoRA under this number ("" = the final name) and the proxy attacker that belongs to it."""
+        """Write the LoRA with this number ("" = the final name) and its proxy attacker."""
         if not self.active:
             return
         with self.training_state.shown():
@@ -67,7 +67,7 @@ class CheckpointWriter:
         write_tensors(self.folder.proxy(), self.training_state.proxy.state_dict(), {})
 
     def write_state(self, number: str, done: int) -> str:
-        """A resumable state; returns its folder."""
+        """Write a resumable state; returns its folder."""
         place = self.folder.state(number)
         if self.active:
             save_state(place, self.training_state, done=done, options=self.options, split_hash=self.split_hash,

@@ -26,6 +26,6 @@ def literal_arguments(pairs: list[str], option: str) -> dict[str, Any]:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(
                 f"{option}: '{pair}' is not key=value with a Python literal, e.g. weight_decay=0.01 betas=0.9,0.99 "
-                "fused=True; a text needs quotes of its own"
+                "fused=True; put quotes around a text"
             ) from error
     return arguments

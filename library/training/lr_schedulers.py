@@ -1,4 +1,4 @@
-"""Courses of the learning rate by kohya's names, or any scheduler class by its dotted path."""
+"""Learning-rate schedules by kohya's names, or any scheduler class by its dotted path."""
 
 import inspect
 import io
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScheduleRules:
-    """Course of the learning rate; warm-up and decay in optimizer steps, below 1 a share of the run."""
+    """Schedule of the learning rate; warm-up and decay in optimizer steps, below 1 as a share of the run."""
 
     lr_scheduler: str
     lr_warmup_steps: float
@@ -33,17 +33,17 @@ class ScheduleRules:
     lr_scheduler_min_lr_ratio: float | None
     lr_scheduler_type: str
     lr_scheduler_args: list[str]
-    dry_run: bool  # imports what torch and transformers hold, and nothing else
+    dry_run: bool  # imports only modules of torch and transformers
 
 
-# What each name reads beside the number of steps; another of these options would pass in silence.
+# Options that only these schedules read; with another schedule they would have no effect.
 READS = {
     "lr_decay_steps": ("warmup_stable_decay",),
     "lr_scheduler_timescale": ("inverse_sqrt",),
     "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay"),
     "lr_scheduler_args": ("piecewise_constant",),
 }
-# A number other than 1 means something to these alone; kohya's files often hold it for others, where it is told.
+# Only these schedules read a number other than 1; kohya's files often set it for others, so that is only a warning.
 COUNTS = {
     "lr_scheduler_num_cycles": ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
     "lr_scheduler_power": ("polynomial",),
@@ -54,7 +54,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total
     """The schedule of the learning rate over ``total_steps`` optimizer steps.
 
     Raises:
-        InputError: options that the course does not read, a warm-up that fills the run, a class that cannot be used.
+        InputError: options that the schedule does not read, a warm-up as long as the run, a class that cannot be used.
     """
     if has_two_faces(optimizer):
         return _none(optimizer, rules)
@@ -64,13 +64,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total
         return _by_path(optimizer, rules)
     for option, names in READS.items():
         if getattr(rules, option) and rules.lr_scheduler not in names:
-            raise InputError(
-                f"{option} means nothing to lr_scheduler {rules.lr_scheduler}; it is for {', '.join(names)}"
-            )
+            raise InputError(f"{option} is not used by lr_scheduler {rules.lr_scheduler}; it is for {', '.join(names)}")
     for option, names in COUNTS.items():
         if getattr(rules, option) != 1 and rules.lr_scheduler not in names:
             logger.warning(
-                "%s %g changes nothing in lr_scheduler %s; it is for %s",
+                "%s %g has no effect with lr_scheduler %s; it is for %s",
                 option, getattr(rules, option), rules.lr_scheduler, ", ".join(names),
             )  # fmt: skip
     if rules.lr_scheduler == "adafactor":
@@ -80,26 +78,29 @@ def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total
     warmup, decay = steps_of(rules.lr_warmup_steps, total_steps), steps_of(rules.lr_decay_steps, total_steps)
     if warmup and warmup + decay >= total_steps:
         raise InputError(
-            f"lr_warmup_steps {warmup}{f' and lr_decay_steps {decay}' if decay else ''} leave nothing of the run's "
-            f"{total_steps} steps"
+            f"lr_warmup_steps {warmup}{f' and lr_decay_steps {decay}' if decay else ''} leave no steps at the full "
+            "rate: the run has "
+            f"{total_steps} steps; lower them"
         )
     return _by_name(optimizer, rules, warmup, decay, total_steps)
 
 
 def steps_of(steps: float, total_steps: int) -> int:
-    """Optimizer steps; below 1 a share of the run."""
+    """Optimizer steps; a number below 1 is a share of the run."""
     return round(steps * total_steps) if steps < 1 else round(steps)
 
 
 def _by_name(optimizer: torch.optim.Optimizer, rules: ScheduleRules, warmup: int, decay: int, total: int) -> Any:
-    """kohya's arguments of each name: waves of the cosine in halves, floor as a share of the peak."""
+    """A schedule by name, with kohya's arguments: cosine waves in halves, the lowest rate as a share of the peak."""
     name = rules.lr_scheduler
     waves = rules.lr_scheduler_num_cycles / 2
     if name == "inverse_sqrt":
         return transformers.optimization.get_inverse_sqrt_schedule(optimizer, warmup, rules.lr_scheduler_timescale)
     if name == "cosine_with_min_lr":
         if rules.lr_scheduler_min_lr_ratio is None:
-            raise InputError("lr_scheduler cosine_with_min_lr needs its floor: set lr_scheduler_min_lr_ratio, e.g. 0.1")
+            raise InputError(
+                "lr_scheduler cosine_with_min_lr needs its lowest rate: set lr_scheduler_min_lr_ratio, e.g. 0.1"
+            )
         return transformers.optimization.get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, warmup, total, num_cycles=waves, min_lr_rate=rules.lr_scheduler_min_lr_ratio
         )
@@ -125,16 +126,16 @@ def _piecewise(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
         return diffusers.optimization.get_piecewise_constant_schedule(optimizer, arguments["step_rules"])
     except (ValueError, AttributeError) as error:
         raise InputError(
-            f"lr_scheduler piecewise_constant needs lr_scheduler_args 'step_rules=\"1:10,0.1:20,0.01\"', i.e. "
-            f"factor:last step and at the end the factor of the rest ({error})"
+            f"lr_scheduler piecewise_constant needs lr_scheduler_args 'step_rules=\"1:10,0.1:20,0.01\"', that "
+            f"is factor:last step, and at the end the factor of the rest ({error})"
         ) from error
 
 
 def _none(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
-    """A schedule-free optimizer keeps its rate, whatever course is named, as in kohya."""
+    """A schedule-free optimizer keeps its rate, whatever the schedule, as in kohya."""
     if rules.lr_scheduler != "constant" or rules.lr_scheduler_type or rules.lr_warmup_steps:
         logger.warning(
-            "the optimizer is schedule-free: lr_scheduler %s and lr_warmup_steps %g are not used (its own warm-up: "
+            "the optimizer is schedule-free: lr_scheduler %s and lr_warmup_steps %g are not used (for a warm-up set "
             "optimizer_args warmup_steps=100)",
             rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
         )  # fmt: skip
@@ -142,18 +143,18 @@ def _none(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
 
 
 def _adafactor(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
-    """Nothing to steer: it reads the rate that Adafactor found, whatever course is named, as in kohya."""
+    """A schedule that only reports the rate that Adafactor found, whatever lr_scheduler says, as in kohya."""
     if rules.lr_scheduler not in ("constant", "adafactor") or rules.lr_scheduler_type or rules.lr_warmup_steps:
         logger.warning(
             "AdaFactor with relative_step finds its own rate: lr_scheduler %s and lr_warmup_steps %g are not used; "
-            "optimizer_args relative_step=False gives the rate back to them",
+            "set optimizer_args relative_step=False to use them",
             rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
         )  # fmt: skip
     return transformers.optimization.AdafactorSchedule(optimizer)
 
 
 def _by_path(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
-    """A class by dotted path, or of torch.optim.lr_scheduler, stepped once an optimizer step."""
+    """A class by dotted path, or of torch.optim.lr_scheduler; it steps once in each optimizer step."""
     given = rules.lr_scheduler_type
     path = given if "." in given else f"torch.optim.lr_scheduler.{given}"
     place, _, name = path.rpartition(".")
@@ -175,21 +176,22 @@ def _by_path(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
     except (TypeError, ValueError) as error:
         raise InputError(f"lr_scheduler_type {name} does not take these lr_scheduler_args: {error}") from error
     if needed:
-        raise InputError(f"lr_scheduler_type {name} wants {needed[0].name} at each step, which no course here gives")
+        raise InputError(
+            f"lr_scheduler_type {name} needs {needed[0].name} at each step, which the trainer does not provide; use "
+            "another"
+        )
     _check_can_resume(schedule, name)
     return schedule
 
 
 def _class_of(module: ModuleType, name: str, given: str) -> Any:
-    """The class itself, once it is sure that it is one of schedulers: nothing else is called."""
+    """The class, after a check that it is a scheduler: nothing else is called."""
     kind = getattr(module, name, None)
     if kind is None:
         near = did_you_mean(name, dir(torch.optim.lr_scheduler))
         raise InputError(f"lr_scheduler_type '{given}' cannot be found ({module.__name__} has no {name}){near}")
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
-        raise InputError(
-            f"lr_scheduler_type '{given}' is no class of schedulers (torch.optim.lr_scheduler.LRScheduler)"
-        )
+        raise InputError(f"lr_scheduler_type '{given}' is not a subclass of torch.optim.lr_scheduler.LRScheduler")
     return kind
 
 
@@ -200,4 +202,6 @@ def _check_can_resume(schedule: Any, name: str) -> None:
         torch.save(schedule.state_dict(), buffer)
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except (RuntimeError, TypeError, AttributeError, pickle.PickleError) as error:
-        raise InputError(f"lr_scheduler_type {name} cannot be kept in a state that is read safely: {error}") from error
+        raise InputError(
+            f"lr_scheduler_type {name} cannot be saved in a state that can be read safely: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients averaged over processes, clipped, checked, taken or skipped."""
+"""One optimizer step: averages gradients over processes, clips and checks them, and takes or skips the step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,34 +33,34 @@ def take_step(
     guard: FiniteGuard,
     settle: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
-    """Step optimizer, schedule and average unless the loss or the gradient is not finite; gradients are cleared then.
+    """Step optimizer, schedule and average unless loss or gradient are not finite; then clear the gradients.
 
     Args:
         training_state: with the optimizer prepared by the accelerator.
         losses: [3] of this process: the objective that was differentiated, L and CE.
-        settle: what the network does to its weights after a step, before the average sees them; gives figures.
+        settle: changes the network's weights after a step, before the average is updated; returns figures.
 
     Returns:
         Figures for the log: losses averaged over processes, the gradient norm before clipping, the learning rate; the
-        rate times the step size found, where the optimizer finds one; and what ``settle`` gave.
+        rate times the step size for optimizers that find one; and the figures of ``settle``.
     """
     optimizer, schedule = training_state.optimizer, training_state.schedule
     parameters = trained_parameters(optimizer)
-    average_gradients(accelerator, parameters)  # before unscaling: an overflow then shows on every process alike
+    average_gradients(accelerator, parameters)  # before unscaling, so that every process sees an overflow
     accelerator.unscale_gradients(optimizer)
     norm = gradient_norm(parameters, max_grad_norm)
     values = accelerator.reduce(
         torch.cat([losses, norm.reshape(1)]), "mean"
-    ).tolist()  # the step's one wait for the GPU
+    ).tolist()  # the only wait for the GPU in a step
     figures = dict(zip(("loss", "adaptation_loss", "attack_loss", "gradient_norm"), values, strict=True))
     figures |= rates(optimizer, schedule)
-    scaled = accelerator.scaler is not None  # then an overflow of the gradient is the scaler's own business
+    scaled = accelerator.scaler is not None  # then the scaler handles an overflow of the gradient
     taken = guard.accepts(figures["loss"], 0.0 if scaled else figures["gradient_norm"])
     if taken or scaled:
         optimizer.step()
     figures |= settle()
     if taken and not (scaled and optimizer.step_was_skipped):
-        schedule.step()  # before the gradients go: Adafactor's course looks at them
+        schedule.step()  # before the gradients are cleared: Adafactor's schedule reads them
         if training_state.average is not None:
             training_state.average.update()
     optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: log.jsonl, trackers, the progress bar."""
+"""The records of a run: log.jsonl, trackers, the progress bar."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SHOWN = ("adaptation_loss", "attack_loss", "proxy_loss")  # in the bar
 
 
 class Recorder:
-    """One object a line in log.jsonl, the same figures to the trackers, the latest in the bar. Never a caption."""
+    """Writes figures to log.jsonl (one object per line), the trackers and the progress bar. Never a caption."""
 
     def __init__(
         self, folder: OutputFolder, rules: LogRules, *, total: int, done: int, images_per_step: float,
@@ -28,9 +28,9 @@ class Recorder:
     ) -> None:  # fmt: skip
         """
         Args:
-            done: steps of an earlier run that this one goes on from.
+            done: steps of the run that this one continues.
             images_per_step, mfu_of_one: see Speed.
-            active: False writes nothing (processes beside the main one).
+            active: False writes nothing (processes other than the main one).
         """
 
         self.active = active
@@ -81,22 +81,22 @@ class Recorder:
         self._bar.write(f"epoch {epoch}, step {done}: {validation_summary(figures)}")
 
     def tell(self, *lines: str) -> None:
-        """Say why the run ends here, below the closed bar."""
+        """Print why the run ends here, below the closed bar."""
         self._bar.close()
         if self.active:
             self._bar.write(plain_lines("\n".join(lines)))
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
-        """Show previews in TensorBoard, by number, never by prompt; they go nowhere else."""
+        """Send previews to TensorBoard only, with their number instead of the prompt."""
         for tracker in self._trackers:
             tracker.pictures(done, images)
 
     def summary(self) -> str:
-        """What the run learned, and how fast it was."""
+        """What the run learned, and its speed."""
         return "\n".join(line for line in (learning_summary(self.log), self.speed.summary()) if line)
 
     def _track(self, done: int, kind: str, figures: dict[str, Any]) -> None:
-        """Numbers that are finite, to every tracker."""
+        """Send finite numbers to every tracker."""
         plain = {
             f"{kind}/{name}": value
             for name, value in figures.items()
@@ -114,14 +114,14 @@ class Recorder:
         self._file.flush()
 
     def _forget_after(self, done: int) -> None:
-        """Drop records that a resumed run will write again."""
+        """Remove records that a resumed run will write again."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= done]
         write_whole(self.log, "".join(f"{line}\n" for line in kept))
 
 
 def validation_summary(figures: dict[str, Any]) -> str:
-    """A validation pass over the aux sides in one line: members against non-members, with the images it rests on."""
+    """A validation pass over the aux sides in one line: members and non-members, with the numbers of images."""
     parts = []
     for side, name in (("members_aux", "members-aux"), ("non_members_aux", "non-members-aux")):
         parts.append(f"{name} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})")

@@ -1,4 +1,4 @@
-"""Previews on disk: numbered PNG files and one sheet that shows the stages side by side."""
+"""Previews on disk: numbered PNG files, and one sheet with the stages side by side."""
 
 import io
 import re
@@ -13,7 +13,7 @@ MARGIN, LABEL = 4, 16  # pixels
 
 
 def write_previews(folder: Path, output_name: str, stage: str, images: list[Image.Image]) -> None:
-    """Write ``last_e000001_00.png`` and so on. Prompts stand neither in names nor in the files.
+    """Write ``last_e000001_00.png`` and so on. Neither names nor files contain prompts.
 
     Args:
         stage: "base", "e000001", "step00000050" or "final".
@@ -24,7 +24,7 @@ def write_previews(folder: Path, output_name: str, stage: str, images: list[Imag
 
 
 def write_sheet(output: OutputFolder) -> Path | None:
-    """Put all previews of a run on one sheet: a row a prompt, a column a stage, the base first. None without any."""
+    """Put all previews of a run on one sheet: a row per prompt, a column per stage; None without any."""
     folder, output_name = output.samples(), output.output_name
     pattern = re.compile(re.escape(output_name) + r"_(base|e\d+|step\d+|final)_(\d+)\.png")
     found = {match.groups(): file for file in folder.glob("*.png") if (match := pattern.fullmatch(file.name))}

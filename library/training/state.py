@@ -1,4 +1,4 @@
-"""A resumable state: LoRA, its average and proxy in fp32, both optimizers, the course, and the options behind it."""
+"""A resumable state: LoRA, its average and proxy in fp32, both optimizers, the learning-rate schedule, the options."""
 
 import io
 import json
@@ -20,12 +20,12 @@ from library.tensor_files import private_folder, read_tensors, write_tensors, wr
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
-FORMAT = 2  # 1: the streams of chance came from the seed alone
+FORMAT = 2  # 1: the random streams depended only on the seed
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that changes while a run goes on."""
+    """Everything that changes during a run."""
 
     network: nn.Module
     optimizer: Any
@@ -37,7 +37,7 @@ class TrainingState:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The network as files, previews and validation see it: the average where one is kept, without dropout."""
+        """The network as files, previews and validation see it: its average if there is one, without dropout."""
         if self.average is None and not self._schedule_free():
             was_training = self.network.training
             self.network.eval()
@@ -66,14 +66,14 @@ def save_state(
     split_hash: str,
     checks: list[dict],
 ) -> None:
-    """Write a state folder whole: under a temporary name first, then renamed.
+    """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
 
-    Every draw of chance is a function of the key and the step, so the step stands for all random streams.
+    Every random draw is a function of the key and the step, so the step replaces the state of all random streams.
 
     Args:
         done: optimizer steps that have run.
         options: the options that shape the weights.
-        split_hash: names the split and its key without naming a picture or telling the key.
+        split_hash: identifies the split and its key without revealing a picture or the key.
         checks: the proxy's checks so far.
     """
     private_folder(path.parent)
@@ -103,7 +103,7 @@ def save_state(
 
 
 def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
-    """The course of a state, once it fits this run; without a state the course of a fresh run.
+    """The progress of a state, after a check that it fits this run; without a state that of a fresh run.
 
     Raises:
         InputError: no state folder; other options or another split, each difference with both values.
@@ -116,14 +116,15 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
         saved = dict(content["options"])
         if content["format"] == 1:
             raise InputError(
-                f"--resume '{path}' is a state of an earlier version, whose draws came from the seed alone; they "
-                "cannot go on here. Train anew: a LoRA of that version gives its members away (docs/threat_model.md)"
+                f"--resume '{path}' is a state of an earlier version, whose random draws depended only on the "
+                "seed, and cannot be continued. Train again: a LoRA of that version reveals its members "
+                "(docs/threat_model.md)"
             )
         if content["format"] != FORMAT or not isinstance(content["done"], int):
             raise ValueError(f"format {content['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
+            f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); give e.g. "
             "OUTPUT_DIR/state/last-step00000050-state"
         ) from error
     faults = Faults()
@@ -143,7 +144,7 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
 
 
 def load_training_state(place: str | None, training_state: TrainingState) -> None:
-    """Put a state's tensors and moments into the training state; nothing is unpickled but tensors and plain values."""
+    """Load a state's tensors and moments into the training state; only tensors and plain values are unpickled."""
     if place is None:
         return
     path = Path(place)
@@ -160,24 +161,24 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
 
 
 def _read_moments(file: Path) -> dict[str, Any]:
-    """The optimizers' moments. Raises: InputError for a pickle with more in it, which could run code, or a torn one."""
+    """The optimizers' moments. Raises: InputError for a damaged pickle, or one that could run code."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--resume: '{file}' was not read: it is torn, or holds more than tensors and plain values ({reason}); "
+            f"--resume: '{file}' was not read: it is damaged, or holds more than tensors and plain values ({reason}); "
             "resume from another state"
         ) from error
 
 
 def raw_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as they are, also those that ``state_dict()`` leaves out or rewrites (LyCORIS does)."""
+    """Parameters and buffers unchanged, including those that LyCORIS leaves out of ``state_dict()`` or rewrites."""
     return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def fill_raw(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put ``raw_tensors`` back in place. Raises: InputError when names or shapes differ."""
+    """Load ``raw_tensors``. Raises: InputError when names or shapes differ."""
     own = raw_tensors(module)
     strange = sorted(set(own) ^ set(tensors))
     strange += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]

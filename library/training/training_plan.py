@@ -1,4 +1,4 @@
-"""How long a run is, which epoch a step belongs to, and when something that happens every so often is due."""
+"""The length of a run, the epoch of a step, and when periodic events are due."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ KOHYAS_STEPS = 1600  # default of max_train_steps
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How many images an optimizer step takes."""
+    """How many images an optimizer step uses."""
 
-    per_device: int  # images of a pass; of the largest, where data sets differ
+    per_device: int  # images of a pass; of the largest, if datasets differ
     accumulation: int  # passes of a step
     processes: int
 
     def images(self) -> int:
-        """Of a full optimizer step, all processes together."""
+        """Images of a full optimizer step, all processes together."""
         return self.per_device * self.accumulation * self.processes
 
     def summary(self) -> str:
-        """The product."""
+        """The product in one line."""
         return (f"global batch: {self.per_device} images x {self.accumulation} passes x {self.processes} processes = "
-                f"{self.images()} images a step")  # fmt: skip
+                f"{self.images()} images per step")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainingPlan:
         return every_steps is not None and done % every_steps == 0
 
     def validation_is_due(self, done: int, every_epochs: int, every_steps: int | None) -> bool:
-        """Whether both aux sides are looked at after ``done`` steps: every so many epochs, steps, and at the end."""
+        """Whether validation runs after ``done`` steps: every so many epochs or steps, and at the end."""
         by_steps = every_steps is not None and done % every_steps == 0
         by_epochs = done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
         return by_steps or by_epochs or done == self.total_steps
@@ -66,27 +66,27 @@ class TrainingPlan:
         return self.epochs(done) * sum(repeats) / len(repeats)
 
     def summary(self, repeats: Sequence[int], size: BatchSize, max_train_epochs: int | None) -> str:
-        """The plan in numbers, so that nobody is surprised when the run ends; and what decided its length.
+        """The plan in numbers, and what decided the length of the run.
 
         Args:
             repeats: of each member.
         """
         epochs = self.epochs(self.total_steps)
-        text = (f"course: {self.total_steps} optimizer steps = {epochs:.4g} epochs of "
-                f"{self.steps_per_epoch} steps; {sum(repeats)} images an epoch, each member seen "
-                f"{self.exposures(self.total_steps, repeats):.4g} times in all\n{size.summary()}")  # fmt: skip
+        text = (f"plan: {self.total_steps} optimizer steps = {epochs:.4g} epochs of "
+                f"{self.steps_per_epoch} steps; {sum(repeats)} images per epoch, each member is used "
+                f"{self.exposures(self.total_steps, repeats):.4g} times in total\n{size.summary()}")  # fmt: skip
         if max_train_epochs is None and self.total_steps == KOHYAS_STEPS:
-            text += (f"\nnobody named another length, so kohya's default max_train_steps = {KOHYAS_STEPS} decides: "
-                     f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images an epoch = about "
-                     f"{epochs:.4g} epochs; set max_train_epochs to say it in epochs")  # fmt: skip
+            text += (f"\nno other length is set, so the run has kohya's default max_train_steps = {KOHYAS_STEPS}: "
+                     f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images per epoch = about "
+                     f"{epochs:.4g} epochs; set max_train_epochs to give the length in epochs")  # fmt: skip
         return text
 
     def stage(self, done: int, every_epochs: int | None) -> str:
-        """Name of the previews after ``done`` steps: by epoch where they come by epoch, else by step."""
+        """Name of the previews after ``done`` steps: the epoch if they are made every n epochs, else the step."""
         return f"e{done // self.steps_per_epoch:06d}" if every_epochs is not None else f"step{done:08d}"
 
 
 def plan_training(steps_per_epoch: int, max_train_steps: int, max_train_epochs: int | None) -> TrainingPlan:
-    """The length of a run; epochs beat steps."""
+    """The length of a run; epochs override steps."""
     total = max_train_epochs * steps_per_epoch if max_train_epochs is not None else max_train_steps
     return TrainingPlan(steps_per_epoch, total)

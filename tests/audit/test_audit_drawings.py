@@ -227,5 +227,5 @@ def test_a_judge_without_drawings_and_odd_shadows_are_refused_at_once(weights, t
     with pytest.raises(InputError) as caught:
         audit.main([str(tmp_path), "--clip_model", str(weights["clip"]), "--shadow_loras", "3", "--inception_weights",
                     str(tmp_path / "no.pth")])  # fmt: skip
-    for needed in ("would judge drawings, and none are made", "shadow_loras must be even", "no.pth' does not exist"):
+    for needed in ("need generated images", "shadow_loras must be even", "no.pth' does not exist"):
         assert needed in str(caught.value)

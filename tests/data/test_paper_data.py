@@ -220,7 +220,7 @@ def test_the_celeba_config_plans_a_run_on_what_the_converter_wrote(
              "--dry_run"]  # fmt: skip
     assert door.main(["--config_file", str(ROOT / "configs/celeba.toml"), *small, *words]) == 0
     told = capsys.readouterr().out
-    assert expected in told and "each member seen 400 times in all" in told
+    assert expected in told and "each member is used 400 times in total" in told
 
 
 def test_people_stay_together_when_asked_for_persons(celeba: Path, tmp_path: Path, model_folder: Path) -> None:

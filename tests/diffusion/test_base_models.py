@@ -61,7 +61,7 @@ def test_an_sd2_file_opens_bit_for_bit_and_its_unused_layer_is_left_out(second) 
 
 
 def test_v2_is_checked_against_the_file_both_ways(second, model_folder: Path) -> None:
-    with pytest.raises(InputError, match="is an SD 2.x model, and v2 is not set; add --v2"):
+    with pytest.raises(InputError, match="is an SD 2.x model, but v2 is not set; add --v2"):
         open_base(rules(second[2]), config_folder=second[0])
     with pytest.raises(InputError, match="is an SD 1.x model; leave --v2 out"):
         open_base(rules(model_folder, v2=True))
@@ -82,7 +82,7 @@ def test_a_single_sd2_file_is_what_the_flag_says_and_a_notice_says_so(second, ca
         model = open_base(rules(file, v2=True, v_parameterization=True), config_folder=folder)
     assert model.predicts_velocity()
     told = [record.getMessage() for record in caplog.records if "does not state its target" in record.getMessage()]
-    assert len(told) == 2 and "taken as noise" in told[0] and "taken as velocity" in told[1]
+    assert len(told) == 2 and "read as noise" in told[0] and "read as velocity" in told[1]
 
 
 def test_a_folders_stated_target_is_checked_against_the_flag_both_ways(velocity_folder: Path, model_folder) -> None:
@@ -184,13 +184,13 @@ def test_old_text_encoder_names_are_read_as_if_they_were_current(tmp_path: Path,
     save_file(tensors, tmp_path / "old.safetensors")
     with caplog.at_level(logging.INFO, logger="library"):
         assert_same_weights(load_model(str(tmp_path / "old.safetensors"), config_folder=folder), parts)
-    assert "as old files do" in caplog.text
+    assert "of old files" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"addition_embed_type": "text_time"}, "is an SDXL model"), ({"in_channels": 9}, "is an inpainting model"),
-     ({"in_channels": 7}, "no plain text-to-image model")],
+     ({"in_channels": 7}, "not a plain text-to-image model")],
 )  # fmt: skip
 def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path, model_folder: Path, settings, message) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "other"))

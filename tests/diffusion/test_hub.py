@@ -73,12 +73,12 @@ def test_a_fetched_tokenizer_is_kept_in_its_own_cache_and_taken_from_there(
 def test_a_local_model_needs_no_tokenizer_cache_and_is_told_so(model_folder: Path, tmp_path: Path, caplog) -> None:
     with caplog.at_level(logging.INFO, logger="library"):
         open_base(rules(model_folder, tokenizer_cache_dir=str(tmp_path / "tokenizers")))
-    assert "tokenizer_cache_dir changes nothing here" in caplog.text and not (tmp_path / "tokenizers").exists()
+    assert "tokenizer_cache_dir has no effect here" in caplog.text and not (tmp_path / "tokenizers").exists()
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(LocalEntryNotFoundError("x"), "the hub does not answer, and the local cache does not hold it"),
+    [(LocalEntryNotFoundError("x"), "the hub does not answer, and the local cache does not have it"),
      (FileNotFoundError("no such repository\nmore"), "no such repository"), (ValueError("bad id"), "bad id")],
 )  # fmt: skip
 def test_a_hub_id_that_cannot_be_fetched_names_itself_the_reason_and_the_way_out(
@@ -112,5 +112,5 @@ def test_offline_a_cached_repository_opens_and_another_is_named(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub_cache(tmp_path / "cache", model_folder)))
     assert open_base(rules("someone/tiny")).fingerprint == load_model(str(model_folder)).fingerprint
-    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the local cache does not hold it"):
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the local cache does not have it"):
         open_base(rules("someone/absent"))

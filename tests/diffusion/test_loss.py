@@ -231,4 +231,4 @@ def test_input_perturbation_changes_the_input_and_not_the_target() -> None:
 def test_huber_scale_without_effect_is_refused() -> None:
     faults = Faults()
     check_together("PLoRA", dataclasses.replace(Config(), loss_type="huber", huber_scale=2.0), {}, faults)
-    assert any("huber_scale 2.0 changes nothing in huber_schedule snr" in text for text in faults.messages)
+    assert any("huber_scale 2.0 has no effect with huber_schedule snr" in text for text in faults.messages)

@@ -69,7 +69,7 @@ def test_a_vae_is_taken_from_every_form_and_changes_the_fingerprint(tmp_path: Pa
     [({"latent_channels": 16}, "makes latents of 16 channels, the UNet takes 4"),
      ({"scaling_factor": 0.13025}, "scales latents by 0.13025.*another family"),
      ({"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
-       "up_block_types": ("UpDecoderBlock2D",) * 2}, "shrinks sides by 2, the base's own by 8")],
+       "up_block_types": ("UpDecoderBlock2D",) * 2}, "reduces sides by 2, the base model's own by 8")],
     ids=["channels", "scale", "sides"],
 )  # fmt: skip
 def test_a_vae_of_another_latent_space_is_refused(tmp_path: Path, whole, changed, message: str) -> None:
@@ -81,7 +81,7 @@ def test_a_vae_of_another_latent_space_is_refused(tmp_path: Path, whole, changed
 def test_a_vae_file_that_is_none_or_has_other_channels_is_named(tmp_path: Path, whole) -> None:
     save_file({"lora_unet_x.alpha": torch.zeros(1)}, tmp_path / "lora.safetensors")
     save_file(AutoencoderKL(**{**ldm_layout.VAE, "latent_channels": 16}).state_dict(), tmp_path / "flux.safetensors")
-    for name, message in (("lora", "holds no VAE"), ("flux", "latents of 16 channels")):
+    for name, message in (("lora", "does not hold a VAE"), ("flux", "latents of 16 channels")):
         with pytest.raises(InputError, match=message):
             open_base(rules(whole[0], vae=str(tmp_path / f"{name}.safetensors")), config_folder=whole[1])
 

@@ -53,7 +53,9 @@ def test_a_broken_package_that_nobody_asked_for_does_not_stop_a_door(tmp_path: P
 @pytest.mark.parametrize("name", ["AdamW8bit", "PagedLion8bit"])
 def test_an_8_bit_optimizer_without_a_gpu_is_refused_with_the_alternative(flags, monkeypatch, name: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(InputError, match=f'{name} needs a CUDA GPU and there is none here; use "AdamW" or "Lion"'):
+    with pytest.raises(
+        InputError, match=f'{name} needs a CUDA GPU, which this machine does not have; use "AdamW" or "Lion"'
+    ):
         read_config("SPLoRA", flags(optimizer_type=name))
 
 

@@ -287,7 +287,7 @@ def test_a_dry_run_shows_the_data_of_a_dataset_config(
     assert SPLoRA.main(flags(**run)) == 0
     text = "".join(capfd.readouterr())
     assert "regularisation: 3 of 3 public images, used 16 times an epoch" in text
-    assert "24 images an epoch, each member seen" in text and not (tmp_path / "out").exists()
+    assert "24 images per epoch, each member is used" in text and not (tmp_path / "out").exists()
 
 
 def test_faults_of_a_dataset_config_and_of_the_model_are_reported_together(flags, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_faults_of_a_dataset_config_and_of_the_model_are_reported_together(flags
         SPLoRA.main(flags(train_data_dir=None, dataset_config=tmp_path / "data.toml",
                           pretrained_model_name_or_path=tmp_path / "model"))  # fmt: skip
     text = str(caught.value)
-    assert "datasets[0]: unknown 'resolutoin'; did you mean 'resolution'?" in text and "no diffusers folder" in text
+    assert "datasets[0]: unknown 'resolutoin'; did you mean 'resolution'?" in text and "not a diffusers folder" in text
 
 
 def test_the_global_batch_is_that_of_the_dataset_config_and_not_of_the_command_line(

@@ -272,7 +272,7 @@ def test_a_state_of_an_earlier_version_is_refused_with_the_reason(flags, tmp_pat
     state = tmp_path / "out" / "state" / "last-state"
     content = json.loads((state / "state.json").read_text()) | {"format": 1}
     (state / "state.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="of an earlier version, whose draws came from the seed alone"):
+    with pytest.raises(InputError, match="of an earlier version, whose random draws depended only on the seed"):
         SPLoRA.main(flags(resume=state))
 
 
@@ -304,7 +304,7 @@ def test_faults_of_output_data_and_model_are_reported_together(flags, tmp_path: 
             )
         )
     text = str(caught.value)
-    assert "cannot be written" in text and "holds no pictures" in text and "no diffusers folder" in text
+    assert "cannot be written" in text and "holds no pictures" in text and "not a diffusers folder" in text
 
 
 def test_faults_of_data_previews_network_and_optimizer_are_reported_together(flags, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flag
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 130 and "\ngo on with: bash SPLoRA.sh" in output
+    assert process.returncode == 130 and "\ncontinue with: bash SPLoRA.sh" in output
     (state,) = (tmp_path / "out" / "state").iterdir()
     done = json.loads((state / "state.json").read_text())["done"]
     assert load_file(tmp_path / "out" / "last.safetensors")

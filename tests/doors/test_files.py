@@ -242,8 +242,11 @@ def test_a_folder_to_publish_into_must_be_fresh_and_apart_and_is_checked_first(t
         folder.mkdir()
     (full / "old.txt").write_text("")
     file.write_text("")
-    for target, said in ((full, "must be a folder that is empty or not there yet"), (file, "must be a folder that is"),
-                         (out / "audit" / "x", "lies in the private folder")):  # fmt: skip
+    for target, said in (
+        (full, "must be an empty folder or one that does not exist yet"),
+        (file, "must be an empty folder"),
+        (out / "audit" / "x", "is inside the private folder"),
+    ):
         with pytest.raises(InputError, match=said):
             audit.main([str(out), "--publishable", str(target)])
     assert list(out.iterdir()) == []
@@ -269,5 +272,5 @@ def test_several_loras_are_published_by_number(whole: Path, tmp_path: Path) -> N
 
 def test_a_lora_cannot_take_the_name_of_the_proxy(tmp_path: Path) -> None:
     """proxy.safetensors would be both, and the attacker would be published in the LoRA's place."""
-    with pytest.raises(InputError, match="output_name 'proxy' is the proxy attacker's own file name"):
+    with pytest.raises(InputError, match="output_name 'proxy' is the name of the proxy attacker's file"):
         read_config("PLoRA", ["--output_name", "proxy"])

@@ -176,11 +176,11 @@ def test_a_dry_run_goes_on_with_a_stand_in_for_what_it_does_not_import(
 def test_what_is_named_is_checked_before_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = f"def Evil(*words, **more):\n    open({str(tmp_path / 'called')!r}, 'w').close()\n"
     evil(installed_at(tmp_path / "site", monkeypatch) / f"{NAME}.py", tmp_path / "ran", body)
-    with pytest.raises(InputError, match="is no class of optimizers"):
+    with pytest.raises(InputError, match="is not a subclass of torch.optim.Optimizer"):
         optimizers.check_optimizer(optimizers.OptimizerRules(f"{NAME}.Evil", [], 1.0, False))
     plain_sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     rules = lr_schedulers.ScheduleRules("constant", 0, 0, 1, 1, None, None, f"{NAME}.Evil", [], False)
-    with pytest.raises(InputError, match="is no class of schedulers"):
+    with pytest.raises(InputError, match="is not a subclass of torch.optim.lr_scheduler"):
         lr_schedulers.build_schedule(plain_sgd, rules, 10)
     assert not (tmp_path / "called").exists()
 

@@ -116,7 +116,7 @@ def test_the_way_on_is_quoted_for_the_shell(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path / "my run; touch x", "last")
     folder.path.mkdir()
     line = messages.how_to_resume("PLoRA", folder, str(folder.state("-step00000002")))
-    words = shlex.split(line.removeprefix("go on with: "))
+    words = shlex.split(line.removeprefix("continue with: "))
     assert words[2:] == ["--config_file", str(folder.config()), "--resume", str(folder.state("-step00000002"))]
     lora = {f"lora_unet_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}
     write_tensors(folder.lora(), {**lora, "lora_unet_x.alpha": torch.tensor(1.0)}, {})

@@ -50,7 +50,7 @@ def test_looks_come_by_epochs_by_steps_and_at_the_end() -> None:
 def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() -> None:
     size = BatchSize(per_device=2, accumulation=3, processes=4)
     text = TrainingPlan(100, 1600).summary([1] * 2400, size, None)
-    assert "global batch: 2 images x 3 passes x 4 processes = 24 images a step" in text
+    assert "global batch: 2 images x 3 passes x 4 processes = 24 images per step" in text
     assert "kohya's default max_train_steps = 1600 decides" in text
     assert "1600 steps x 24 images / 2400 images an epoch = about 16 epochs" in text
     assert "decides" not in TrainingPlan(100, 1600).summary([1] * 2400, size, 16)
@@ -172,7 +172,7 @@ def test_a_full_gpu_ends_in_three_switches_and_no_traceback(flags, monkeypatch: 
     with pytest.raises(InputError) as caught:
         SPLoRA.main(flags())
     text = str(caught.value)
-    assert text.startswith("the GPU's memory is full: CUDA out of memory\n") and "  3. " in text and "  4. " not in text
+    assert text.startswith("the GPU is out of memory: CUDA out of memory\n") and "  3. " in text and "  4. " not in text
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
