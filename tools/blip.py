@@ -1,4 +1,4 @@
-"""Captions by BLIP (arXiv 2201.12086) through transformers, from weights of one's own or the hub."""
+"""Captions by BLIP (arXiv 2201.12086) with transformers, from local weights or the hub."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class Blip:
     def __init__(self, place: str) -> None:
         """
         Raises:
-            InputError: no such model here or on the hub.
+            InputError: a model that is neither a folder nor on the hub.
         """
         import torch
         from transformers import BlipForConditionalGeneration, BlipProcessor
@@ -23,10 +23,13 @@ class Blip:
             self.processor: Any = BlipProcessor.from_pretrained(place)
             self.model: Any = BlipForConditionalGeneration.from_pretrained(place).to(self.device).eval()
         except (OSError, ValueError) as error:
-            raise InputError(f"blip '{place}' cannot be opened: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"blip '{place}' cannot be opened: {str(error).splitlines()[0]}; give a folder or hub id of a BLIP "
+                "captioning model"
+            ) from error
 
     def caption(self, picture: Image.Image) -> str:
-        """One sentence, greedily decoded, so that the same picture gets the same caption."""
+        """One sentence, decoded greedily, so that the same picture always gets the same caption."""
         import torch
 
         inputs = self.processor(images=picture, return_tensors="pt").to(self.device)

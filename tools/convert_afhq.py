@@ -19,7 +19,7 @@ WORDS = {"cat": "a photo of a cat", "dog": "a photo of a dog", "wild": "a photo 
 
 
 def choose(names: list[str], count: int, seed: int) -> list[str]:
-    """As many pictures of each kind as ``count`` allows, drawn from train/<kind>/.
+    """``count`` pictures, drawn in equal numbers from train/<kind>/.
 
     Raises:
         InputError: too few pictures of a kind.
@@ -29,17 +29,19 @@ def choose(names: list[str], count: int, seed: int) -> list[str]:
         mine = [name for name in names if PurePosixPath(name).parts[-3:-1] == ("train", kind)]
         wanted = count // 3 + (place < count % 3)
         if len(mine) < wanted:
-            raise InputError(f"{wanted} pictures of train/{kind} are needed, the archive has {len(mine)}")
+            raise InputError(
+                f"{wanted} pictures of train/{kind} are needed, but the archive has {len(mine)}; lower --count"
+            )
         chosen += [mine[index] for index in permutation(len(mine), seed, "afhq", kind)[:wanted]]
     return sorted(chosen)
 
 
 def main(words: Sequence[str]) -> int:
-    """Convert, and say what was written and how to train on it."""
+    """Convert, and print what was written and how to train on it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="afhq, as a folder or a zip file with train/cat, dog, wild")
     parser.add_argument("--output", required=True, help="folder to write, e.g. data/afhq")
-    parser.add_argument("--count", type=int, default=3000, help="pictures in all; the paper has 4 x 750")
+    parser.add_argument("--count", type=int, default=3000, help="pictures in total; the paper has 4 x 750")
     parser.add_argument("--blip", help="folder or hub id of a BLIP captioning model; else the kind is the caption")
     parser.add_argument("--side", type=int, default=512, help="pixels")
     parser.add_argument("--seed", type=int, default=1)

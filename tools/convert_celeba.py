@@ -30,7 +30,7 @@ class Preset(NamedTuple):
     least: int  # pictures of a person
     most: int
     total: int  # pictures
-    women: int | None = None  # of the people; None: as they come
+    women: int | None = None  # among the people; None: any number
 
 
 PRESETS = {
@@ -47,7 +47,7 @@ def read_identities(path: str) -> dict[int, list[str]]:
     """File names of each person, from lines like ``000001.jpg 2880``.
 
     Raises:
-        InputError: no such file, or other lines.
+        InputError: a missing file, or lines of another form.
     """
     people: dict[int, list[str]] = {}
     for number, line in enumerate(_lines(path, "identities"), start=1):
@@ -59,10 +59,10 @@ def read_identities(path: str) -> dict[int, list[str]]:
 
 
 def read_attributes(path: str) -> dict[str, set[str]]:
-    """What each picture shows, from a count, a line of names, and lines of a file name with -1 and 1.
+    """The attributes of each picture, from a file with a count, a line of names, and lines of a name with -1 and 1.
 
     Raises:
-        InputError: no such file, or other lines.
+        InputError: a missing file, or lines of another form.
     """
     lines = _lines(path, "attributes")
     if len(lines) < 2 or "Male" not in lines[1].split():
@@ -84,7 +84,7 @@ def _lines(path: str, name: str) -> list[str]:
 
 
 def sentence(shown: set[str]) -> str:
-    """A plain caption of what the attributes say."""
+    """A plain caption from the attributes."""
     words = ["a"]
     words += ["smiling"] if "Smiling" in shown else []
     words += ["young"] if "Young" in shown else []
@@ -100,7 +100,7 @@ def sentence(shown: set[str]) -> str:
 def choose(
     preset: Preset, people: dict[int, list[str]], is_woman: Callable[[int], bool], seed: int
 ) -> dict[int, list[str]]:
-    """Draw people and pictures; the draw depends on the seed and the identity file alone.
+    """Draw people and pictures; the draw depends only on the seed and the identity file.
 
     Raises:
         InputError: too few people with enough pictures.
@@ -127,7 +127,7 @@ def choose(
 
 
 def draw_counts(preset: Preset, seed: int) -> list[int]:
-    """Pictures of each person: uniform on least..most, then moved one by one until the total is met."""
+    """Pictures of each person: uniform on least..most, then changed one by one until the total is right."""
     span = preset.most - preset.least + 1
     counts = [preset.least + permutation(span, seed, "celeba", "count", place)[0] for place in range(preset.people)]
     for place in cycle(permutation(preset.people, seed, "celeba", "correction")):
@@ -135,11 +135,11 @@ def draw_counts(preset: Preset, seed: int) -> list[int]:
         if missing == 0:
             return counts
         counts[place] = min(max(counts[place] + (1 if missing > 0 else -1), preset.least), preset.most)
-    raise AssertionError("cycle ends never")
+    raise AssertionError("a cycle never ends")
 
 
 def deal_sides(pictures: dict[int, list[str]]) -> dict[str, str]:
-    """The paper's sides: pictures dealt in turn, so that eight of a person are two on each side."""
+    """The paper's sides: pictures go to the sides in turn, so that each side has two of a person's eight."""
     return dict(zip((name for names in pictures.values() for name in names), cycle(SIDES), strict=False))
 
 
@@ -147,7 +147,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, int]:
     """Write folders 1_cele<ID> and paper_split.json; returns images per side.
 
     Raises:
-        InputError: whatever is missing.
+        InputError: missing files, people or pictures.
     """
     preset = PRESETS[arguments.preset]
     attributes = read_attributes(arguments.attributes) if arguments.attributes else {}
@@ -162,7 +162,9 @@ def convert(arguments: argparse.Namespace) -> dict[str, int]:
     )
     silent = [name for names in chosen.values() for name in names if name not in attributes]
     if silent and not arguments.blip:
-        raise InputError(f"attributes '{arguments.attributes}' say nothing of {shortened(silent)}; or give --blip")
+        raise InputError(
+            f"attributes '{arguments.attributes}' do not list {shortened(silent)}; give the complete file, or --blip"
+        )
     blip = Blip(arguments.blip) if arguments.blip else None
     sides, folder, images = deal_sides(chosen), empty_folder(arguments.output), []
     for person, name in tqdm([(person, name) for person, names in chosen.items() for name in names], unit="image"):
@@ -179,14 +181,16 @@ def convert(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Convert, and say what was written and how to train on it."""
+    """Convert, and print what was written and how to train on it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=tuple(PRESETS))
     parser.add_argument("--images", required=True, help="img_align_celeba, as a folder or a zip file")
     parser.add_argument("--identities", required=True, help="identity_CelebA.txt")
     parser.add_argument("--attributes", help="list_attr_celeba.txt: for captions, and for Gender")
     parser.add_argument("--output", required=True, help="folder to write, e.g. data/celeba_small")
-    parser.add_argument("--blip", help="folder or hub id of a BLIP captioning model; else attributes become captions")
+    parser.add_argument(
+        "--blip", help="folder or hub id of a BLIP captioning model; else captions are made from attributes"
+    )
     parser.add_argument("--side", type=int, default=512, help="pixels")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(words)

@@ -1,4 +1,4 @@
-"""What an interpreter has and lacks, for setup.sh: standard library alone, any Python 3 can run it.
+"""Installed and missing packages of an interpreter, for setup.sh; needs only the standard library of any Python 3.
 
 python tools/environment.py missing | versions
 """
@@ -22,14 +22,14 @@ REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
 def missing() -> list[str]:
-    """What to give to pip, with the pinned versions; a Python that is too old comes first."""
+    """Arguments for pip, with the pinned versions; first a Python that is too old."""
     pins = dict(re.findall(r"^([\w-]+)(==\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE))
     lacks = [package + pins.get(package, "") for name, package in NEEDED.items() if not importlib.util.find_spec(name)]
     return (["python>=3.11"] if sys.version_info < (3, 11) else []) + lacks
 
 
 def gpus() -> list[str]:
-    """Name and memory of each NVIDIA GPU that the driver shows."""
+    """Name and memory of each NVIDIA GPU that the driver lists."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -38,12 +38,12 @@ def gpus() -> list[str]:
 
 
 def versions() -> list[str]:
-    """What a run stands on; a second line where torch cannot use the GPU that is there."""
+    """Versions of the packages; a second line if torch cannot use the installed GPU."""
     found = {name: metadata.version(name) for name in SHOWN}
     words = ", ".join(f"{name} {version}" for name, version in found.items())
-    lines = [f"Python {platform.python_version()}, {words}; GPU: {'; '.join(gpus()) or 'none that nvidia-smi shows'}"]
+    lines = [f"Python {platform.python_version()}, {words}; GPU: {'; '.join(gpus()) or 'none listed by nvidia-smi'}"]
     if gpus() and found["torch"].endswith("+cpu"):
-        lines.append("this torch is a CPU build and leaves the GPU idle; install one for your CUDA (pytorch.org)")
+        lines.append("this torch is a CPU build and cannot use the GPU; install one for your CUDA (pytorch.org)")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a raw archive, a folder or a zip file, opened one by one, cut square and scaled."""
+"""Pictures of a raw archive (a folder or a zip file), opened one by one, cropped to a square and scaled."""
 
 import io
 import zipfile
@@ -17,7 +17,7 @@ class PictureArchive:
     def __init__(self, place: str) -> None:
         """
         Raises:
-            InputError: neither a folder nor a zip file, or no pictures in it.
+            InputError: a path that is neither a folder nor a zip file, or has no pictures.
         """
         self.place = Path(place)
         self._zip: zipfile.ZipFile | None = None
@@ -37,7 +37,7 @@ class PictureArchive:
         return {PurePosixPath(name).name: name for name in self.names}
 
     def square(self, name: str, side: int) -> Image.Image:
-        """One picture as RGB, cut square in the centre and scaled to ``side`` pixels.
+        """One picture as RGB, cropped to a square in the centre and scaled to ``side`` pixels.
 
         Raises:
             InputError: a picture that cannot be decoded.
@@ -46,7 +46,9 @@ class PictureArchive:
         try:
             picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"'{name}' in '{self.place}' cannot be decoded ({type(error).__name__})") from error
+            raise InputError(
+                f"'{name}' in '{self.place}' cannot be decoded ({type(error).__name__}); download it again"
+            ) from error
         edge = min(picture.size)
         left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
         square = picture.crop((left, top, left + edge, top + edge))
@@ -54,14 +56,14 @@ class PictureArchive:
 
 
 def empty_folder(place: str) -> Path:
-    """The folder to write into, made where it is missing.
+    """The folder to write to; it is made if it is missing.
 
     Raises:
-        InputError: it holds something already.
+        InputError: a folder that is not empty.
     """
     folder = Path(place)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output '{place}' holds something already; name a new folder, or empty it")
+        raise InputError(f"output '{place}' is not empty; name a new folder, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

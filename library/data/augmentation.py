@@ -1,4 +1,4 @@
-"""One use of a picture: scaled, cropped, mirrored, recoloured; its mask goes along."""
+"""Augmentation: one use of a picture, scaled, cropped, mirrored and recoloured, with its mask."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Crop:
     size: tuple[int, int]
 
     def of(self, picture: Image.Image, interpolation: str | None) -> Image.Image:
-        """The picture under this crop; without a named method area to shrink and lanczos to enlarge."""
+        """The picture with this crop; the default methods are area to shrink and lanczos to enlarge."""
         if self.covered != picture.size:
             shrinks = self.covered[0] * self.covered[1] < picture.width * picture.height
             method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
@@ -40,13 +40,13 @@ class Crop:
 
 
 def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
-    """Scale to cover ``size`` and cut the surplus evenly."""
+    """Scale to cover ``size`` and cut both edges equally."""
     covered = _covered(width, height, size, _least_scale(width, height, size))
     return Crop(covered, (covered[0] - size[0]) // 2, (covered[1] - size[1]) // 2, size)
 
 
 def random_crop(width: int, height: int, size: tuple[int, int], generator: torch.Generator) -> Crop:
-    """Scale to cover ``size`` and cut it out anywhere."""
+    """Scale to cover ``size`` and crop at a random place."""
     covered = _covered(width, height, size, _least_scale(width, height, size))
     left, top = (_whole(0, covered[axis] - size[axis], generator) for axis in (0, 1))
     return Crop(covered, left, top, size)
@@ -55,13 +55,13 @@ def random_crop(width: int, height: int, size: tuple[int, int], generator: torch
 def face_crop(
     example: Example, size: tuple[int, int], span: tuple[float, float], wander: bool, generator: torch.Generator
 ) -> Crop:
-    """A crop around the face whose centre and size stand in the file name, at a scale by chance.
+    """A crop at a random scale around the face whose centre and size are in the file name.
 
-    The short training side is between ``span[0]`` and ``span[1]`` times the face, as far as the picture allows without
-    being enlarged beyond what covers ``size``.
+    The short training side is between ``span[0]`` and ``span[1]`` times the face, but the picture is not enlarged more
+    than needed to cover ``size``.
 
     Args:
-        wander: random_crop: the face need not stay in the centre.
+        wander: the option random_crop; the face need not be in the centre.
     """
     x, y, wide, high = face_of(example) or (0, 0, 0, 0)
     least = _least_scale(example.width, example.height, size)
@@ -89,22 +89,22 @@ def face_of(example: Example) -> tuple[int, int, int, int] | None:
 
 
 def face_range(text: str) -> tuple[float, float]:
-    """``"1.5,4"`` -> (1.5, 4.0): how many faces the short training side holds, least and most.
+    """``"1.5,4"`` -> (1.5, 4.0): least and largest ratio of the short training side to the face.
 
     Raises:
-        InputError: anything else than two rising positive numbers.
+        InputError: other texts than two increasing positive numbers.
     """
     try:
         least, most = (float(word) for word in text.split(","))
     except ValueError:
         least, most = 0.0, 0.0
     if not 0 < least <= most < math.inf:
-        raise InputError(f"face_crop_aug_range must be 'least,most', two rising numbers above 0, got '{text}'")
+        raise InputError(f"face_crop_aug_range must be 'least,most', two increasing numbers above 0, got '{text}'")
     return least, most
 
 
 def recoloured(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """A third of all uses: hue turned by up to 16 degrees, or gamma changed by up to 5 %, as in kohya."""
+    """In a third of all uses, shift the hue by up to 16 degrees or change gamma by up to 5 %, as in kohya."""
     changed, kind, amount = torch.rand(3, generator=generator).tolist()
     if changed >= 1 / 3:
         return picture
@@ -118,29 +118,29 @@ def recoloured(picture: Image.Image, generator: torch.Generator) -> Image.Image:
 
 
 def chosen_crop(example: Example, size: tuple[int, int], generator: torch.Generator | None) -> Crop:
-    """The crop of one use; without a generator the plain one in the centre."""
-    looks = example.subset.looks
-    if generator is not None and looks.face_crop_aug_range is not None:
-        return face_crop(example, size, face_range(looks.face_crop_aug_range), looks.random_crop, generator)
-    if generator is not None and looks.random_crop:
+    """The crop of one use; without a generator the centre crop."""
+    rules = example.subset.looks
+    if generator is not None and rules.face_crop_aug_range is not None:
+        return face_crop(example, size, face_range(rules.face_crop_aug_range), rules.random_crop, generator)
+    if generator is not None and rules.random_crop:
         return random_crop(example.width, example.height, size, generator)
     return centre_crop(example.width, example.height, size)
 
 
 def use_of(example: Example, size: tuple[int, int], generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
-    """Pixels [3, H, W] in -1 .. 1 of one use, and its mask [1, H, W] in 0 .. 1 (None: no mask).
+    """Pixels [3, H, W] in -1 .. 1 of one use, and its mask [1, H, W] in 0 .. 1 or None.
 
     Args:
-        generator: draws crop, mirror and colour; None gives the plain view.
+        generator: draws crop, mirror and colour; None = no augmentation.
     """
-    looks = example.subset.looks
+    rules = example.subset.looks
     crop = chosen_crop(example, size, generator)
-    mirrored = generator is not None and looks.flip_aug and bool(torch.rand((), generator=generator) < 0.5)
-    picture = crop.of(open_picture(example.path), looks.resize_interpolation)
-    if generator is not None and looks.color_aug:
+    mirrored = generator is not None and rules.flip_aug and bool(torch.rand((), generator=generator) < 0.5)
+    picture = crop.of(open_picture(example.path), rules.resize_interpolation)
+    if generator is not None and rules.color_aug:
         picture = recoloured(picture, generator)
     mask = mask_of(example)
-    weights = None if mask is None else as_tensor(crop.of(mask, looks.resize_interpolation)) / 255
+    weights = None if mask is None else as_tensor(crop.of(mask, rules.resize_interpolation)) / 255
     pixels = as_tensor(picture) / 127.5 - 1.0
     if mirrored:
         return pixels.flip(-1), None if weights is None else weights.flip(-1)
@@ -148,12 +148,12 @@ def use_of(example: Example, size: tuple[int, int], generator: torch.Generator |
 
 
 def plain_pixels(example: Example, size: tuple[int, int]) -> Tensor:
-    """A picture as it is, scaled under its own rules and cropped in the centre: [3, H, W] in -1 .. 1."""
+    """A picture without augmentation, scaled by its own rules and cropped in the centre: [3, H, W] in -1 .. 1."""
     return fitted_pixels(open_picture(example.path), size, example.subset.looks.resize_interpolation)
 
 
 def fitted_pixels(picture: Image.Image, size: tuple[int, int], interpolation: str | None = None) -> Tensor:
-    """Scale a picture to cover (width, height), crop the surplus in the centre: [3, H, W] in -1 .. 1."""
+    """A picture scaled to cover (width, height) and cropped in the centre: [3, H, W] in -1 .. 1."""
     crop = centre_crop(picture.width, picture.height, size)
     return as_tensor(crop.of(picture, interpolation)) / 127.5 - 1.0
 

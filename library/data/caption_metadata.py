@@ -12,7 +12,7 @@ from library.errors import Faults, InputError, shortened
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture file, its caption (None where there is none yet), and its group where the file names one."""
+    """A picture file, its caption (None without one), and its group if the file names one."""
 
     path: Path
     caption: str | None
@@ -32,7 +32,7 @@ class PictureIndex:
                 self._by_name.setdefault(name, []).append(path)
 
     def find(self, name: str) -> list[Path]:
-        """The files that a name may mean: none, one, or several where it is not clear."""
+        """The files that a name may refer to: none, one, or several if it is ambiguous."""
         exact = [Path(name)] if Path(name).is_absolute() else [self.folder / name, Path(name)]
         for path in exact:
             if path.suffix.lower() in ENDINGS and path.is_file():
@@ -49,10 +49,10 @@ def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, fa
     """The pictures that a metadata file names, with their captions: caption, separator, tags.
 
     Args:
-        folder: what names are relative to.
+        folder: names are relative to it.
         separator: caption_separator.
-        every_line: keep every line of a caption (wildcards draw one of them).
-        faults: told of pictures that are missing or not clear, and of entries without a caption.
+        every_line: keep every line of a caption, for wildcards.
+        faults: collects missing or ambiguous pictures and entries without a caption.
     """
     index = PictureIndex(folder)
     found: list[Captioned] = []
@@ -73,19 +73,21 @@ def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, fa
         faults.add(f"'{file}': {len(lost)} pictures are not in '{folder}': {shortened(lost)}; correct the names")
     if unclear:
         faults.add(
-            f"'{file}': {len(unclear)} names fit several pictures below '{folder}': {shortened(unclear)}; write the "
+            f"'{file}': {len(unclear)} names match several pictures below '{folder}': {shortened(unclear)}; write the "
             "relative path with its ending"
         )
     if silent:
-        faults.add(f"'{file}': {len(silent)} pictures have neither caption nor tags (or text): {shortened(silent)}")
+        faults.add(
+            f"'{file}': {len(silent)} pictures have neither caption (or text) nor tags: {shortened(silent)}; add one"
+        )
     return found
 
 
 def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name, entry) of every picture; the form is told from the content.
+    """(name, entry) of every picture; the content shows which of the three forms the file has.
 
     Raises:
-        InputError: no JSON, or another shape than the three known ones.
+        InputError: a file that is not JSON, or has another form.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -96,10 +98,12 @@ def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise InputError(f"metadata file '{file}' is no JSON: {error}; JSON lines need the ending .jsonl") from error
+        raise InputError(
+            f"metadata file '{file}' is not JSON: {error}; a file of JSON lines must end in .jsonl"
+        ) from error
     bare = [name for name, entry in content.items() if not isinstance(entry, dict)] if isinstance(content, dict) else []
     if not isinstance(content, dict) or bare:
-        which = f"; no object stands at {shortened(bare)}" if bare else ""
+        which = f"; the value of {shortened(bare)} is not an object" if bare else ""
         raise InputError(f"metadata file '{file}' must be one JSON object {{picture: {{caption, tags}}}}{which}")
     return list(content.items())
 
@@ -108,15 +112,15 @@ def _line_entry(file: Path, number: int, line: str) -> tuple[str, Mapping[str, A
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise InputError(f"metadata file '{file}', line {number}: no JSON: {error}") from error
+        raise InputError(f"metadata file '{file}', line {number} is not JSON: {error}") from error
     names = [entry[key] for key in ("image_path", "file_name") if key in entry] if isinstance(entry, dict) else []
     if not names or not isinstance(names[0], str):
-        raise InputError(f"metadata file '{file}', line {number}: needs image_path (or file_name), a text")
+        raise InputError(f"metadata file '{file}', line {number} needs image_path (or file_name), a text")
     return names[0], entry
 
 
 def _caption(entry: Mapping[str, Any], separator: str, every_line: bool) -> str:
-    """caption (or text), separator, tags; with several lines the tags follow each of them."""
+    """Join caption (or text) and tags with the separator; tags follow each of several lines."""
     text = entry.get("caption") or entry.get("text") or ""
     tags = entry.get("tags") or ""
     if isinstance(tags, list):

@@ -76,15 +76,15 @@ def _named_folder(path: Path) -> PictureFolder:
     match = REPEATS_CLASS.fullmatch(path.name)
     assert match is not None
     if int(match[1]) < 1:
-        raise InputError(f"folder '{path}' has 0 repeats; write at least 1_ in front, or move it away")
+        raise InputError(f"folder '{path}' has 0 repeats; begin its name with at least 1_, or move it away")
     return PictureFolder(path, int(match[1]), match[2].strip())
 
 
 def caption_file(path: Path, caption_extension: str | None) -> Path | None:
-    """The caption file beside a picture: of the ending given, else .txt, else .caption.
+    """The caption file beside a picture: with the given ending, else .txt, else .caption.
 
     Raises:
-        InputError: an ending that would lead into another folder.
+        InputError: an ending that is not one of a file name, since it could lead into another folder.
     """
     if caption_extension and not re.fullmatch(r"\.?[\w.-]+", caption_extension):
         raise InputError(
@@ -98,10 +98,10 @@ def caption_file(path: Path, caption_extension: str | None) -> Path | None:
 
 
 def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
-    """The caption that a file holds; an empty or unreadable file is a fault and gives ''.
+    """The caption in a file; an empty or unreadable file is a fault and gives ''.
 
     Args:
-        every_line: keep all lines that say something (wildcards draw one of them); else the first line alone.
+        every_line: keep all lines that are not empty, for wildcards; else only the first line.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -115,7 +115,7 @@ def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
 
 
 def caption_lines(text: str, every_line: bool) -> str:
-    """The first line of a text, or all its lines that say something."""
+    """The first line of a text, or all lines that are not empty."""
     lines = [line.strip() for line in text.splitlines()]
     if every_line:
         return "\n".join(line for line in lines if line)

@@ -1,4 +1,4 @@
-"""Which pictures belong together: groups by folder, by name, or from a file."""
+"""Groups of pictures that stay on one side: by folder, by name, or from a file."""
 
 import json
 import logging
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | None]:
-    """How the group of a picture is found; None means a group of its own.
+    """A function from a picture's path to its group; None means a group of its own.
 
     Raises:
-        InputError: when the named JSON file is missing or no object of texts.
+        InputError: a JSON file that is missing, or is not an object of texts.
     """
     beside = folder / "groups.json"
     if group_by == "none" or (group_by is None and not beside.is_file()):
@@ -30,8 +30,8 @@ def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | Non
     try:
         groups = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"group_by '{file}' is no JSON: {error}") from error
+        raise InputError(f"group_by '{file}' is not JSON: {error}") from error
     if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
         raise InputError(f"group_by '{file}' must be one JSON object of texts, {{stem: group}}")
-    logger.info("groups of pictures from '%s'", file.name)
+    logger.info("groups of pictures are read from '%s'", file.name)
     return lambda path: groups.get(path.stem)

@@ -12,7 +12,7 @@ from library.data.examples import Example
 from library.data.latents import Encode, Moments, encoded_pixels
 from library.data.masks import mask_of
 
-Keep = Callable[[Example, Moments, bool], Moments]  # moments as cache_latents_mode wants them; mirrored or not
+Keep = Callable[[Example, Moments, bool], Moments]  # applies cache_latents_mode; the bool: mirrored or not
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class EncodedPicture:
 
 
 class LatentSource(Protocol):
-    """Where the latents of rows come from."""
+    """Where the latents of pictures come from; indices are those of the training set."""
 
-    def shape(self, row: int) -> tuple[int, ...]:
-        """Latent shape [C, h, w] of a row."""
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Latent shape [C, h, w] of a picture."""
 
-    def of(self, rows: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
-        """One use of each of some rows of one shape; without generators the plain view of each."""
+    def of(self, indices: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
+        """One use of each of some pictures of one shape; without generators no augmentation."""
 
 
 class CachedLatents:
-    """Latents in memory, and their mirror images where half of all uses are mirrored."""
+    """Latents in memory, with those of mirror images for pictures with flip_aug."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class CachedLatents:
     ) -> None:
         """
         Args:
-            sizes: training size (width, height) of each row.
-            mirrored: moments of the mirror image; None for rows that are never mirrored.
+            sizes: training size (width, height) of each picture.
+            mirrored: moments of the mirror image; None for pictures that are never mirrored.
         """
         self.moments = list(moments)
         self.mirrored = list(mirrored)
@@ -55,24 +55,24 @@ class CachedLatents:
             for example, size, one in zip(examples, sizes, moments, strict=True)
         ]
 
-    def shape(self, row: int) -> tuple[int, ...]:
-        """Latent shape [C, h, w] of a row."""
-        return tuple(self.moments[row].mean.shape)
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Latent shape [C, h, w] of a picture."""
+        return tuple(self.moments[index].mean.shape)
 
-    def of(self, rows: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
-        """One use of each row: a coin says whether it is mirrored, its mask with it."""
+    def of(self, indices: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
+        """One use of each picture: a random draw decides whether it is mirrored, together with its mask."""
         encoded = []
-        for place, row in enumerate(rows):
-            other, mask = self.mirrored[row], self.masks[row]
+        for place, index in enumerate(indices):
+            other, mask = self.mirrored[index], self.masks[index]
             if other is not None and generators is not None and torch.rand((), generator=generators[place]) < 0.5:
                 encoded.append(EncodedPicture(other, None if mask is None else mask.flip(-1)))
             else:
-                encoded.append(EncodedPicture(self.moments[row], mask))
+                encoded.append(EncodedPicture(self.moments[index], mask))
         return encoded
 
 
 class FreshLatents:
-    """Pictures opened and encoded at every use, as colours, crops and a VAE without cache need it."""
+    """Pictures that are read and encoded at every use, for changes of colour and crop."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class FreshLatents:
     ) -> None:
         """
         Args:
-            shapes: latent shape [C, h, w] of each row.
+            shapes: latent shape [C, h, w] of each picture.
             batch_size: images encoded at once.
         """
         self.examples = list(examples)
@@ -95,20 +95,20 @@ class FreshLatents:
         self.keep = keep
         self.batch_size = batch_size
 
-    def shape(self, row: int) -> tuple[int, ...]:
-        """Latent shape [C, h, w] of a row."""
-        return self.shapes[row]
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Latent shape [C, h, w] of a picture."""
+        return self.shapes[index]
 
-    def of(self, rows: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
-        """One use of each row, encoded now."""
+    def of(self, indices: Sequence[int], generators: Sequence[torch.Generator] | None) -> list[EncodedPicture]:
+        """One use of each picture, encoded now."""
         uses = [
-            use_of(self.examples[row], self.sizes[row], None if generators is None else generators[place])
-            for place, row in enumerate(rows)
+            use_of(self.examples[index], self.sizes[index], None if generators is None else generators[place])
+            for place, index in enumerate(indices)
         ]
         encoded = []
-        for start in range(0, len(rows), self.batch_size):
+        for start in range(0, len(indices), self.batch_size):
             some = slice(start, start + self.batch_size)
-            examples = [self.examples[row] for row in rows[some]]
+            examples = [self.examples[index] for index in indices[some]]
             moments = encoded_pixels([pixels for pixels, _ in uses[some]], examples, self.encode)
             for example, one, (_, mask) in zip(examples, moments, uses[some], strict=True):
                 encoded.append(EncodedPicture(self.keep(example, one, False), latent_mask(mask, one.mean.shape)))
@@ -116,7 +116,7 @@ class FreshLatents:
 
 
 def plain_mask(example: Example, size: tuple[int, int]) -> Tensor | None:
-    """The mask of a picture's plain view, [1, H, W] in 0 .. 1, or None."""
+    """The mask of a picture without augmentation, [1, H, W] in 0 .. 1, or None."""
     mask = mask_of(example)
     if mask is None:
         return None

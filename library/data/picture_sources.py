@@ -1,4 +1,4 @@
-"""From options to parts: where each subset's pictures lie, what they are for, and the rules they carry."""
+"""From options to picture sources: the folder of each subset's pictures, their role, and their rules."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from library.errors import Faults, InputError
 from library.rules import pick
 
 CANDIDATE, OUTSIDER, REGULARISATION = "candidate", "outsider", "regularisation"
-NOT_READ = ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir")  # beside a dataset_config
+NOT_READ = ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir")  # ignored with a dataset_config
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SourceRules:
-    """Where pictures come from and how captions, groups and masks are found; the fields are options."""
+    """Where pictures come from, and how their captions, groups and masks are found; the fields are options."""
 
     train_data_dir: str
     nonmember_data_dir: str | None
@@ -47,22 +47,22 @@ class SourceRules:
 
 @dataclass(frozen=True)
 class Part:
-    """One folder, or one metadata file, of pictures that share their rules."""
+    """One picture source: a folder, or a metadata file, of pictures that share their rules."""
 
     role: str  # candidate, outsider or regularisation
-    option_name: str  # which option it came from, for messages
-    folder: Path  # of the pictures; of a metadata file: what its names are relative to
-    metadata: Path | None  # file of captions; None: a caption file beside each picture
+    option_name: str  # the option that names it, for messages
+    folder: Path  # of the pictures; names in a metadata file are relative to it
+    metadata: Path | None  # file with captions; None: a caption file beside each picture
     repeats: int
-    class_words: str  # stand in for a missing caption
+    class_words: str  # replace a missing caption
     caption_extension: str | None
-    group_root: Path  # where groups.json may lie
-    masks: Path | None  # folder of masks, one a picture
+    group_root: Path  # may hold groups.json
+    masks: Path | None  # folder with one mask for each picture
     subset: Subset
 
 
 def pick_rules(values: Any) -> tuple[SourceRules, CaptionRules, AugmentationRules, BucketRules]:
-    """What reading pictures needs, picked from the options of a door or from a mapping of them."""
+    """The rules for reading pictures, from the options of a door or a mapping of them."""
     return (
         pick(values, SourceRules),
         pick(values, CaptionRules),
@@ -72,14 +72,14 @@ def pick_rules(values: Any) -> tuple[SourceRules, CaptionRules, AugmentationRule
 
 
 def find_parts(
-    where: SourceRules, captions: CaptionRules, looks: AugmentationRules, buckets: BucketRules
+    where: SourceRules, captions: CaptionRules, augmentation: AugmentationRules, buckets: BucketRules
 ) -> list[Part]:
-    """Every part of a run, before a picture is opened.
+    """Every source of a run, before a picture is opened.
 
     Raises:
-        InputError: folders at the wrong level; every fault of a dataset_config at once.
+        InputError: folders at the wrong level; all faults of a dataset_config.
     """
-    base = Subset(0, where.train_batch_size, captions, looks, buckets, where.alpha_mask)
+    base = Subset(0, where.train_batch_size, captions, augmentation, buckets, where.alpha_mask)
     faults = Faults()
     parts: list[Part] = []
     if where.dataset_config:
@@ -105,7 +105,7 @@ def find_parts(
 
 
 def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
-    """Parts of train_data_dir: its kohya folders, or the folder behind in_json."""
+    """Sources in train_data_dir: its kohya folders, or the folder of in_json."""
     folder = Path(where.train_data_dir)
     masks = Path(where.conditioning_data_dir) if where.conditioning_data_dir else None
     if not where.in_json:
@@ -123,7 +123,7 @@ def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
 def _kohya_parts(
     where: SourceRules, role: str, option_name: str, folder: Path, masks: Path | None, subset: Subset
 ) -> list[Part]:
-    """Parts of a kohya parent folder or a flat folder; only candidates are masked."""
+    """Sources in a kohya parent folder or a flat folder; only candidates have masks."""
     flat = where.flat_data_dir and role != REGULARISATION
     subset = subset if role == CANDIDATE else replace(subset, alpha_mask=False)
     return [
@@ -136,7 +136,7 @@ def _kohya_parts(
 
 
 def _dataset_part(where: SourceRules, base: Subset) -> Part:
-    """The part that a Hugging Face dataset becomes: files and a metadata file in the cache."""
+    """The source of a Hugging Face dataset: files and a metadata file in the cache."""
     source = DatasetSource(
         name=str(where.dataset_name),
         config_name=where.dataset_config_name,
@@ -154,11 +154,11 @@ def _dataset_part(where: SourceRules, base: Subset) -> Part:
 
 
 def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
-    """Parts of a dataset_config; what it leaves open comes from the command line."""
+    """Sources of a dataset_config; values that it does not set come from the command line."""
     file = Path(str(where.dataset_config))
     replaced = [name for name in NOT_READ if getattr(where, name)]
     if replaced:
-        logger.warning("%s: not read, dataset_config says where the pictures lie", ", ".join(replaced))
+        logger.warning("%s: not used, since dataset_config names the folders of the pictures", ", ".join(replaced))
     fallback = {
         **vars(base.captions), **vars(base.looks), **vars(base.buckets), "alpha_mask": where.alpha_mask,
         "batch_size": where.train_batch_size, "num_repeats": where.dataset_repeats,
@@ -172,23 +172,23 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
         entry.values["alpha_mask"] or entry.values.get("conditioning_data_dir") for entry in entries
     ):
         faults.add(
-            f"masked_loss is on, and no subset of '{file}' has masks: give a subset conditioning_data_dir or alpha_mask"
+            f"masked_loss is on, but no subset of '{file}' has masks; give a subset conditioning_data_dir or alpha_mask"
         )
     faults.raise_if_any()
     return [_configured_part(entry) for entry in entries]
 
 
 def _check_entry(entry: SubsetEntry, where: SourceRules, faults: Faults) -> None:
-    """What a subset asks for that the run as a whole does not allow."""
+    """Check a subset against the options of the run."""
     if entry.values.get("conditioning_data_dir") and not where.masked_loss:
         faults.add(
-            f"{entry.where}: conditioning_data_dir holds masks here (ControlNet is not trained), and masked_loss is "
+            f"{entry.where}: conditioning_data_dir holds masks (ControlNet is not trained), but masked_loss is "
             "off; set masked_loss = true"
         )
     for name in ("color_aug", "random_crop", "face_crop_aug_range"):
         if where.cache_latents and entry.values[name]:
             faults.add(
-                f"{entry.where}: {name} changes the picture at every use, and cache_latents keeps one encoding of it; "
+                f"{entry.where}: {name} changes the picture at every use, but cache_latents keeps one encoding of it; "
                 f"set cache_latents = false, or leave {name} out"
             )
 

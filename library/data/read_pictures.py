@@ -1,4 +1,4 @@
-"""Reading what the options name: candidates, non-members from elsewhere, and public regularisation images."""
+"""Reads the pictures that the options name: candidates, separate non-members, and public regularisation images."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sources:
-    """Every picture of a run. A picture that two datasets use stands here twice, under the rules of each."""
+    """Every picture of a run. A picture of two datasets is listed twice, with the rules of each."""
 
-    candidates: list[Example]  # the split draws its members from these
-    outsiders: list[Example]  # non-members from a folder of their own
-    regularisation: list[Example]  # public: on no side of the split
+    candidates: list[Example]  # the split draws members from these
+    outsiders: list[Example]  # non-members from a separate folder
+    regularisation: list[Example]  # public, not part of the split
 
 
 @dataclass
 class PartCount:
-    """One line of the table at the end of reading."""
+    """One line of the table that is logged after reading."""
 
     name: str
     images: int
@@ -44,16 +44,18 @@ class PartCount:
     repeats: int
 
 
-def read_sources(where: SourceRules, captions: CaptionRules, looks: AugmentationRules, buckets: BucketRules) -> Sources:
-    """Read and decode every picture with its caption, group and mask, and say in a table what was found.
+def read_sources(
+    where: SourceRules, captions: CaptionRules, augmentation: AugmentationRules, buckets: BucketRules
+) -> Sources:
+    """Read and decode every picture with its caption, group and mask, and log a table of the counts.
 
     Raises:
-        InputError: all at once: wrong folders, corrupt pictures, missing or empty captions and masks, a
-            regularisation image that is also a candidate.
+        InputError: all wrong folders, corrupt pictures, missing or empty captions and masks, and regularisation images
+            that are also candidates.
     """
     faults = Faults()
     reader = Reader(where, faults, with_masks=True)
-    examples = reader.read_all(find_parts(where, captions, looks, buckets))
+    examples = reader.read_all(find_parts(where, captions, augmentation, buckets))
     for line in table(reader.counts).split("\n"):
         logger.info("%s", line)
     sources = Sources(examples[CANDIDATE], examples[OUTSIDER], examples[REGULARISATION])
@@ -63,15 +65,15 @@ def read_sources(where: SourceRules, captions: CaptionRules, looks: Augmentation
 
 
 def read_split_pictures(
-    where: SourceRules, captions: CaptionRules, looks: AugmentationRules, buckets: BucketRules
+    where: SourceRules, captions: CaptionRules, augmentation: AugmentationRules, buckets: BucketRules
 ) -> list[Example]:
-    """The pictures that a split may name, each once (under the rules of its first dataset), without masks.
+    """The pictures that a split may name, each once (with the rules of its first dataset), without masks.
 
-    Captions are whole: with prefix and suffix, nothing dropped or shuffled.
+    Captions are complete, with prefix and suffix, without random changes.
     """
     faults = Faults()
     reader = Reader(where, faults, with_masks=False)
-    parts = [part for part in find_parts(where, captions, looks, buckets) if part.role != REGULARISATION]
+    parts = [part for part in find_parts(where, captions, augmentation, buckets) if part.role != REGULARISATION]
     examples = reader.read_all(parts)
     faults.raise_if_any()
     first: dict[str, Example] = {}
@@ -83,7 +85,7 @@ def read_split_pictures(
 
 
 class Reader:
-    """Reads part after part; a file that several parts use is decoded once."""
+    """Reads source after source; a file of several sources is decoded once."""
 
     def __init__(self, where: SourceRules, faults: Faults, *, with_masks: bool) -> None:
         self.where = where
@@ -93,7 +95,7 @@ class Reader:
         self._known: dict[Path, tuple[int, int, str, int]] = {}  # width, height, pixel hash, difference hash
 
     def read_all(self, parts: Sequence[Part]) -> dict[str, list[Example]]:
-        """The examples of all parts by role, each decoded before the next part is opened."""
+        """The examples of all sources by role; each source is decoded before the next is opened."""
         examples: dict[str, list[Example]] = {CANDIDATE: [], OUTSIDER: [], REGULARISATION: []}
         for part in parts:
             with self.faults.gathered():
@@ -101,7 +103,7 @@ class Reader:
         return examples
 
     def read(self, part: Part) -> list[Example]:
-        """The examples of one part; faults are collected, not raised."""
+        """The examples of one source; faults are collected, not raised."""
         named = self._captioned(part)
         count = PartCount(part.folder.name, len(named), 0, 0, 0, part.repeats)
         self.counts.append(count)
@@ -148,7 +150,7 @@ class Reader:
         beside = [caption_file(path, part.caption_extension) for path in files]
         if part.caption_extension is None and any(beside):
             endings = " and ".join(sorted({file.suffix for file in beside if file}, reverse=True))
-            logger.info("%s: captions from %s files", part.folder.name, endings)
+            logger.info("%s: captions are read from %s files", part.folder.name, endings)
         return [
             Captioned(path, caption_in(file, every_line, self.faults) if file else None, None)
             for path, file in zip(files, beside, strict=True)
@@ -160,7 +162,7 @@ class Reader:
         return group_rule(part.group_root, self.where.group_by)
 
     def _decoded(self, path: Path) -> tuple[int, int, str, int] | None:
-        """What identifies a picture, or None after a fault."""
+        """Size and hashes of a picture; None after a fault."""
         place = path.resolve()
         if place not in self._known:
             try:
@@ -175,40 +177,41 @@ class Reader:
         return self._known[place]
 
     def _report_captions(self, part: Part, count: int, missing: list[str]) -> None:
-        """Missing captions are a fault where nothing may stand in for them."""
+        """Missing captions are a fault if class words cannot replace them."""
         if not missing:
             return
         names = shortened(missing)
         if self.where.strict_captions or not part.class_words:
             self.faults.add(
-                f"'{part.folder}': {len(missing)} images have no caption file (.txt or .caption, or set "
-                f"caption_extension): {names}"
+                f"'{part.folder}': {len(missing)} images have no caption file; write one ending in .txt or .caption, "
+                f"or set caption_extension: {names}"
             )
         else:
             level = logging.WARNING if len(missing) > 0.05 * count else logging.INFO
             logger.log(
                 level,
-                "%d images of '%s' have no caption file; the folder's class words stand in: %s",
+                "%d images of '%s' have no caption file; the folder's class words are used instead: %s",
                 len(missing),
                 part.folder.name,
                 names,
             )
 
     def _check_faces(self, part: Part, examples: Sequence[Example]) -> None:
-        """Raises: InputError where crops around faces are asked for and names do not say where the faces are."""
+        """Crops around faces need the position of the face in the file name; others are a fault."""
         if part.subset.looks.face_crop_aug_range is None:
             return
         face_range(part.subset.looks.face_crop_aug_range)
         faceless = [example.path.name for example in examples if face_of(example) is None]
         if faceless:
             self.faults.add(
-                f"face_crop_aug_range: {len(faceless)} pictures of '{part.folder}' do not say where the face is; name "
+                f"face_crop_aug_range: {len(faceless)} pictures of '{part.folder}' do not state the position of the "
+                "face; name "
                 f"them NAME_x_y_w_h (centre and size in pixels): {shortened(faceless)}"
             )
 
 
 def table(counts: Sequence[PartCount]) -> str:
-    """What was found, one folder a line. It goes to the terminal alone: it names folders."""
+    """A table of the counts, one folder a line. Only the terminal shows it, because it names folders."""
     rows: list[tuple[str, ...]] = [("folder", "images", "captions", "missing", "empty", "repeats")]
     rows += [
         (plain(one.name), *map(str, (one.images, one.captions, one.missing, one.empty, one.repeats))) for one in counts
@@ -222,12 +225,12 @@ def table(counts: Sequence[PartCount]) -> str:
 
 
 def _check_public(sources: Sources, faults: Faults) -> None:
-    """A regularisation image is public and never a member, so it cannot also be a picture that the split hides."""
+    """A regularisation image is public and never a member, so it must not be among the private pictures."""
     hidden = {example.pixels: example for example in sources.candidates + sources.outsiders}
     for example in sources.regularisation:
         if example.pixels in hidden:
             faults.add(
                 f"the regularisation image '{example.path}' is the same picture as '{hidden[example.pixels].path}'; "
-                "regularisation images are public and take no side of the split: remove one of them",
+                "regularisation images are public and not part of the split; remove one of them",
                 kind="regularisation images that are training pictures",
             )

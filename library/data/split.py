@@ -1,4 +1,4 @@
-"""Who is a member: the four-sided split, its draw, its checks and split.json."""
+"""The four-sided split into members and non-members: its draw, its checks and split.json."""
 
 import hashlib
 import json
@@ -17,35 +17,35 @@ from library.tensor_files import write_whole
 
 logger = logging.getLogger(__name__)
 SIDES = ("members-aux", "members-test", "non-members-aux", "non-members-test")
-FORMAT = 2  # 1: no secret, the sides were drawn from a seed of 31 bits
+FORMAT = 2  # 1: no secret; the sides depended on a seed of 31 bits
 SECRET_BYTES = 32  # of a fresh secret
-LEAST_SECRET_BYTES = 16  # 128 bits: no one tries them all
+LEAST_SECRET_BYTES = 16  # 128 bits cannot be searched
 
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How sides are drawn, or which earlier file gives them; the fields are options."""
+    """How the sides are drawn, or an earlier file that states them; the fields are options."""
 
     nonmember_share: float
     aux_share: float
     inclusion: str
     split_file: str | None
     split_secret_file: str | None
-    resume: str | None  # a state: its run's own split.json is read
+    resume: str | None  # a state; the split.json of its run is read
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples by side. The LoRA trains on both member sides; whoever fits an attack sees the aux sides alone."""
+    """Examples by side. The LoRA trains on both member sides; an attack is fitted only on the aux sides."""
 
     sides: dict[str, list[Example]]
-    secret: bytes = field(repr=False)  # draws the sides and, with the seed, every stream of the run
-    inclusion: str  # bernoulli, fixed, or folders (non-members came from a folder of their own)
-    nonmember_share: float | None = None  # as drawn; None: a folder of their own, or an old file that does not say
+    secret: bytes = field(repr=False)  # determines the sides and, with the seed, all random streams of the run
+    inclusion: str  # bernoulli, fixed, or folders (non-members from a separate folder)
+    nonmember_share: float | None = None  # as drawn; None: a separate folder, or an old file that does not state it
     aux_share: float | None = None
 
     def members(self) -> list[Example]:
-        """Everything that is trained on."""
+        """All pictures that the LoRA trains on."""
         return self.sides["members-aux"] + self.sides["members-test"]
 
     def in_order(self) -> list[Example]:
@@ -57,12 +57,12 @@ class Split:
         return [side for side in SIDES for _ in self.sides[side]]
 
     def used_in_training(self) -> int:
-        """How many examples at the front of ``in_order()`` training looks at: all but the non-members-test."""
+        """How many examples at the front of ``in_order()`` the training uses: all but non-members-test."""
         return len(self.in_order()) - len(self.sides["non-members-test"])
 
     def indices(self, side: str) -> list[int]:
-        """Places of a side's examples in ``in_order()``."""
-        return [row for row, name in enumerate(self.sides_in_order()) if name == side]
+        """Indices of a side's examples in ``in_order()``."""
+        return [index for index, name in enumerate(self.sides_in_order()) if name == side]
 
     def require_aux(self, batch_size: int) -> None:
         """Raises: InputError when an aux side is smaller than the attacker's batch of that side."""
@@ -76,15 +76,15 @@ class Split:
         faults.raise_if_any()
 
     def hash(self) -> str:
-        """SHA-256 (hex) over who is where: names the split without naming a picture."""
+        """SHA-256 (hex) over pictures and their sides: identifies the split without revealing a picture."""
         return sides_hash((example.pixels, side) for side in SIDES for example in self.sides[side])
 
     def key(self, seed: int) -> StreamKey:
-        """What the streams of a run with this seed are made from."""
+        """The key of all random streams of a run with this seed."""
         return StreamKey(self.secret, seed)
 
     def sizes(self) -> dict[str, int]:
-        """Different pictures per side: one that two datasets use counts once."""
+        """Different pictures per side: a picture of two datasets counts once."""
         return {side: len({example.pixels for example in self.sides[side]}) for side in SIDES}
 
 
@@ -97,10 +97,10 @@ def open_split(rules: SplitRules, candidates: list[Example], outsiders: list[Exa
     """The sides of a run: those of an earlier split file, or newly drawn ones.
 
     Args:
-        fresh_secret: 32 random bytes that all processes of the run agree on; taken where no file gives a secret.
+        fresh_secret: 32 random bytes, the same in all processes; used if no file gives a secret.
 
     Raises:
-        InputError: a split file or a secret file that cannot be used; sides that stay empty.
+        InputError: a split file or a secret file that cannot be used; empty sides.
     """
     pool = candidates + outsiders
     given = None if rules.split_secret_file is None else read_secret(Path(rules.split_secret_file))
@@ -109,14 +109,15 @@ def open_split(rules: SplitRules, candidates: list[Example], outsiders: list[Exa
         split = reuse_split(file, pool, fresh_secret)
         if given not in (None, split.secret):
             raise InputError(
-                f"split_secret_file '{rules.split_secret_file}' is the secret of another split than '{file}', which "
-                "the resumed run goes on with; leave split_secret_file out"
+                f"split_secret_file '{rules.split_secret_file}' is not the secret of '{file}', the split of the "
+                "resumed run; leave split_secret_file out"
             )
         return split
     if rules.split_file is not None:
         if given is not None:
             raise InputError(
-                "split_file and split_secret_file together: a split file has its own secret; give one of them"
+                "split_file and split_secret_file exclude each other, since a split file has its own secret; give one "
+                "of them"
             )
         return reuse_split(rules.split_file, pool, fresh_secret)
     return draw_split(
@@ -138,7 +139,7 @@ def read_secret(path: Path) -> bytes:
     """The secret in a file of hexadecimal digits.
 
     Raises:
-        InputError: no readable file, no hexadecimal digits, or fewer than 128 bits.
+        InputError: a file that cannot be read, other characters than hexadecimal digits, fewer than 128 bits.
     """
     way_out = f"write one with: openssl rand -hex {SECRET_BYTES}"
     try:
@@ -147,31 +148,31 @@ def read_secret(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"split_secret_file '{path}' cannot be read: {error.strerror or error}; {way_out}") from error
     except ValueError as error:
-        raise InputError(f"split_secret_file '{path}' must hold nothing but hexadecimal digits; {way_out}") from error
+        raise InputError(f"split_secret_file '{path}' must hold only hexadecimal digits; {way_out}") from error
     if len(secret) < LEAST_SECRET_BYTES:
         raise InputError(
             f"split_secret_file '{path}' must hold at least {2 * LEAST_SECRET_BYTES} hexadecimal digits "
-            f"({8 * LEAST_SECRET_BYTES} bits), got {len(text)}: a shorter secret can be found by trying; {way_out}"
+            f"({8 * LEAST_SECRET_BYTES} bits), got {len(text)}: a shorter secret can be guessed; {way_out}"
         )
     warn_of_readers(path)
     return secret
 
 
 def warn_of_readers(path: Path) -> None:
-    """Say so where others than the owner may read a file that tells who was a member."""
+    """Warn if others than the owner may read a file that reveals the members."""
     try:
         shared = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
     except OSError:
         return
     if shared:
-        logger.warning("'%s' tells who was a member and may be read by others; mend it with chmod 600", path)
+        logger.warning("'%s' reveals the members, and others may read it; protect it with chmod 600", path)
 
 
 def split_of_state(state: Path, split_file: str | None) -> str:
-    """The split file that a resumed run goes on with: its own, else the one that is named.
+    """The split file of a resumed run: its own, else the given one.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither file exists.
     """
     own = state.resolve().parent.parent / "split.json"
     if own.is_file():
@@ -179,8 +180,8 @@ def split_of_state(state: Path, split_file: str | None) -> str:
     if split_file is not None:
         return split_file
     raise InputError(
-        f"--resume '{state}': there is no split.json beside the state's run ('{own}'), and without it nobody knows who "
-        "was a member; put it back, or name a copy with --split_file"
+        f"--resume '{state}': the split.json of the state's run is missing ('{own}'), and only it states "
+        "the members; restore it, or name a copy with --split_file"
     )
 
 
@@ -195,17 +196,17 @@ def draw_split(
 ) -> Split:
     """Draw the sides, whole groups at a time, by HMAC-SHA256 of each group's name under the secret.
 
-    A group's draw depends on the secret and on its own name alone: it stays where it is when other pictures come or go,
-    in whatever order they are found. (With "fixed" inclusion the counts must fit, so a few groups move.)
+    A group's draw depends only on the secret and on its own name, so its side does not change when pictures are added,
+    removed or reordered. (With "fixed" inclusion a few groups may change, so that the counts fit.)
 
     Args:
         candidates: pictures of the training folder.
-        outsiders: non-members from a folder of their own; then every candidate is a member.
-        inclusion: "bernoulli" throws an independent coin per group (an audit of the run is then a valid one-run
-            audit, arXiv 2305.08846); "fixed" meets the shares as closely as whole groups allow.
+        outsiders: non-members from a separate folder; then every candidate is a member.
+        inclusion: "bernoulli" draws each group independently (then an audit of the run is a valid one-run audit, arXiv
+            2305.08846); "fixed" meets the shares as closely as whole groups allow.
 
     Raises:
-        InputError: when a side stays empty; a picture that was given two groups.
+        InputError: an empty side; a picture with two groups.
     """
     _check_groups(candidates + outsiders)
     if outsiders:
@@ -221,7 +222,7 @@ def draw_split(
 
 
 def _check_groups(examples: list[Example]) -> None:
-    """Raises: InputError where copies of one picture have different groups: they must land on one side."""
+    """Raises: InputError if copies of one picture have different groups, since they must be on one side."""
     faults = Faults()
     first: dict[str, Example] = {}
     for example in examples:
@@ -237,10 +238,10 @@ def _check_groups(examples: list[Example]) -> None:
 def _parted(
     examples: list[Example], share: float, inclusion: str, secret: bytes, purpose: str, least: int = 1
 ) -> tuple[list[Example], list[Example]]:
-    """Draw a share of the examples (whole groups) and the rest; the draw depends on groups, never on file names.
+    """A random share of the examples (whole groups) and the rest; the draw depends on groups, never on file names.
 
     Args:
-        least: images that a fixed draw leaves on both sides where there are enough.
+        least: images that a fixed draw leaves on both sides if there are enough.
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
@@ -262,7 +263,7 @@ def _uniform(digest: bytes) -> float:
 
 
 def _fitting_groups(sizes: dict[str, int], share: float, least: int) -> set[str]:
-    """Groups, taken in their order while they bring the number of images nearer to the share."""
+    """Groups in their order, each taken if it brings the number of images nearer to the share."""
     total = sum(sizes.values())
     wanted = round(share * total)
     if total >= 2 * least:
@@ -277,12 +278,12 @@ def _fitting_groups(sizes: dict[str, int], share: float, least: int) -> set[str]
 
 
 def in_fixed_order(examples: Iterable[Example]) -> list[Example]:
-    """Examples by pixels: the same order for a drawn split and a reused one, whatever the folder's order."""
+    """Examples sorted by pixels: the same order for a drawn and a reused split, whatever the folder's order."""
     return sorted(examples, key=lambda example: (example.pixels, str(example.path)))
 
 
 def checked(split: Split) -> Split:
-    """The split itself, once every side has a picture and no picture lies on two sides.
+    """The split, after a check that every side has a picture and that no picture is on two sides.
 
     Raises:
         InputError: empty sides; the same decoded pixels on two sides, with the file names.
@@ -293,12 +294,12 @@ def checked(split: Split) -> Split:
     if total < len(SIDES):
         faults.add(
             f"{total} image{'s' if total != 1 else ''} cannot fill the four sides {', '.join(SIDES)}; "
-            "give at least 4, and some hundred for an audit that can see anything"
+            "give at least 4, and several hundred for an audit that can detect a leak"
         )
     elif empty:
         faults.add(
-            f"nothing is left for {', '.join(empty)} ({total} images in all); use --inclusion fixed, draw again, "
-            "or take other shares or more images"
+            f"no image is left for {', '.join(empty)} ({total} images in total); use --inclusion fixed, draw "
+            "again, or use other shares or more images"
         )
     seen: dict[str, tuple[str, Example]] = {}
     for side in SIDES:
@@ -306,18 +307,18 @@ def checked(split: Split) -> Split:
             other_side, other = seen.setdefault(example.pixels, (side, example))
             if other_side != side:
                 faults.add(
-                    f"the same picture lies on two sides: '{other.path}' ({other_side}) and '{example.path}' "
+                    f"the same picture is on two sides: '{other.path}' ({other_side}) and '{example.path}' "
                     f"({side}); remove one, or give both one group with --group_by",
-                    kind="pictures that lie on two sides",
+                    kind="pictures that are on two sides",
                 )
     faults.raise_if_any()
     return split
 
 
 def write_split(split: Split, path: Path) -> None:
-    """Write split.json with mode 0600: it names the private pictures and holds the secret.
+    """Write split.json with mode 0600, since it names the private pictures and holds the secret.
 
-    Captions are kept as a hash only.
+    Captions are stored only as a hash.
     """
     images = [
         {
@@ -338,27 +339,27 @@ def write_split(split: Split, path: Path) -> None:
 
 
 def _caption_hash(example: Example) -> str:
-    """SHA-256 (hex) of the whole caption, prefix and suffix included, as an audit reads it."""
+    """SHA-256 (hex) of the complete caption with prefix and suffix, as an audit reads it."""
     return hashlib.sha256(plain_caption(example.caption, example.subset.captions).encode()).hexdigest()
 
 
 def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) -> Split:
-    """Put pictures on the sides that an earlier split.json gives them; they are recognised by their pixels.
+    """Put pictures on their sides in an earlier split.json; they are recognised by their pixels.
 
-    Groups are the split's too: its coins were thrown for those, whatever group_by says now.
+    Groups are those of the split, which it was drawn by, whatever group_by says now.
 
     Args:
-        fresh_secret: for the streams of a run on a split file of an earlier version, which has no secret.
+        fresh_secret: for the random streams of a run with a split file of an earlier version, which has no secret.
 
     Raises:
-        InputError: no split file; pictures of the split that are missing; pictures that the split does not know.
+        InputError: a file that is not a split; missing pictures of the split; pictures that are not in it.
     """
     content = read_split_file(Path(path))
     warn_of_readers(Path(path))
     if content["format"] == 1:
         logger.warning(
-            "split_file '%s' was written by an earlier version, which drew the sides from its seed: whoever has the "
-            "pictures and a LoRA of an earlier version on this split can redraw the sides by trying seeds. Draw a new "
+            "split_file '%s' was written by an earlier version, which drew the sides from its seed: anyone who has the "
+            "pictures and a LoRA of an earlier version on this split can find the sides by trying seeds. Draw a new "
             "split for a LoRA that you publish, and do not publish an old one (docs/threat_model.md)",
             path,
         )
@@ -373,7 +374,7 @@ def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) 
         )
     if unknown:
         faults.add(
-            f"split_file '{path}' does not know {len(unknown)} images of the folders: {shortened(unknown)}; "
+            f"{len(unknown)} images of the folders are not in split_file '{path}': {shortened(unknown)}; "
             "draw a new split or move them away"
         )
     faults.raise_if_any()
@@ -381,13 +382,13 @@ def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) 
     for example in in_fixed_order(examples):
         side, group = side_of[example.pixels]
         sides[side].append(replace(example, group=group))
-    shares = content.get("nonmember_share"), content.get("aux_share")  # files of earlier versions do not say
+    shares = content.get("nonmember_share"), content.get("aux_share")  # files of earlier versions do not state them
     secret = bytes.fromhex(content["secret"]) if content["format"] == FORMAT else fresh_secret
     return checked(Split(sides, secret, content["inclusion"], *shares))
 
 
 def read_split_file(path: Path) -> dict:
-    """The content of a split.json, its form checked."""
+    """The content of a split.json, after a check of its form."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["format"] in (1, FORMAT) and all(
@@ -398,10 +399,10 @@ def read_split_file(path: Path) -> dict:
         if content["format"] == FORMAT:
             known = known and len(bytes.fromhex(content["secret"])) >= LEAST_SECRET_BYTES
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"split_file '{path}' is no split.json of this suite ({type(error).__name__})") from error
+        raise InputError(f"split_file '{path}' is not a split.json of this suite ({type(error).__name__})") from error
     if not known:
         raise InputError(
-            f"split_file '{path}' is no split.json of this suite (format {FORMAT} with a secret of at least "
+            f"split_file '{path}' is not a split.json of this suite (format {FORMAT} with a secret of at least "
             f"{8 * LEAST_SECRET_BYTES} bits, and the sides {SIDES})"
         )
     return content

@@ -1,11 +1,11 @@
-"""What the pictures of one subset share: rules for captions, looks and sizes, and the dataset that batches keep to."""
+"""The rules that the pictures of one subset share, for captions, augmentation and sizes, and their dataset."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """What happens to a caption each time it is used; the fields are options."""
+    """How a caption changes at each use; the fields are options."""
 
     shuffle_caption: bool
     caption_separator: str
@@ -24,7 +24,7 @@ class CaptionRules:
 
 @dataclass(frozen=True)
 class AugmentationRules:
-    """How a picture is scaled, and what is changed about it by chance; the fields are options."""
+    """How a picture is scaled and randomly changed; the fields are options."""
 
     flip_aug: bool
     color_aug: bool
@@ -35,7 +35,7 @@ class AugmentationRules:
 
 @dataclass(frozen=True)
 class BucketRules:
-    """Which training size a picture gets; the fields are options."""
+    """The training size of a picture; the fields are options."""
 
     resolution: str
     enable_bucket: bool
@@ -47,11 +47,11 @@ class BucketRules:
 
 @dataclass(frozen=True)
 class Subset:
-    """The rules that a picture carries with it; a batch never mixes datasets."""
+    """The rules of a picture; a batch never mixes datasets."""
 
-    dataset: int  # place in dataset_config; 0 without one
+    dataset: int  # index in dataset_config; 0 without one
     batch_size: int  # images per device and pass
     captions: CaptionRules
-    looks: AugmentationRules
+    looks: AugmentationRules  # a hash of saved states holds this name
     buckets: BucketRules
     alpha_mask: bool  # the picture's alpha channel is its mask

@@ -1,4 +1,4 @@
-"""The training set: what each picture is to the run, its size, and how often it is used."""
+"""The training set: each picture of a run with its size, membership and number of uses."""
 
 import hashlib
 import logging
@@ -18,9 +18,9 @@ BatchKey = tuple[int, int, int]  # dataset, width, height: a batch never mixes t
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Rows: the split's pictures in its order, non-members-test left out, then the regularisation images.
+    """The split's pictures in its order without non-members-test, then the regularisation images.
 
-    Rows of the other three sides are those of the split itself.
+    Indices of the three other sides are those of the split itself.
     """
 
     examples: list[Example]
@@ -30,23 +30,23 @@ class TrainingSet:
     weights: list[float]  # of the adaptation loss
     split_hash: str
 
-    def batch_key(self, row: int) -> BatchKey:
-        """What the pictures of a training batch share."""
-        return (self.examples[row].subset.dataset, *self.sizes[row])
+    def batch_key(self, index: int) -> BatchKey:
+        """The key that all pictures of a training batch share."""
+        return (self.examples[index].subset.dataset, *self.sizes[index])
 
     def steps_per_epoch(self, processes: int, accumulation: int) -> int:
-        """Optimizer steps in which every row gets its uses; short batches are kept."""
+        """Optimizer steps in which every picture has its uses; smaller batches are kept."""
         images: dict[BatchKey, int] = {}
         most: dict[BatchKey, int] = {}
-        for row, times in enumerate(self.uses):
+        for index, times in enumerate(self.uses):
             if times:
-                images[self.batch_key(row)] = images.get(self.batch_key(row), 0) + times
-                most[self.batch_key(row)] = self.examples[row].subset.batch_size
+                images[self.batch_key(index)] = images.get(self.batch_key(index), 0) + times
+                most[self.batch_key(index)] = self.examples[index].subset.batch_size
         count = sum(math.ceil(number / most[key]) for key, number in images.items())
         return math.ceil(count / (processes * accumulation))
 
     def member_uses(self) -> list[int]:
-        """Uses per epoch of each member picture, all datasets, resolutions and copies of it together."""
+        """Uses per epoch of each member picture, in all datasets, resolutions and copies together."""
         totals: dict[str, int] = {}
         for example, is_member, times in zip(self.examples, self.is_member, self.uses, strict=True):
             if is_member:
@@ -54,7 +54,7 @@ class TrainingSet:
         return list(totals.values())
 
     def common_size(self, otherwise: tuple[int, int]) -> tuple[int, int]:
-        """The training size of all rows where they share one, else the one given."""
+        """The training size of all pictures if they share one, else the given one."""
         return self.sizes[0] if len(set(self.sizes)) == 1 else otherwise
 
     def largest_batch(self) -> int:
@@ -62,10 +62,10 @@ class TrainingSet:
         return max(example.subset.batch_size for example in self.examples)
 
     def hash(self) -> str:
-        """SHA-256 (hex) over sides, pictures, sizes, uses, weights and rules: what a resumed run must find again."""
+        """SHA-256 (hex) over sides, pictures, sizes, uses, weights and rules: a resumed run must have the same."""
         digest = hashlib.sha256(self.split_hash.encode())
-        for row, example in enumerate(self.examples):
-            facts = (example.pixels, self.sizes[row], self.uses[row], self.weights[row], asdict(example.subset))
+        for index, example in enumerate(self.examples):
+            facts = (example.pixels, self.sizes[index], self.uses[index], self.weights[index], asdict(example.subset))
             digest.update(repr(facts).encode())
         return digest.hexdigest()
 
@@ -73,14 +73,14 @@ class TrainingSet:
 def build_training_set(
     split: Split, regularisation: Sequence[Example], prior_loss_weight: float, multiple: int
 ) -> TrainingSet:
-    """Put the pictures of a run into rows, once all have a size that the model takes.
+    """The training set of a run, after a check that the model takes every picture's size.
 
     Args:
         prior_loss_weight: weight of a regularisation image in the adaptation loss.
-        multiple: the model's own step in pixels.
+        multiple: sides must be multiples of this many pixels.
 
     Raises:
-        InputError: sizes that the model cannot take; a dataset whose members the split left out altogether.
+        InputError: sizes that the model cannot take; a dataset without members in the split.
     """
     seen, public = split.in_order()[: split.used_in_training()], list(regularisation)
     members = [side.startswith("members") for side in split.sides_in_order()[: len(seen)]]
@@ -90,7 +90,7 @@ def build_training_set(
     examples = seen + [public[place] for place in kept]
     uses += [public_uses[place] for place in kept]
     sizes = assign_buckets(examples, multiple)
-    assign_buckets(split.sides["non-members-test"], multiple)  # an audit needs them at a size of the model
+    assign_buckets(split.sides["non-members-test"], multiple)  # an audit needs sizes that the model takes
     report_buckets(examples, sizes, uses)
     if kept:
         logger.info(
@@ -108,9 +108,9 @@ def build_training_set(
 
 
 def regularisation_uses(regularisation: Sequence[Example], members: Sequence[Example]) -> list[int]:
-    """Uses per epoch of each regularisation image: in all as many as its dataset's members have, as in kohya.
+    """Uses per epoch of each regularisation image, in total as many as those of its dataset's members, as in kohya.
 
-    The images are taken in their order with their repeats, then once more each, until the number is met.
+    Images are used in their order with their repeats, then once more each, until the number is reached.
 
     Raises:
         InputError: regularisation images of a dataset without members.
@@ -118,17 +118,17 @@ def regularisation_uses(regularisation: Sequence[Example], members: Sequence[Exa
     faults = Faults()
     uses = [0] * len(regularisation)
     for dataset in dict.fromkeys(example.subset.dataset for example in regularisation):
-        rows = [row for row, example in enumerate(regularisation) if example.subset.dataset == dataset]
+        indices = [index for index, example in enumerate(regularisation) if example.subset.dataset == dataset]
         wanted = sum(example.repeats for example in members if example.subset.dataset == dataset)
         if not wanted:
             faults.add(
-                f"datasets[{dataset}] has regularisation images and no members after the split; give it more pictures "
+                f"datasets[{dataset}] has regularisation images but no members after the split; give it more pictures "
                 "to train on"
             )
-        for row in rows:
-            uses[row] = min(regularisation[row].repeats, wanted)
-            wanted -= uses[row]
+        for index in indices:
+            uses[index] = min(regularisation[index].repeats, wanted)
+            wanted -= uses[index]
         for place in range(wanted):
-            uses[rows[place % len(rows)]] += 1
+            uses[indices[place % len(indices)]] += 1
     faults.raise_if_any()
     return uses

@@ -50,7 +50,7 @@ def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, i
             "torch_compile: backend %s failed, the run continues without compilation: %s", rules.dynamo_backend, reason
         )
         return False
-    torch._dynamo.config.suppress_errors = True  # a later shape that fails runs uncompiled, and dynamo says so
+    torch._dynamo.config.suppress_errors = True  # a later shape that fails runs uncompiled, and dynamo logs it
     return True
 
 

@@ -39,7 +39,7 @@ def open_base(
 
     Args:
         dtype: of the frozen UNet and text encoder; the VAE stays in fp32 until ``prepare``.
-        config_folder: dimensions and tokenizer for a single file; None takes those shipped.
+        config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
     Raises:
         InputError: a model that cannot be opened; all options that contradict the model.
@@ -74,7 +74,7 @@ def load_model(
     Args:
         path: diffusers folder; .safetensors / .ckpt / .pt in the original layout of SD 1.x or 2.x; hub id.
         dtype: of the frozen UNet and text encoder; the VAE is in fp32.
-        config_folder: dimensions and tokenizer for a single file; None takes those shipped.
+        config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
     Raises:
         InputError: missing, unexpected or truncated parts, by name; a pickle that could run code.

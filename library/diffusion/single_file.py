@@ -29,7 +29,7 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     """Convert a file in the original layout; every tensor must have its place. EMA copies (model_ema.*) are not read.
 
     Args:
-        config_folder: dimensions, schedule and tokenizer; None takes those shipped for the file's family.
+        config_folder: dimensions, schedule and tokenizer; None: those shipped for the file's family.
 
     Raises:
         InputError: files of another kind, by name; all missing, unexpected and misshapen tensors.
@@ -85,7 +85,7 @@ def with_text_model_names(file: Path, checkpoint: dict[str, Tensor]) -> dict[str
 
 
 def shipped_tokenizer(folder: Path, family: Family) -> CLIPTokenizer:
-    """A tokenizer from its folder; a folder that holds settings alone takes the family's shipped vocabulary."""
+    """A tokenizer from its folder; a folder with settings only gets the family's shipped vocabulary."""
     if (folder / "vocab.json").is_file():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

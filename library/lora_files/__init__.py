@@ -1,1 +1,1 @@
-"""LoRA files: names, kinds, ranks and hashes, metadata, and the names of other trainers."""
+"""LoRA files: names, kinds, ranks, hashes and metadata, and the names of other trainers."""

@@ -1,4 +1,4 @@
-"""Writing a LoRA so that every client loads it: client's names, acceptance checks, one dtype, hashes, metadata."""
+"""Writes a LoRA so that every client loads it: the clients' names, checks, one dtype, hashes, metadata."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ NAMES = re.compile(
     r"|lora_te_text_model_(encoder_layers_\d+|embeddings|final_layer_norm)\w*"
 )  # what A1111, ComfyUI and diffusers derive from the module paths of SD 1.x and 2.x
 
-# Kind -> sets of tensors that a module may consist of. A DoRA scale may stand beside those that are marked.
+# Kind -> sets of tensors that a module may consist of. Those of WITH_DORA may have a DoRA scale in addition.
 KINDS: Mapping[str, tuple[frozenset[str], ...]] = {
     "LoRA": (frozenset({"lora_down.weight", "lora_up.weight", "alpha"}),),
     "LoCon with a core": (frozenset({"lora_down.weight", "lora_mid.weight", "lora_up.weight", "alpha"}),),
@@ -45,11 +45,11 @@ RANK_DIMENSIONS = {"lora_down.weight": 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_
 
 
 class BrokenNetworkError(Exception):
-    """The network's tensors would make a file that clients misread."""
+    """Clients would misread a file with these tensors."""
 
 
 def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], save_precision: str) -> None:
-    """Give the tensors the clients' names, cast them, check them, add kohya's hashes and write the file whole.
+    """Give the tensors the clients' names, cast and check them, add kohya's hashes and write the file.
 
     Args:
         state: ``state_dict()`` of the network.
@@ -65,15 +65,15 @@ def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
 
 
 def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put ``text_model_`` into text-encoder names that lack it: transformers 5.6 dropped the level, clients did not."""
+    """Add ``text_model_`` to the text encoder's names: transformers 5.6 removed this level, clients did not."""
     return {re.sub(r"^lora_te_(?!text_model_)", "lora_te_text_model_", name): value for name, value in state.items()}
 
 
 def with_one_attention_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same changes under one alpha where attention layers of the UNet have several: the up factors take the rest.
+    """The same weight changes with one alpha, if attention layers of the UNet have several; up factors are rescaled.
 
-    diffusers 0.42 finds a differing alpha of convolutions and feed-forwards, but not of an attention's projections:
-    those would act with the most frequent alpha of the file (measured). Files of one alpha stay as they are.
+    diffusers 0.42 reads the alphas of convolutions and feed-forwards, but not those of an attention's projections, for
+    which it uses the most frequent alpha of the file (measured). Files with one alpha are unchanged.
     """
     unet = {name: value for name, value in tensors.items() if name.startswith("lora_unet_")}
     modules = {name: parts for name, parts in modules_of(unet).items() if set(parts) == next(iter(KINDS["LoRA"]))}
@@ -101,7 +101,7 @@ def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def with_alphas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoRA modules without an alpha get the one that every client assumes: their rank."""
+    """Add the alpha that every client assumes, the rank, to LoRA modules without one."""
     filled = dict(tensors)
     for name, value in tensors.items():
         if name.endswith(".lora_down.weight"):
@@ -110,7 +110,7 @@ def with_alphas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kind_of(parts: frozenset[str]) -> str | None:
-    """Kind of a module from the names of its tensors; None for a set that no kind has."""
+    """Kind of a module from the names of its tensors; None for an unknown set."""
     plain = parts - {"dora_scale"}
     for kind, sets in KINDS.items():
         if plain in sets and (plain == parts or kind in WITH_DORA):
@@ -119,7 +119,7 @@ def kind_of(parts: frozenset[str]) -> str | None:
 
 
 def kinds_in(path: Path) -> set[str]:
-    """Kinds of the modules of a file, "DoRA" among them where a module has its scale; only the header is read."""
+    """Kinds of a file's modules, with "DoRA" if a module has its scale; only the header is read."""
     with safe_open(str(path), framework="pt") as file:
         names = list(file.keys())
     parts: dict[str, set[str]] = {}
@@ -131,10 +131,10 @@ def kinds_in(path: Path) -> set[str]:
 
 
 def check_lora(tensors: Mapping[str, Tensor]) -> None:
-    """Every module one of the known kinds under a name that clients find; alphas 0-dim; all floating and finite.
+    """Check that modules have known kinds and names; that alphas are 0-dim; that all values are floating and finite.
 
     Raises:
-        BrokenNetworkError: the first few that are not so.
+        BrokenNetworkError: the first few modules or tensors that are wrong.
     """
     modules = modules_of(tensors)
     wrong = [f"{name} ({', '.join(sorted(parts))})" for name, parts in modules.items() if not kind_of(frozenset(parts))]
@@ -155,7 +155,7 @@ def check_lora(tensors: Mapping[str, Tensor]) -> None:
 def _ranks_agree(parts: Mapping[str, Tensor]) -> bool:
     """Whether the factors of a module can be multiplied."""
     pairs = (("lora_up.weight", "lora_down.weight"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
-    if {"lora_mid.weight", "hada_t1"} & set(parts):  # a core of its own shape lies between them
+    if {"lora_mid.weight", "hada_t1"} & set(parts):  # a core of another shape is between them
         return True
     return all(
         parts[left].dim() >= 2 and parts[left].shape[1] == parts[right].shape[0]
@@ -165,7 +165,7 @@ def _ranks_agree(parts: Mapping[str, Tensor]) -> bool:
 
 
 def stated_ranks(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """ss_network_dim and ss_network_alpha of a file, its wider convolutions left out: the number, or "Dynamic"."""
+    """ss_network_dim and ss_network_alpha of a file, without wider convolutions; "Dynamic" for several."""
     ranks: set[str] = set()
     alphas: set[str] = set()
     for parts in modules_of(tensors).values():
@@ -178,7 +178,7 @@ def stated_ranks(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata with sshs_model_hash (tensor bytes) and sshs_legacy_hash (kohya's old 8 hex); minimum stays so."""
+    """The metadata with sshs_model_hash (tensor bytes) and sshs_legacy_hash (kohya's 8 hex), unless minimal."""
     if "modelspec.sai_model_spec" not in metadata:
         return dict(metadata)
     plain = {name: value.contiguous() for name, value in tensors.items()}

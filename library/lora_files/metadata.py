@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself: an allow-list for WebUIs and the privacy facts, nothing that names the data."""
+"""The metadata of a LoRA file: an allow-list for WebUIs and the privacy facts, without anything about the data."""
 
 import dataclasses
 import time
@@ -30,13 +30,13 @@ PRIVACY_SETTINGS = (
 
 
 def is_allowed(name: str) -> bool:
-    """Whether a key may stand in a file that is shared."""
+    """Whether a key is allowed in a file that is shared."""
     return name in ALLOWED or name.startswith(PRIVACY_PREFIX)
 
 
 @dataclass(frozen=True)
 class FileRules:
-    """Options that the file states."""
+    """Options that enter the metadata."""
 
     network_module: str
     clip_skip: int
@@ -65,7 +65,7 @@ def network_facts(
     """The keys that WebUIs read.
 
     Args:
-        stated: ss_network_dim, ss_network_alpha and ss_network_args, as the network is.
+        stated: ss_network_dim, ss_network_alpha and ss_network_args of the network.
         version: ss_base_model_version and modelspec.architecture of the base model's family.
     """
     base_model, architecture = version
@@ -94,15 +94,15 @@ def network_facts(
 def privacy_facts(
     method: str, options: Mapping[str, Any], *, exposures: float, verdict: str, base_fingerprint: str
 ) -> dict[str, str]:
-    """The ss_privacy_* keys that a training can state of itself; an audit adds what it measured.
+    """The ss_privacy_* keys that a training can state; an audit adds its figures.
 
     Args:
         method: name of the door.
-        options: the run's options; the privacy settings among them are stated.
-        exposures: how often each member was trained on, on average; stated to one significant digit, since a file's
-            step number divided by the exact figure would give the number of members.
-        verdict: "proxy beat chance", "undefended" (it never did) or "plain" (no attacker).
-        base_fingerprint: hash of the base model's files, so that an audit can tell another base.
+        options: the run's options; only privacy settings are stated.
+        exposures: mean number of uses of each member, stated to one significant digit: a file's step number divided by
+            the exact figure would give the number of members.
+        verdict: "proxy beat chance", "undefended" (the proxy never did) or "plain" (no attacker).
+        base_fingerprint: hash of the base model's files, so that an audit can recognise another base model.
     """
     settings = {name: options[name] for name in PRIVACY_SETTINGS if options.get(name) is not None}
     facts = {
@@ -116,7 +116,7 @@ def privacy_facts(
 
 
 def full_facts(rules: FileRules, images: int, steps: int) -> dict[str, str]:
-    """What ``--metadata full`` adds: names, counts and the person's own words, still no caption and no file name."""
+    """The keys of ``--metadata full``: names, counts and free text; still no caption and no file name of a picture."""
     own_words = {
         f"modelspec.{name.removeprefix('metadata_')}": text
         for name, text in dataclasses.asdict(rules).items()
@@ -135,7 +135,7 @@ def written(
     network: Mapping[str, str], privacy: Mapping[str, str], own_words: Mapping[str, str], *, no_metadata: bool,
     full: bool,
 ) -> dict[str, str]:  # fmt: skip
-    """All facts in one, reduced to what may be written; ``own_words`` (a title, say) with ``full`` alone."""
+    """All facts together, reduced to those that may be written; ``own_words`` (such as a title) only with ``full``."""
     facts = {**network, **privacy, **(own_words if full else {})}
     return reduced(facts, no_metadata=no_metadata, full=full)
 

@@ -1,4 +1,4 @@
-"""LoRA files of diffusers and peft under kohya's tensor names: a plain renaming, values untouched."""
+"""LoRA files of diffusers and peft under kohya's tensor names; values are unchanged."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def is_diffusers(weights: Mapping[str, Tensor]) -> bool:
 def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """The same tensors under kohya's names; alpha from the file, its peft configuration, or the rank.
 
-    Text-encoder names without ``text_model_`` are put right, as where a training starts from such a file.
+    Text-encoder names without ``text_model_`` are completed, as when a training starts from such a file.
     """
     if not is_diffusers(weights):
         return with_client_names(weights)
@@ -49,5 +49,5 @@ def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
                     renamed.setdefault(f"{module}.alpha", torch.tensor(float(alpha)))
                 break
         else:
-            renamed[name.replace(".", "_")] = value  # named in the error that follows
+            renamed[name.replace(".", "_")] = value  # a later check reports it
     return renamed

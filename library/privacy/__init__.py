@@ -1,1 +1,1 @@
-"""The privacy game: the proxy attacker, its turn, and the two objectives."""
+"""The privacy game: the proxy attacker, its checks, and the two objectives."""

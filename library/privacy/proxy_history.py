@@ -1,4 +1,4 @@
-"""Did the proxy attacker ever beat chance? If not, the run was in effect undefended."""
+"""Records whether the proxy attacker ever beat chance; if not, the run had in effect no defence."""
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProxyCheck:
-    """One epoch's check of the proxy on the aux sides, several fixed draws averaged per image."""
+    """One check of the proxy on the aux sides, averaged over several fixed draws per image."""
 
     epoch: int
     balanced_accuracy: float
@@ -17,7 +17,7 @@ class ProxyCheck:
     non_members: int  # images
 
     def standard_error(self) -> float:
-        """Of the balanced accuracy under chance."""
+        """Standard error of the balanced accuracy at chance."""
         return 0.25 * (1 / self.members + 1 / self.non_members) ** 0.5
 
 
@@ -25,7 +25,7 @@ def check_proxy(epoch: int, member_margins: Tensor, non_member_margins: Tensor) 
     """Balanced accuracy at margin 0; a margin of exactly 0 counts half.
 
     Args:
-        member_margins: [M] mean margins of members-aux, one an image.
+        member_margins: [M] mean margins of members-aux, one for each image.
         non_member_margins: [N] the same of non-members-aux.
     """
     accused = _share_above_zero(member_margins)
@@ -48,25 +48,25 @@ class ProxyHistory:
         return max(self.checks, key=lambda check: check.balanced_accuracy, default=None)
 
     def beat_chance(self, level: float = 0.05) -> bool:
-        """Whether some check lies above chance, one-sided, corrected for the number of checks (Bonferroni)."""
+        """Whether a check is above chance: a one-sided test, corrected for the number of checks (Bonferroni)."""
         if not self.checks:
             return False
         needed = NormalDist().inv_cdf(1 - level / len(self.checks))
         return any(check.balanced_accuracy > 0.5 + needed * check.standard_error() for check in self.checks)
 
     def remember(self, checks: list[dict[str, Any]]) -> None:
-        """Take over the checks of the run that this one goes on from."""
+        """Add the checks of the run that this one continues."""
         self.checks += [ProxyCheck(**check) for check in checks]
 
     def word(self) -> str:
-        """The verdict for the LoRA's metadata."""
+        """The verdict in the LoRA's metadata."""
         return "plain" if not self.checks else "proxy beat chance" if self.beat_chance() else "undefended"
 
     def verdict(self) -> str:
         """One line for the end of a run."""
         best = self.best()
         if best is None:
-            return "no proxy attacker ran: this is a plain LoRA without a defence"
+            return "no proxy attacker ran: this is an ordinary LoRA without a defence"
         figure = (
             f"balanced accuracy {best.balanced_accuracy:.3f} on {best.members} + {best.non_members} aux images "
             f"in epoch {best.epoch}"
@@ -74,6 +74,6 @@ class ProxyHistory:
         if self.beat_chance():
             return f"the proxy attacker beat chance (best: {figure})"
         return (
-            f"WARNING: the proxy attacker never beat chance (best: {figure}); this run was in effect UNDEFENDED. "
+            f"WARNING: the proxy attacker never beat chance (best: {figure}); this run counts as UNDEFENDED. "
             "Raise attack_lr or k_steps, or train longer"
         )

@@ -48,17 +48,14 @@ class Average:
 
     @torch.no_grad()
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Load the average of a state.
+        """Take over the average of a state.
 
         Raises:
             InputError: another number of weights, or other shapes.
         """
         saved = [tensors.get(f"{i:05d}") for i in range(len(tensors) - 1)]
         if [None if t is None else t.shape for t in saved] != [value.shape for value in self.values]:
-            raise InputError(
-                f"the state's average has {len(saved)} tensors, which do not fit this run's network; resume with the "
-                "run's own config.toml"
-            )
+            raise InputError(f"the state's average has {len(saved)} tensors that do not fit this run's network")
         self.steps = int(tensors["steps"])
         for value, tensor in zip(self.values, saved, strict=True):
             value.copy_(tensor)

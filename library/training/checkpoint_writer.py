@@ -28,7 +28,7 @@ class CheckpointWriter:
     options: dict[str, Any]  # those that shape the weights
     split_hash: str
     metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
-    checks: list[Any]  # of the proxy, dataclasses; grows while the run goes on
+    checks: list[Any]  # of the proxy, dataclasses; grows during the run
     active: bool  # only the main process writes
 
     def after_step(self, done: int) -> None:

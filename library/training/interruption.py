@@ -38,7 +38,7 @@ class StopSignal:
 
 
 class FiniteGuard:
-    """Counts steps whose loss or gradient norm is not finite; it is skipped, and several in a row end the run."""
+    """Counts steps without a finite loss and gradient norm; they are skipped, and several in a row end the run."""
 
     def __init__(self, most_in_a_row: int = 5) -> None:
         self.most_in_a_row = most_in_a_row

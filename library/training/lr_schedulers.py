@@ -163,7 +163,7 @@ def _by_path(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
         module = imported(Wanted("lr_scheduler_type", given, place, rules.dry_run))
     except (ImportError, RuntimeError, OSError, ValueError) as error:
         raise InputError(f"lr_scheduler_type '{given}': {place} cannot be imported ({error})") from error
-    if module is None:  # --dry_run leaves it alone
+    if module is None:  # --dry_run does not import it
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     kind = _class_of(module, name, given)
     known = inspect.signature(kind).parameters

@@ -101,7 +101,7 @@ def test_a_batch_never_mixes_datasets_and_each_dataset_has_its_batch_size_and_re
     members = MemberBatches(rows, accumulation=1, key=key_of(3))
     assert members.steps_per_epoch == 3 + 4  # 5 uses in batches of 2, 10 uses in batches of 3
     counted: Counter[int] = Counter()
-    for batch in members.epoch_rows(0):
+    for batch in members.epoch_indices(0):
         datasets = {rows.examples[row].subset.dataset for row in batch}
         assert len(datasets) == 1 and len(batch) <= 2 + datasets.pop()
         counted.update(batch)
@@ -152,7 +152,7 @@ def test_regularisation_is_repeated_or_cut_to_the_uses_of_the_members(repeats, m
 
 
 def test_regularisation_of_a_dataset_without_members_is_refused() -> None:
-    with pytest.raises(InputError, match=r"datasets\[1\] has regularisation images and no members"):
+    with pytest.raises(InputError, match=r"datasets\[1\] has regularisation images but no members"):
         regularisation_uses([example(100, dataset=1)], [example(1, dataset=0)])
 
 

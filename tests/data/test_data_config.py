@@ -150,9 +150,12 @@ def test_keys_that_ask_for_nothing_are_let_through(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("subsets", "message"),
     [
-        ('metadata_file = "{0}/meta.json"\n[[datasets.subsets]]\nimage_dir = "{0}/a"', r"do not mix in one dataset"),
-        ('metadata_file = "{0}/meta.json"\nis_reg = true', "is_reg goes with image_dir"),
-        ('image_dir = "{0}/a"\nis_reg = true', "regularisation images alone"),
+        (
+            'metadata_file = "{0}/meta.json"\n[[datasets.subsets]]\nimage_dir = "{0}/a"',
+            r"one dataset cannot have subsets with and without metadata_file",
+        ),
+        ('metadata_file = "{0}/meta.json"\nis_reg = true', "is_reg needs image_dir"),
+        ('image_dir = "{0}/a"\nis_reg = true', "only regularisation images"),
         ("num_repeats = 2", r"datasets\[0\].subsets\[0\]: image_dir is needed"),
         ('image_dir = "{0}/a"\nconditioning_data_dir = "{0}/b"', "ControlNet is not trained.*set masked_loss = true"),
         (
@@ -175,7 +178,7 @@ def test_subsets_that_cannot_be_honoured_are_refused(folders: Path, subsets: str
     [
         ("[general]\n", r"no \[\[datasets\]\]"),
         ("[[datasets]]\n", r"datasets\[0\]: no \[\[datasets.subsets\]\]"),
-        ("[[datasets]\n", "no valid TOML"),
+        ("[[datasets]\n", "not valid TOML"),
         ("datasets = 3\n", r"no \[\[datasets\]\]"),
     ],
 )
@@ -192,7 +195,7 @@ def test_paths_count_from_the_working_directory_and_else_from_beside_the_file(
     monkeypatch.chdir(tmp_path / "elsewhere")
     with caplog.at_level(logging.INFO, "library"):
         assert len(from_file(file).candidates) == 4
-    assert "image_dir is taken from beside the dataset_config file" in caplog.text
+    assert "image_dir is read relative to the dataset_config file" in caplog.text
     tiny.write_pictures(tmp_path / "elsewhere", 2)
     (tmp_path / "elsewhere" / "1_zebrafolder").rename(tmp_path / "elsewhere" / "a")
     assert len(from_file(file).candidates) == 2
@@ -203,7 +206,7 @@ def test_a_folder_that_stands_twice_in_a_dataset_is_left_out_with_a_warning(
 ) -> None:
     one = f'[[datasets.subsets]]\nimage_dir = "{folders / "a"}"\n'
     assert len(from_file(written(folders, "[[datasets]]\n" + one + one)).candidates) == 4
-    assert "stands twice in one dataset" in caplog.text
+    assert "is given twice in one dataset" in caplog.text
     assert len(from_file(written(folders, "[[datasets]]\n" + one + "[[datasets]]\n" + one)).candidates) == 8
 
 
@@ -231,7 +234,7 @@ def test_class_tokens_masks_and_regularisation_belong_to_their_subset(folders: P
 
 def test_masked_loss_without_a_mask_in_any_subset_is_refused(folders: Path) -> None:
     file = written(folders, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folders / "a"}"\n')
-    assert "masked_loss is on, and no subset of" in faults_of(file, masked_loss=True)
+    assert "masked_loss is on, but no subset of" in faults_of(file, masked_loss=True)
 
 
 def test_non_members_of_their_own_folder_are_seen_under_the_rules_of_every_dataset(folders: Path) -> None:
@@ -247,7 +250,7 @@ def test_folders_beside_a_dataset_config_are_not_read_and_that_is_said(
 ) -> None:
     file = written(folders, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{folders / "a"}"\n')
     assert len(from_file(file, train_data_dir="/nowhere").candidates) == 4
-    assert "train_data_dir: not read, dataset_config says where the pictures lie" in caplog.text
+    assert "train_data_dir: not used, since dataset_config names the folders of the pictures" in caplog.text
 
 
 def test_sizes_and_ranges_are_taken_in_each_of_kohyas_spellings(folders: Path) -> None:

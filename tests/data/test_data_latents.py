@@ -60,7 +60,7 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
 
 def test_latents_that_are_not_finite_stop_with_the_name_of_the_picture(tmp_path: Path) -> None:
     examples = read(tiny.write_pictures(tmp_path / "pictures", 1)).candidates
-    with pytest.raises(InputError, match="NaN or Inf for .*quokka000.png"):
+    with pytest.raises(InputError, match="NaN or infinity for .*quokka000.png"):
         encoded(examples, lambda pixels: (pixels * torch.nan, pixels), None)
 
 

@@ -93,7 +93,7 @@ def test_enlarged_and_heavily_cropped_images_and_thin_buckets_are_reported(caplo
         report_buckets(examples, [(32, 32), (32, 32)], [1, 1])
     assert "1 of 2 images are smaller than their training size" in caplog.text
     assert "1 of 2 images lose more than 20 %" in caplog.text
-    assert "1 buckets hold fewer images an epoch than a batch takes" in caplog.text and "32x32 (2)" in caplog.text
+    assert "1 buckets have fewer images per epoch than a batch" in caplog.text and "32x32 (2)" in caplog.text
     caplog.clear()
     report_buckets(examples, [(16, 16), (100, 40)], [4, 0])
     assert caplog.text == ""
@@ -248,7 +248,7 @@ def test_missing_and_missized_masks_are_named(tmp_path: Path) -> None:
     tiny.write_picture(masks / "quokka001.png", 0, (20, 16))
     with pytest.raises(InputError) as caught:
         read(folder, masked_loss=True, conditioning_data_dir=str(masks))
-    assert "quokka001.png' is 20x16 pixels, its picture 16x16" in str(caught.value)
+    assert "quokka001.png' is 20x16 pixels, but its picture 16x16" in str(caught.value)
     assert "quokka002.png' has no mask in" in str(caught.value) and "quokka000" not in str(caught.value)
 
 
@@ -268,5 +268,7 @@ def test_an_alpha_mask_needs_an_alpha_channel(tmp_path: Path) -> None:
 
 def test_face_crops_without_a_face_in_the_name_are_refused(tmp_path: Path) -> None:
     folder = tiny.write_pictures(tmp_path, 2)
-    with pytest.raises(InputError, match="2 pictures of .* do not say where the face is; name them NAME_x_y_w_h"):
+    with pytest.raises(
+        InputError, match="2 pictures of .* do not state the position of the face; name them NAME_x_y_w_h"
+    ):
         read(folder, face_crop_aug_range="2,4", cache_latents=False)

@@ -66,8 +66,8 @@ def test_pictures_that_are_missing_unclear_or_without_caption_are_reported_toget
         captions_of(folder, {"a": {"caption": "x"}, "gone": {"caption": "x"}, "b": {"caption": ""}, "c": {}})
     text = str(caught.value)
     assert "1 pictures are not in" in text and "'gone'" in text
-    assert "2 pictures have neither caption nor tags (or text): 'b', 'c'" in text
-    with pytest.raises(InputError, match="1 names fit several pictures below .*: 'a.*'; write the relative path"):
+    assert "2 pictures have neither caption (or text) nor tags: 'b', 'c'" in text
+    with pytest.raises(InputError, match="1 names match several pictures below .*: 'a.*'; write the relative path"):
         (folder / "a.png").unlink()
         tiny.write_picture(folder / "a.jpg", 7)
         tiny.write_picture(folder / "a.webp", 8)
@@ -78,10 +78,10 @@ def test_pictures_that_are_missing_unclear_or_without_caption_are_reported_toget
     ("text", "name", "message"),
     [
         ("[1]", "meta.json", "must be one JSON object"),
-        ('{"a": {"caption": "x"}, "b": 3}', "meta.json", "no object stands at 'b'$"),
-        ("{", "meta.json", "is no JSON: .*; JSON lines need the ending .jsonl"),
-        ('{"caption": "x"}\n', "meta.jsonl", "line 1: needs image_path"),
-        ("\nnonsense\n", "meta.jsonl", "line 2: no JSON"),
+        ('{"a": {"caption": "x"}, "b": 3}', "meta.json", "the value of 'b' is not an object$"),
+        ("{", "meta.json", "is not JSON: .*; a file of JSON lines must end in .jsonl"),
+        ('{"caption": "x"}\n', "meta.jsonl", "line 1 needs image_path"),
+        ("\nnonsense\n", "meta.jsonl", "line 2 is not JSON"),
     ],
 )
 def test_other_shapes_of_metadata_are_refused(folder: Path, text: str, name: str, message: str) -> None:
@@ -178,7 +178,7 @@ def test_parquet_files_of_a_folder_are_chosen_by_split(tmp_path: Path) -> None:
     write_parquet(folder / "test-00000-of-00001.parquet", 2)
     assert len(from_dataset(folder, tmp_path / "cache")) == 4
     assert len(from_dataset(folder, tmp_path / "cache", dataset_split="test")) == 2
-    with pytest.raises(InputError, match="dataset_split 'dev' has no parquet file here; there are 'test', 'train'"):
+    with pytest.raises(InputError, match="dataset_split 'dev' has no parquet file here; use one of 'test', 'train'"):
         from_dataset(folder, tmp_path / "cache", dataset_split="dev")
 
 

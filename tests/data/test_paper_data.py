@@ -254,7 +254,7 @@ def test_afhq_becomes_a_flat_folder_with_as_many_of_each_kind(afhq: Path, tmp_pa
     texts = Counter(file.read_text().strip() for file in (tmp_path / "flat").glob("*.txt"))
     assert texts == {"a photo of a cat": 8, "a photo of a dog": 8, "a photo of a wild animal": 8}
     assert convert_afhq.main([*words, "--output", str(tmp_path / "more")]) == 2
-    assert "1000 pictures of train/cat are needed, the archive has 9" in capsys.readouterr().err
+    assert "1000 pictures of train/cat are needed, but the archive has 9" in capsys.readouterr().err
 
 
 def test_the_afhq_config_plans_a_run_on_what_the_converter_wrote(

@@ -131,11 +131,11 @@ def test_the_versions_line_names_torch_and_the_gpu_and_tells_a_cpu_build_beside_
 
     monkeypatch.setattr(environment, "gpus", lambda: [])
     (line,) = environment.versions()
-    assert re.match(r"Python 3\.\d+\.\d+, torch \d.*diffusers \d.*; GPU: none that nvidia-smi shows", line)
+    assert re.match(r"Python 3\.\d+\.\d+, torch \d.*diffusers \d.*; GPU: none listed by nvidia-smi", line)
     monkeypatch.setattr(environment, "gpus", lambda: ["NVIDIA GeForce RTX 3060, 12288 MiB"])
     monkeypatch.setattr(environment.metadata, "version", lambda name: "2.13.0+cpu")
     first, second = environment.versions()
-    assert "GPU: NVIDIA GeForce RTX 3060, 12288 MiB" in first and "leaves the GPU idle" in second
+    assert "GPU: NVIDIA GeForce RTX 3060, 12288 MiB" in first and "cannot use the GPU" in second
 
 
 def test_what_is_missing_carries_the_pinned_version(monkeypatch: pytest.MonkeyPatch) -> None:

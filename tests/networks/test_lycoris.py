@@ -266,7 +266,7 @@ def test_a_module_that_is_not_there_or_makes_nothing_is_refused(model_folder, mo
         protocol.inject(rules(network_module="no.such.module"), model, CPU, {})
     with pytest.raises(InputError, match="'numpy' has no create_network; use networks.lora"):
         protocol.inject(rules(network_module="numpy"), model, CPU, {})
-    with pytest.raises(InputError, match="did not take its network_args"):
+    with pytest.raises(InputError, match="does not accept its network_args"):
         protocol.inject(rules(network_args=["conv_dim=many"]), model, CPU, {})
 
 
@@ -274,5 +274,5 @@ def test_the_audit_says_which_kinds_it_reads(model_folder, tmp_path: Path) -> No
     model = load_model(str(model_folder))
     network, _ = protocol.inject(rules(network_args=["algo=loha"]), model, CPU, {})
     write_lora(tmp_path / "x.safetensors", network.state_dict(), {}, "float")
-    with pytest.raises(InputError, match="kind LoHa; networks.lora and the audit read LoRA and LoCon"):
+    with pytest.raises(InputError, match="kind LoHa; networks.lora and the audit support only LoRA and LoCon"):
         audit.lora.create_network_from_weights(1.0, tmp_path / "x.safetensors", None, model.text_encoder, model.unet)

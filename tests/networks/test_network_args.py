@@ -55,7 +55,7 @@ def test_locon_on_sd15_has_278_and_72_modules_and_the_specs_size(sd15) -> None:
 def test_a_count_that_the_config_does_not_imply_is_an_error(model_folder) -> None:
     model = load_model(str(model_folder))
     model.unet.down_blocks[0].resnets[0].conv1 = torch.nn.Identity()
-    with pytest.raises(InputError, match=r"UNet \(LoCon\): 30 layers for LoRA were found, its config implies 31"):
+    with pytest.raises(InputError, match=r"UNet \(LoCon\) has 30 layers for LoRA, but its config implies 31"):
         checked_targets(model.unet, model.text_encoder, with_locon=True)
 
 
@@ -158,7 +158,7 @@ def test_every_fault_is_reported_at_once_with_the_counts_of_this_model(model_fol
     ):
         assert words in text, words
     assert len(text.splitlines()) == 12  # conv_block_alphas has two faults
-    with pytest.raises(InputError, match="dropout 0.2 and network_dropout 0.1 are the same thing"):
+    with pytest.raises(InputError, match="dropout 0.2 and network_dropout 0.1 set the same probability"):
         create_network(1.0, 4, 1.0, None, model.text_encoder, model.unet, neuron_dropout=0.1, dropout="0.2")
     with pytest.raises(InputError, match="block_lr_zero_threshold acts on block weights"):
         create_network(1.0, 4, 1.0, None, model.text_encoder, model.unet, block_lr_zero_threshold="0.1")

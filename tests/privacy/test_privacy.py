@@ -102,7 +102,7 @@ def test_maps_of_another_shape_are_pooled_where_agreed_and_refused_otherwise() -
     square = torch.rand(2, 4, 8, 8)
     assert torch.equal(proxy_of(pooled=True).eval()(square), proxy_of(pooled=False).eval()(square))
     assert proxy_of(pooled=True)(torch.rand(2, 4, 4, 16)).shape == (2, 2)
-    with pytest.raises(ValueError, match=r"\(4, 4, 16\), the attacker takes \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"needs error maps of \(4, 8, 8\), got \(4, 4, 16\)"):
         proxy_of()(torch.rand(2, 4, 4, 16))
 
 

@@ -253,7 +253,7 @@ def test_a_scheduler_class_is_taken_by_path_and_by_torchs_name() -> None:
         ("SGD", {"lr_scheduler_type": "StepLL"}, "cannot be found.*did you mean 'StepLR'"),
         ("SGD", {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_sise=2"]}, "no 'step_sise'; did you mean"),
         ("SGD", {"lr_scheduler_type": "StepLR"}, "does not take these lr_scheduler_args"),
-        ("SGD", {"lr_scheduler_type": "ReduceLROnPlateau"}, "wants metrics at each step"),
+        ("SGD", {"lr_scheduler_type": "ReduceLROnPlateau"}, "needs metrics at each step"),
         (
             "SGD",
             {"lr_scheduler": "cosine", "lr_decay_steps": 3.0},

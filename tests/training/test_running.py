@@ -52,7 +52,7 @@ def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() ->
     text = TrainingPlan(100, 1600).summary([1] * 2400, size, None)
     assert "global batch: 2 images x 3 passes x 4 processes = 24 images per step" in text
     assert "kohya's default max_train_steps = 1600 decides" in text
-    assert "1600 steps x 24 images / 2400 images an epoch = about 16 epochs" in text
+    assert "1600 steps x 24 images / 2400 images per epoch = about 16 epochs" in text
     assert "decides" not in TrainingPlan(100, 1600).summary([1] * 2400, size, 16)
     assert "decides" not in TrainingPlan(100, 1500).summary([1] * 2400, size, None)
 

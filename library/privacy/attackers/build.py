@@ -24,7 +24,7 @@ class ProxyAttacker(nn.Module):
         """
         Args:
             latent_shape: [C, h, w] that the first layer is built for.
-            pooled: average-pool every map to that h x w (latents of several shapes); else maps must have the shape.
+            pooled: average-pool every map to that h x w, for latents of several shapes; else maps must have this shape.
         """
         super().__init__()
         channels, height, width = latent_shape
@@ -40,12 +40,12 @@ class ProxyAttacker(nn.Module):
         """Logits [B, 2] (non-member, member) of squared-error maps [B, C, h, w].
 
         Raises:
-            ValueError: a map of another shape where the attacker does not pool.
+            ValueError: a map of another shape, unless the attacker pools.
         """
         if self.pooled:
             error_map = nn.functional.adaptive_avg_pool2d(error_map, self.latent_shape[1:])
         elif tuple(error_map.shape[1:]) != self.latent_shape:
-            raise ValueError(f"error map is {tuple(error_map.shape[1:])}, the attacker takes {self.latent_shape}")
+            raise ValueError(f"the attacker needs error maps of {self.latent_shape}, got {tuple(error_map.shape[1:])}")
         with torch.autocast(error_map.device.type, enabled=False):
             return self.layers(error_map.float().flatten(1))
 
@@ -65,7 +65,7 @@ def build_attacker(
 
 @contextmanager
 def frozen(proxy: ProxyAttacker, mode: str) -> Iterator[ProxyAttacker]:
-    """The proxy as the LoRA's adversary: no gradient to its weights; "eval" or, as released, "train" (dropout on)."""
+    """The proxy without gradients to its weights, in mode "eval" or, as in the released code, "train" (dropout on)."""
     was_training = proxy.training
     proxy.requires_grad_(False)
     proxy.train(mode == "train")

@@ -1,4 +1,4 @@
-"""What the proxy attacker minimises, what the LoRA sees of it, and the margin it decides by."""
+"""The proxy attacker's loss, its cross-entropy in the LoRA's objective, and its decision margin."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def attacker_losses(
 
     Args:
         error_maps: squared-error maps, each [B, C, h, w], of any shapes.
-        is_member: [B] bool for each map.
+        is_member: a [B] bool tensor for each map.
     """
     logits = torch.cat([proxy(error_map) for error_map in error_maps])
     member = torch.cat(list(is_member)).to(logits.device)
@@ -45,6 +45,6 @@ def attacker_losses(
 
 @torch.no_grad()
 def membership_margin(proxy: ProxyAttacker, error_map: Tensor) -> Tensor:
-    """Logit(member) - logit(non-member), [B]; above 0 the proxy says member."""
+    """Logit(member) - logit(non-member), [B]; above 0 the proxy decides for member."""
     logits = proxy(error_map)
     return logits[:, MEMBER] - logits[:, NON_MEMBER]
