@@ -115,7 +115,7 @@ def test_a_table_of_what_was_found_goes_to_the_terminal(tmp_path: Path, caplog: 
         read_all(tmp_path)
     lines = [line.split() for line in caplog.text.splitlines()]
     assert ["3_zebrafolder", "4", "3", "1", "0", "3"] in lines
-    assert "walrus" not in caplog.text and "3_zebrafolder: captions from .txt files" in caplog.text
+    assert "walrus" not in caplog.text and "3_zebrafolder: captions are read from .txt files" in caplog.text
 
 
 def test_every_line_of_a_caption_file_is_kept_only_for_wildcards(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_subsets_that_cannot_be_honoured_are_refused(folders: Path, subsets: str
     ("text", "message"),
     [
         ("[general]\n", r"no \[\[datasets\]\]"),
-        ("[[datasets]]\n", r"datasets\[0\]: no \[\[datasets.subsets\]\]"),
+        ("[[datasets]]\n", r"datasets\[0\] has no \[\[datasets.subsets\]\]"),
         ("[[datasets]\n", "not valid TOML"),
         ("datasets = 3\n", r"no \[\[datasets\]\]"),
     ],

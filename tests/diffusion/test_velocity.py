@@ -164,4 +164,5 @@ def test_dry_run_shows_the_memory_of_other_batch_sizes(flags, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("memory of a step, estimated"))
     assert lines[start + 1].split()[-5:] == ["1", "2", "4", "8", "16"]
-    assert lines[start + 2].strip().startswith("as it is") and lines[start + 3].strip().startswith("checkpointing")
+    assert lines[start + 2].strip().startswith("checkpointing off")
+    assert lines[start + 3].strip().startswith("checkpointing on")
