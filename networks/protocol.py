@@ -257,7 +257,7 @@ def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
     fresh = sorted({name.partition(".")[0] for name in missing})
     if fresh:
         logger.warning(
-            "network_weights does not have %d modules, which start fresh: %s", len(fresh), shortened(fresh, 3)
+            "network_weights lacks %d modules, which start fresh: %s", len(fresh), shortened(fresh, 3)
         )
 
 
