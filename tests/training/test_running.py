@@ -51,7 +51,7 @@ def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() ->
     size = BatchSize(per_device=2, accumulation=3, processes=4)
     text = TrainingPlan(100, 1600).summary([1] * 2400, size, None)
     assert "global batch: 2 images x 3 passes x 4 processes = 24 images per step" in text
-    assert "kohya's default max_train_steps = 1600 decides" in text
+    assert "the run has kohya's default max_train_steps = 1600" in text
     assert "1600 steps x 24 images / 2400 images per epoch = about 16 epochs" in text
     assert "decides" not in TrainingPlan(100, 1600).summary([1] * 2400, size, 16)
     assert "decides" not in TrainingPlan(100, 1500).summary([1] * 2400, size, None)
@@ -142,7 +142,7 @@ def test_a_backend_that_fails_is_named_and_the_run_goes_on_without_it(
     model, _ = tiny_model
     with caplog.at_level(logging.WARNING, "library"):
         assert not compile_unet(model, CompileRules(True, "no_such_backend"), (16, 16))
-    assert "backend no_such_backend failed, the run goes on without it" in caplog.text
+    assert "backend no_such_backend failed, the run continues without compilation" in caplog.text
     assert all(module._compiled_call_impl is None for module in model.unet.modules())
     compiling._trial(model, (16, 16))
     assert not compile_unet(model, CompileRules(False, "inductor"), (16, 16))
