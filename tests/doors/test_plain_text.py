@@ -47,8 +47,7 @@ def test_ordinary_text_of_any_script_stays_as_it_is() -> None:
 
 def test_a_message_is_one_line_whatever_the_values_in_it_hold() -> None:
     faults = Faults()
-    with faults.gathered():
-        raise InputError(f"file '{EVIL}' is missing", "second message")
+    faults.take(InputError(f"file '{EVIL}' is missing", "second message"))
     faults.add(f"key '{EVIL}'")
     with pytest.raises(InputError) as caught:
         faults.raise_if_any()
