@@ -1,1 +1,1 @@
-"""Where the rooms meet: pieces that need several of them at once. They take plain values, never the config."""
+"""Where the rooms meet: what a training needs from several of them at once, as plain values and never as the config."""
