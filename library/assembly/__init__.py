@@ -1,1 +1,1 @@
-"""Where the rooms meet: what a training needs from several of them at once, as plain values and never as the config."""
+"""What a training needs from several rooms at once: the run, the game, validation, outputs."""
