@@ -109,8 +109,11 @@ def open_run(door: str, config: Config) -> Run:
     faults = Faults()
     faults.attempt(_check_outputs, config, folder)
     faults.attempt(check_optimizer, pick(config, OptimizerRules))
+    resumed = faults.attempt(_resumed, config, options)
     found = faults.attempt(read_sources, *pick_rules(config))
-    split = None if found is None else faults.attempt(_split_of, config, found, fresh_secret)
+    split = None
+    if found is not None and resumed is not None:
+        split = faults.attempt(_split_of, config, found, fresh_secret)
     key = StreamKey(fresh_secret, config.seed) if split is None else split.key(config.seed)
     model = faults.attempt(open_base, pick(config, ModelRules), DTYPES[config.mixed_precision])
     prompts, injected = None, None
@@ -121,7 +124,7 @@ def open_run(door: str, config: Config) -> Run:
         injected = faults.attempt(protocol.inject, rules, model, accelerator.device, options)
     faults.raise_if_any()
     assert found is not None and split is not None and model is not None and prompts is not None
-    assert injected is not None  # whatever is missing has been a fault
+    assert resumed is not None and injected is not None  # whatever is missing has been a fault
     network, stated = injected
     warn_of_near_duplicates(split)
     training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
@@ -130,7 +133,7 @@ def open_run(door: str, config: Config) -> Run:
         config.max_train_steps,
         config.max_train_epochs,
     )
-    resumed = state.read_state(config.resume, options, key.fingerprint(training_set.hash()))
+    state.require_split(config.resume, resumed, key.fingerprint(training_set.hash()))
     return Run(
         door=door,
         config=config,
@@ -155,6 +158,13 @@ def _check_outputs(config: Config, folder: OutputFolder) -> None:
     """Raises: InputError where the run could not be written or tracked."""
     output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
     trackers.check_trackers(pick(config, trackers.LogRules))
+
+
+def _resumed(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the resumed run had come, trained with the same options."""
+    resumed = state.read_state(config.resume)
+    state.require_options(config.resume, resumed, options)
+    return resumed
 
 
 def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
