@@ -265,7 +265,7 @@ def _tracker_config(place: Path) -> list[str]:
 
 def _state(place: Path) -> list[str]:
     (place / "state").mkdir()
-    content = {"format": 1, "done": 1, "options": {EVIL: EVIL}, "split": EVIL, "checks": []}
+    content = {"format": 2, "done": 1, "options": {EVIL: EVIL}, "split": EVIL, "checks": []}
     (place / "state" / "state.json").write_text(json.dumps(content))
     return ["--resume", str(place / "state")]
 
