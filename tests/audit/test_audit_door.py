@@ -202,7 +202,7 @@ def test_a_call_without_folders_says_what_to_do():
 
 def test_scores_only_without_a_sweep_says_so(out, trained):
     shutil.rmtree(out / "audit", ignore_errors=True)
-    with pytest.raises(InputError, match="holds no sweep of this LoRA and profile yet; run once without"):
+    with pytest.raises(InputError, match="holds no answers of this LoRA and profile yet; run once without"):
         audit.main([str(out), *options(trained, "--scores_only")])
 
 

@@ -16,7 +16,7 @@ from networks.per_sample_gradients import AdapterLayer
 
 @dataclass(frozen=True)
 class AuditedModel:
-    """Callables that hide which trainer made the adapter.
+    """A model with an adapter that can be switched, whatever trainer made it.
 
     Args:
         predict_noise: (noised latents [B, 4, h, w], timesteps [B], text states [B, T, D]) -> noise [B, 4, h, w].
