@@ -8,6 +8,7 @@ import pytest
 import toml
 
 import audit
+from library.audit.queries import audited_model
 from library.audit.targets.provenance import read_adapter
 from library.errors import InputError
 from library.options import resolve
@@ -66,7 +67,7 @@ def test_shadows_are_private_twins_that_train_on_other_members(audited):
 
 def test_finished_shadows_are_kept_and_scored_without_a_model(audited, monkeypatch):
     before = findings(audited)
-    monkeypatch.setattr(audit.audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
+    monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
     assert audit.main([str(audited), *audit_run.options(audited, *FLAGS, "--scores_only")]) == 0
     again = findings(audited)
     assert again["findings"] == before["findings"]

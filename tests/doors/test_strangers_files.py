@@ -4,13 +4,12 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import audit
 import PLoRA
+from library.assembly import audit_lora
 from library.audit.images.feature_extractors import open_encoder
 from library.audit.queries import run_queries
 from library.audit.queries.answer_cache import AnswerCache, cache_key
@@ -54,12 +53,12 @@ def test_a_script_that_a_lora_names_is_not_run_for_shadows(
     (tmp_path / "suite").mkdir()
     for place in (tmp_path / "evil.py", tmp_path / "suite" / "evil.py"):
         place.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    monkeypatch.setattr(audit, "HERE", tmp_path / "suite")
+    monkeypatch.setattr(audit_lora, "SUITE", tmp_path / "suite")
     origin = provenance.provenance({}, {"ss_privacy_method": door})
     run = lora_runs.Run("x", tmp_path / "x.safetensors", tmp_path / "split.json", tmp_path / "audit", {}, True)
     config = dataclasses.replace(Config(), shadow_loras=2, shadow_transfer=True)
     with pytest.raises(InputError, match="another trainer made this one"):
-        audit.shadows_of(run, config, origin, SimpleNamespace(candidates=None))  # type: ignore[arg-type]
+        audit_lora.shadows_of(run, config, origin, None)  # type: ignore[arg-type]
     assert not (tmp_path / "ran").exists()
 
 

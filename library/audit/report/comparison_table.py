@@ -14,14 +14,14 @@ COLUMNS = ("method", "exposures", "FD (VAE)", "KD (VAE)", "member loss", "ASR %"
            "main AUC", "minus the first's", "main TPR@5%FPR %", "worst attack", "worst AUC", "credited",
            "verdict")  # fmt: skip
 LEGEND = (
-    "- ASR (balanced accuracy at a threshold from the aux sides), AUC dev (|AUC - .5| / .5) and TPR@5%FPR are figures of "
-    "the released method's own attacker, a loss-map MLP that is trained from scratch on each final LoRA.",
-    "- 'credited' says whether that attacker works on the undefended LoRA; where it does not, its failure on another LoRA "
-    "shows nothing.",
+    "- ASR (balanced accuracy at a threshold from the aux sides), AUC dev (|AUC - .5| / .5) and TPR@5%FPR are figures "
+    "of the released method's own attacker, a loss-map MLP that is trained from scratch on each final LoRA.",
+    "- 'credited' says whether that attacker works on the undefended LoRA; where it does not, its failure on another "
+    "LoRA shows nothing.",
     "- The main attack (all profiles, linear) was fixed beforehand; the worst attack is the one farthest from chance.",
     "- 'minus the first's' is a paired difference over the same pictures and noise.",
-    "- FD and KD are Frechet and kernel distances between drawings of member captions and the members, in the VAE's own "
-    "space: not FID and not KID.",
+    "- FD and KD are Frechet and kernel distances between drawings of member captions and the members, in the VAE's "
+    "own space: not FID and not KID.",
 )
 EXTRA = {"fid_2048": "FID (2048-d)", "kid_2048": "KID (2048-d)", "clip_score": "CLIP score"}
 

@@ -142,7 +142,7 @@ def examine_scores(
     wanted = settings or ScoreSettings()
     test = checked(np.asarray(members), np.asarray(non_members))
     named = _checked_groups(test, _own_groups(test) if groups is None else groups)
-    other = None if aux is None else checked(np.asarray(aux[0]), np.asarray(aux[1]))
+    other = None if aux is None else _checked_aux(aux, wanted.target_fpr)
     without = None if off is None else _checked_off(test, off)
     draw = stream_seed(wanted.seed, "bootstrap", wanted.name)
     is_member = np.repeat([True, False], [len(side) for side in test])
@@ -187,6 +187,13 @@ def _checked_groups(test: Sides, groups: Groups) -> Groups:
     if both:
         raise ValueError(f"{len(both)} groups hold members and non-members, e.g. {min(both, key=str)!r}")
     return groups
+
+
+def _checked_aux(aux: tuple[ArrayLike, ArrayLike], target_fpr: float) -> Sides:
+    sides, needed = checked(np.asarray(aux[0]), np.asarray(aux[1])), non_members_needed(target_fpr)
+    if len(sides[1]) < needed:
+        raise ValueError(f"target_fpr={target_fpr:g} needs {needed} non-members in aux, got {len(sides[1])}")
+    return sides
 
 
 def _checked_off(test: Sides, off: tuple[ArrayLike, ArrayLike]) -> Sides:
