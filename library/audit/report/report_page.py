@@ -259,7 +259,7 @@ def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
         "private pictures; keep the folder to yourself."
     )
     if any(risk.drawing for risk in exposed):
-        text += " Below a picture whose caption was drawn stands the nearest drawing."
+        text += " For a drawn caption, the nearest drawing stands below the picture."
     entries = [
         (
             [uri for uri in (risk.thumbnail, risk.drawing) if uri],
