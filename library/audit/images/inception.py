@@ -133,7 +133,7 @@ def block_e(inputs: int, pool: Pool) -> Block:
 
 
 class Inception(nn.Module):
-    """Inception v3 (arXiv 1512.00567) as its TensorFlow file of 2015-12-05 has it; module names are the file's."""
+    """Inception v3 (arXiv 1512.00567) with the weights and module names of the TensorFlow file of 2015-12-05."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ def with_adapter(run: Run, model: LatentDiffusion, weights: dict[str, Tensor], h
 
 
 def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:
-    """Turn a network that was just injected, not yet filled, on, off, or back to its untrained state.
+    """A function that turns a network on or off, or back to its untrained state; it is injected and not yet filled.
 
     Args:
         network: has ``set_multiplier``, ``state_dict`` and ``load_state_dict``; its up factors are still zero.

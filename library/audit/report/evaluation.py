@@ -167,7 +167,7 @@ def uncredited_attacks(findings: Mapping[str, Finding], undefended: Mapping[str,
 def attack_scores(
     answers: Answers, aux: AuxView, registry: Sequence[Attack], state: str
 ) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """Scores of every attack, and what each chose; ``state`` says in the messages which answers are scored."""
+    """Scores of every attack, and what each chose; ``state`` names the answers in the log."""
     scores, chosen = {}, {}
     for attack in registry:
         if attack.possible(answers.plan):
