@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -11,21 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
-from library.errors import Faults, InputError
+from library.errors import InputError
 from library.options import resolve
-from library.options.declarations import TRAINERS
+from library.options.comparison_plan import read_plan
 from library.plain_text import plain
-from library.tensor_files import owners_file, write_whole
 
+# library.tensor_files imports torch, which takes seconds: functions import it when they write a file
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``compare.py --config_file FILE [--output_dir DIR]``; finished LoRAs of an earlier call are kept."""
+    """Train, audit, and write the table; finished LoRAs of an earlier call are kept."""
     plan, output = read_plan(arguments)
+    from library.tensor_files import write_whole
+
     started = time.monotonic()
     trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
     train_all(trained, output, plan["compare"].get("jobs", 1))
@@ -33,13 +32,9 @@ def main(arguments: list[str]) -> int:
         if "checkpoint_of" in run:
             take_checkpoint(run, output)
     folders = [output / run["name"] for run in plan["runs"]]
-    options = [word for name, value in plan["audit"].items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise InputError("the audit stopped; its message stands above")
+    audit_all(folders, plan["audit"])
     titles = [run.get("title", run["name"]) for run in plan["runs"]]
-    named = {title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)}
-    rows = comparison_rows(named)
+    rows = comparison_rows({title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)})
     table = markdown(rows)
     write_whole(output / "table.md", table)
     write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
@@ -47,43 +42,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
-    """The comparison's TOML and its output folder. Raises: InputError with everything that is wrong."""
-    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    unknown = [name for name in given if name not in ("--config_file", "--output_dir")]
-    if unknown or len(arguments) % 2 or "--config_file" not in given:
-        words = " ".join(arguments) or "nothing"
-        raise InputError(f"compare.py takes --config_file FILE and --output_dir DIR, got {words}")
-    try:
-        plan = toml.loads(Path(given["--config_file"]).read_text(encoding="utf-8"))
-    except (OSError, toml.TomlDecodeError) as error:
-        raise InputError(f"config_file '{given['--config_file']}' cannot be read: {error}") from error
-    runs = plan.get("runs", [])
-    names = [run.get("name") if isinstance(run, dict) else None for run in runs]
-    if not runs or None in names or len(set(names)) < len(names):
-        raise InputError("a comparison needs [[runs]] with names that differ")
-    faults = Faults()
-    for run in runs:
-        check_run(run, names, faults)
-    faults.raise_if_any()
-    plan = {"audit": {}, "compare": {}} | plan
-    output = given.get("--output_dir") or plan["compare"].get("output_dir") or "output/compare"
-    return plan, Path(output)
-
-
-def check_run(run: dict[str, Any], names: list[Any], faults: Faults) -> None:
-    """Faults of what becomes a folder or a script: the name, the source of a checkpoint, the door."""
-    name, source, door = run["name"], run.get("checkpoint_of"), run.get("door")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+ -]*", name):
-        faults.add(f"a run's name becomes a folder: letters, digits, spaces and . _ + - are taken, got {name!r}")
-    if source is not None and source not in names:
-        faults.add(f"run {name!r}: checkpoint_of {source!r} is no other run of this file")
-    if source is None and door not in TRAINERS:
-        faults.add(f"run {name!r}: door must be one of {', '.join(TRAINERS)}, got {door!r}")
+def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> None:
+    """Run the audit of all LoRAs in one process. Raises: InputError when it fails."""
+    options = [word for name, value in audit_options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InputError("the audit failed; see its message above")
 
 
 def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
-    """Train what is not there yet; the first run draws the split, the others reuse it, ``jobs`` at a time."""
+    """Train what is not there yet, ``jobs`` at a time; the first run draws the split, the others reuse it."""
     waiting = [run for run in runs if not finished(run, output)]
     at_work: dict[str, subprocess.Popen[bytes]] = {}
     split = output / runs[0]["name"] / "split.json"
@@ -104,10 +72,12 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
 
 
 def start_training(run: dict[str, Any], output: Path, split: Path | None) -> subprocess.Popen[bytes]:
-    """Start one door in its own process, one torch thread each, its words in a file beside the folder.
+    """Start one trainer in its own process with one torch thread; its output goes to a file beside the folder.
 
     The file is 0600: a warning on the terminal may name a private picture.
     """
+    from library.tensor_files import owners_file
+
     own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
     own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
@@ -120,6 +90,8 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
 
 def mark_finished(run: dict[str, Any], output: Path) -> None:
     """Note with which settings a training came to its end."""
+    from library.tensor_files import write_whole
+
     write_whole(output / f"{run['name']}.trained.json", json.dumps(run, sort_keys=True))
 
 
@@ -130,7 +102,7 @@ def finished(run: dict[str, Any], output: Path) -> bool:
 
 
 def take_checkpoint(run: dict[str, Any], output: Path) -> None:
-    """An early stop: the LoRA file of an earlier epoch, in an output folder of its own."""
+    """Copy the LoRA file of an earlier epoch into an output folder of its own: an early stop."""
     source, target = output / run["checkpoint_of"], output / run["name"]
     files = sorted(source.glob(f"*-{int(run['epoch']):06d}.safetensors"))
     if not files:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 SEED_BYTES = 8  # of a stream; torch's CPU generator uses 4 of them
@@ -40,23 +41,28 @@ def _text(*words: str | int) -> bytes:
     return "\x1f".join(str(word) for word in words).encode()
 
 
-def stream_seed(key: int | StreamKey, *purpose: str | int) -> int:
+def stream_seed(key: int | str | StreamKey, *purpose: str | int) -> int:
     """A 63-bit number that depends on the key and on every word of the purpose.
 
     Args:
-        key: a run's key, or a plain number where anybody may repeat the draw (an audit's resampling, say).
+        key: a run's key; or a plain number or text where anybody may repeat the draw (an audit's resampling, say).
     """
     digest = key.derived(*purpose) if isinstance(key, StreamKey) else hashlib.sha256(_text(key, *purpose)).digest()
     return int.from_bytes(digest[:SEED_BYTES], "big") >> 1
 
 
-def stream(key: int | StreamKey, *purpose: str | int) -> torch.Generator:
+def stream(key: int | str | StreamKey, *purpose: str | int) -> torch.Generator:
     """A CPU generator for one purpose, e.g. ``stream(key, "noise", step)``: the same words give the same stream.
 
     Nothing is carried from one draw to the next, so a resumed run needs the step number alone to go on exactly. The
     generator has 32 bits of its own: for draws that are not published.
     """
     return torch.Generator().manual_seed(stream_seed(key, *purpose))
+
+
+def numpy_stream(key: int | str | StreamKey, *purpose: str | int) -> np.random.Generator:
+    """The same for numpy: a generator for one purpose."""
+    return np.random.default_rng(stream_seed(key, *purpose))
 
 
 def permutation(count: int, key: int | StreamKey, *purpose: str | int) -> list[int]:

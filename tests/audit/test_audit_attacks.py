@@ -238,12 +238,12 @@ def test_fusion_does_as_well_as_the_best_single_attack():
 
 
 def test_members_that_are_also_non_members_are_refused():
-    with pytest.raises(InputError, match="1 of 4 pictures are members and non-members at once"):
+    with pytest.raises(InputError, match="1 of 4 pictures are both members and non-members"):
         Candidates(["a", "b", "a", "c"], ["members-aux", "members-test", "non-members-aux", "non-members-test"], "wxyz")
 
 
 def test_a_group_on_aux_and_test_sides_is_refused():
-    with pytest.raises(InputError, match="1 groups lie on aux and test sides at once"):
+    with pytest.raises(InputError, match="1 groups are on both aux and test sides"):
         Candidates(["a", "b"], ["members-aux", "members-test"], ["same", "same"])
 
 

@@ -109,10 +109,21 @@ def test_whatever_stops_the_comparison_stops_its_trainings(tmp_path, monkeypatch
     assert [process.wait(10) for process in started] == [3, -15]
 
 
-@pytest.mark.parametrize("words", [[], ["--config_file"], ["--config_file", "a.toml", "--profile", "full"]])
-def test_words_that_the_comparison_does_not_take_are_refused(words):
-    with pytest.raises(InputError, match="compare.py takes --config_file FILE and --output_dir DIR"):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--config_file is missing"),
+        (["--config_file"], "argument --config_file: expected one argument"),
+        (["--config_file", "a.toml", "--profile", "full"], "unknown option '--profile'"),
+        (["--config_fil", "a.toml"], "unknown option '--config_fil'; did you mean 'config_file'?"),
+        (["--config_file", "a.toml", "--output-dir=b"], "unknown option '--output-dir'; did you mean 'output_dir'?"),
+        (["a.toml"], "'a.toml' on the command line belongs to no option"),
+    ],
+)
+def test_words_that_the_comparison_does_not_take_are_refused(words, told):
+    with pytest.raises(InputError, match="compare.py takes --config_file FILE and --output_dir DIR") as caught:
         compare.read_plan(words)
+    assert told in str(caught.value)
 
 
 def test_a_comparison_without_names_is_refused(tmp_path):

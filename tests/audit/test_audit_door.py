@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import audit
+from library.audit.queries import audited_model, run_queries
 from library.audit.targets.lora_runs import find_runs
 from library.audit.targets.provenance import provenance
 from library.errors import InputError
@@ -78,7 +79,7 @@ def test_the_report_shows_the_course_over_checkpoints(trained, audited):
 
 
 def test_scores_only_asks_no_model_and_gives_the_same_figures(trained, audited, monkeypatch):
-    monkeypatch.setattr(audit.audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
+    monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
     assert audit.main([str(trained), *options(trained, "--scores_only")]) == 0
     again = json.loads((trained / "audit" / "findings.json").read_text())
     kept = [one for one in audited["findings"] if one["name"] != "drawings"]
@@ -87,13 +88,13 @@ def test_scores_only_asks_no_model_and_gives_the_same_figures(trained, audited, 
 
 def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch):
     asked = []
-    original = audit.run_queries.fill_cache
+    original = run_queries.fill_cache
 
     def counting(store, pictures, *rest):
         asked.append(len(store.missing([picture.key for picture in pictures])))
         return original(store, pictures, *rest)
 
-    monkeypatch.setattr(audit.run_queries, "fill_cache", counting)
+    monkeypatch.setattr(run_queries, "fill_cache", counting)
     shutil.rmtree(out / "audit")
     assert audit.main([str(out), *options(trained)]) == 0
     assert asked == [0, 0, 80, 80]  # base, untrained adapter, then this copy's own folder
@@ -101,7 +102,7 @@ def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch
 
 def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audited, out, monkeypatch):
     shutil.rmtree(out / "audit")
-    original, asked = audit.run_queries.Asker.gradients, []
+    original, asked = run_queries.Asker.gradients, []
 
     def dying(self, batch):
         asked.append(len(batch))
@@ -109,7 +110,7 @@ def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audi
             raise KeyboardInterrupt
         return original(self, batch)
 
-    monkeypatch.setattr(audit.run_queries.Asker, "gradients", dying)
+    monkeypatch.setattr(run_queries.Asker, "gradients", dying)
     with pytest.raises(KeyboardInterrupt):
         audit.main([str(out), *options(trained)])
     monkeypatch.undo()
@@ -202,7 +203,7 @@ def test_a_call_without_folders_says_what_to_do():
 
 def test_scores_only_without_a_sweep_says_so(out, trained):
     shutil.rmtree(out / "audit", ignore_errors=True)
-    with pytest.raises(InputError, match="holds no sweep of this LoRA and profile yet; run once without"):
+    with pytest.raises(InputError, match="holds no answers of this LoRA and profile yet; run once without"):
         audit.main([str(out), *options(trained, "--scores_only")])
 
 

@@ -169,18 +169,18 @@ def test_pictures_are_resized_by_their_shortest_side_and_cropped_in_the_centre()
 
 
 def test_what_is_no_encoder_is_refused_with_the_way_out(weights, model_folder, tmp_path):
-    with pytest.raises(InputError, match="is no folder here and not in the hub's cache; fetch it first"):
+    with pytest.raises(InputError, match="is not a folder here and not in the hub's cache; fetch it first"):
         local_folder("nobody/nothing-here", "clip_model")
     with pytest.raises(InputError, match="needs config.json and preprocessor_config.json"):
         open_encoder(str(model_folder), "image_encoder", CPU)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(SIGHT))
-    with pytest.raises(InputError, match="is a 'bert'; one of clip, dinov2 is taken"):
+    with pytest.raises(InputError, match="is a 'bert'; use one of clip, dinov2"):
         open_encoder(str(tmp_path), "image_encoder", CPU)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(InputError, match="cannot be opened"):
         open_encoder(str(tmp_path), "image_encoder", CPU)
-    with pytest.raises(InputError, match="is no CLIP; it must encode captions too"):
+    with pytest.raises(InputError, match="is not a CLIP model; it must encode captions too"):
         open_extractors(load_model(str(model_folder)).vae, ExtractorRules(None, str(weights["dino"]), None))
 
 

@@ -9,16 +9,19 @@ import pytest
 
 from library.audit.attacks.attack_result import finding
 from library.audit.attacks.registry import ATTACKS
+from library.audit.images.generated import Drawings
 from library.audit.queries.query_plan import LITE
-from library.audit.report.audit_result import AuditResult, adaptation_utility, stamp_facts
-from library.audit.report.evaluation import examine
+from library.audit.report.audit_result import AuditResult, adaptation_utility, audit_result_of, stamp_facts
+from library.audit.report.evaluation import EvaluationInputs, examine
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
 from library.audit.report.report_page import report_html, write_report
 from library.audit.report.verdict import verdict
+from library.audit.statistics.findings import ScoreSettings
 from library.audit.targets.candidates import CandidateSet, require_resolvable
+from library.audit.targets.provenance import provenance
 from library.errors import InputError
 from tests.helpers.audit_planted import planted_answers, planted_candidates
 
@@ -29,16 +32,12 @@ BATTERY = [attack for attack in ATTACKS if attack.name in ("loss", "loss_calibra
 def examined(leak, blind=None, **options):
     scores = np.random.default_rng(1).normal(size=len(CANDIDATES.pixels)) if blind is None else blind
     answers = planted_answers(CANDIDATES, leak)
-    return answers, examine(
-        answers,
-        CANDIDATES,
-        {"pictures alone": scores},
-        epsilon_doubt="",
-        target_fpr=0.05,
-        seed=0,
-        registry=BATTERY,
-        **options,
-    )
+    return answers, examine(inputs(answers, {"pictures alone": scores}, **options))
+
+
+def inputs(answers, blind, **options):
+    common = {"epsilon_doubt": "", "target_fpr": 0.05, "seed": 0, "registry": BATTERY}
+    return EvaluationInputs(answers, CANDIDATES, blind, **(common | options))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_random_scores_are_called_a_leak_or_invalid_no_more_often_than_stated():
     registry = [dataclasses.replace(attack, score=luck) for attack in BATTERY]
     for _ in range(40):
         blind = {name: luck(None, None)[0] for name in ("pictures alone", "captions alone")}
-        evaluation = examine(answers, CANDIDATES, blind, epsilon_doubt="", target_fpr=0.05, seed=0, registry=registry)
+        evaluation = examine(inputs(answers, blind, registry=registry))
         words.append(evaluation.verdict.word)
         assert all(found.auc_interval[0] < found.auc < found.auc_interval[1] for found in evaluation.findings.values())
     assert words.count("leak") <= 3 and words.count("invalid") <= 3  # 2 % and 1 % stated
@@ -157,7 +156,7 @@ def test_attacks_that_fail_on_the_undefended_lora_show_nothing_about_a_defence(l
 
 def test_the_threshold_comes_from_the_aux_sides_and_its_realised_rate_is_shown():
     scores = np.where(CANDIDATES.is_test, 5.0, 0.0) + np.random.default_rng(0).normal(size=240)
-    found = finding("loss", "", scores, None, CANDIDATES, 0.05, 0)
+    found = finding(scores, None, CANDIDATES, ScoreSettings("loss"))
     assert found.transfer.fpr > 0.9  # a shift between aux and test sides is laid bare, not tuned away
     assert found.transfer.threshold < 5
 
@@ -170,6 +169,34 @@ def test_rates_that_the_sample_cannot_resolve_are_left_out_and_say_what_they_nee
 def test_a_rate_beyond_the_aux_sample_is_refused_before_the_sweep():
     with pytest.raises(InputError, match="target_fpr=0.001 needs 1000 non-members on the aux side, got 60"):
         require_resolvable(CANDIDATES, 0.001)
+
+
+def test_a_base_that_was_scored_is_not_scored_again_and_nothing_given_is_changed():
+    """The next LoRA on a base gets its scores handed in; the evaluation hands them out and writes into no argument."""
+    answers, known, asked = planted_answers(CANDIDATES, 0.5), {}, []
+
+    def counting(attack):
+        def score(answers, aux):
+            asked.append(attack.name)
+            return attack.score(answers, aux)
+
+        return dataclasses.replace(attack, score=score)
+
+    blind = {"pictures alone": np.random.default_rng(1).normal(size=len(CANDIDATES.pixels))}
+    given = inputs(answers, blind, registry=[counting(attack) for attack in BATTERY])
+    first = examine(given, known)
+    assert known == {} and len(first.of_base) == 1 and asked.count("loss") == 2  # LoRA on, LoRA off
+    again = examine(given, first.of_base)
+    assert asked.count("loss") == 3 and again.findings == first.findings
+
+
+def test_drawings_join_the_findings_of_the_result_and_not_those_of_the_evaluation(leaking):
+    drawn = Drawings(dataclasses.replace(leaking.main, name="drawings"), {}, {}, {})
+    origin = provenance({}, {})
+    before = dict(leaking.evaluation.findings)
+    answers = planted_answers(CANDIDATES, 2.0)
+    result = audit_result_of(("a", "LoRA"), origin, leaking.evaluation, CANDIDATES, answers, drawn, {})
+    assert "drawings" in result.evaluation.findings and leaking.evaluation.findings == before
 
 
 def test_the_same_audit_twice_gives_the_same_figures():
@@ -196,7 +223,7 @@ def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_p
     assert "cat" not in (folder / "findings.json").read_text() + (folder / "scores.csv").read_text()
 
 
-def test_a_comparison_shows_every_run_and_the_course_over_exposures(leaking):
+def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
     other = dataclasses.replace(leaking, label="early", exposures=10.0)
     text = report_html(leaking, [leaking, other], [])
     assert "Side by side" in text and "AUC against exposures" in text and "Privacy against fit" in text

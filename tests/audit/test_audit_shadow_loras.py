@@ -8,6 +8,7 @@ import pytest
 import toml
 
 import audit
+from library.audit.queries import audited_model
 from library.audit.targets.provenance import read_adapter
 from library.errors import InputError
 from library.options import resolve
@@ -66,7 +67,7 @@ def test_shadows_are_private_twins_that_train_on_other_members(audited):
 
 def test_finished_shadows_are_kept_and_scored_without_a_model(audited, monkeypatch):
     before = findings(audited)
-    monkeypatch.setattr(audit.audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
+    monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
     assert audit.main([str(audited), *audit_run.options(audited, *FLAGS, "--scores_only")]) == 0
     again = findings(audited)
     assert again["findings"] == before["findings"]
@@ -78,7 +79,7 @@ def test_a_retrained_target_gets_new_shadows(audited, tmp_path):
     content = toml.loads((out / "config.toml").read_text())
     next(table for table in content.values() if "learning_rate" in table)["learning_rate"] = 1e-3
     (out / "config.toml").write_text(toml.dumps(content))
-    with pytest.raises(InputError, match="holds no sweep of this LoRA and profile yet"):
+    with pytest.raises(InputError, match="holds no answers of this LoRA and profile yet"):
         audit.main([str(out), *audit_run.options(audited, *FLAGS, "--scores_only")])
 
 
@@ -89,7 +90,7 @@ def test_shadows_of_another_trainers_lora_are_refused(audited, tmp_path):
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(audited / "private-name.safetensors"), tmp_path / "foreign.safetensors")
-    with pytest.raises(InputError, match="this one was made by another trainer; leave shadow_loras"):
+    with pytest.raises(InputError, match="another trainer made this one; leave shadow_loras"):
         audit.main([str(tmp_path / "foreign.safetensors"), *audit_run.options(audited, *FLAGS)])
 
 

@@ -52,7 +52,7 @@ def test_members_whose_loss_falls_under_their_own_shadows_are_found_with_few_and
 
 
 def test_a_picture_without_both_kinds_of_shadow_is_refused():
-    with pytest.raises(InputError, match="inside all shadows or none"):
+    with pytest.raises(InputError, match="inside some shadows and outside others"):
         likelihood_ratios(np.zeros((1, 1)), np.zeros((2, 1, 1)), np.ones((2, 1), dtype=bool))
 
 

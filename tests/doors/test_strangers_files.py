@@ -3,13 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import audit
 import PLoRA
+from library.assembly import audit_lora
 from library.audit.images.feature_extractors import open_encoder
 from library.audit.queries import run_queries
 from library.audit.queries.answer_cache import AnswerCache, cache_key
@@ -53,18 +52,18 @@ def test_a_script_that_a_lora_names_is_not_run_for_shadows(
     (tmp_path / "suite").mkdir()
     for place in (tmp_path / "evil.py", tmp_path / "suite" / "evil.py"):
         place.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    monkeypatch.setattr(audit, "HERE", tmp_path / "suite")
+    monkeypatch.setattr(audit_lora, "SUITE", tmp_path / "suite")
     origin = provenance.provenance({}, {"ss_privacy_method": door})
     run = lora_runs.Run("x", tmp_path / "x.safetensors", tmp_path / "split.json", tmp_path / "audit", {}, True)
     config = dataclasses.replace(Config(), shadow_loras=2, shadow_transfer=True)
-    with pytest.raises(InputError, match="this one was made by another trainer"):
-        audit.shadows_of(run, config, origin, SimpleNamespace(candidates=None))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="another trainer made this one"):
+        audit_lora.shadows_of(run, config, origin, None)  # type: ignore[arg-type]
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("text", ["much", "nan", "-1", "inf", "1e999", "\x1b[2J"])
 def test_a_figure_that_is_none_is_refused_by_its_key(text: str) -> None:
-    with pytest.raises(InputError, match="ss_privacy_exposures_per_image = .* no number of at least 0"):
+    with pytest.raises(InputError, match="ss_privacy_exposures_per_image = .* not a number of at least 0"):
         provenance.provenance({}, {"ss_privacy_exposures_per_image": text})
 
 

@@ -10,7 +10,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-import audit
 import PLoRA
 from library import named_code
 from library.diffusion.model_files import load_model
@@ -20,7 +19,7 @@ from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import stream
 from library.tensor_files import read_tensors
-from networks import lycoris_args, protocol
+from networks import lora, lycoris_args, protocol
 from networks.weight_change import merge_weights
 from tests.doors.test_doors import assert_same_tensors
 from tests.networks.test_lora import unet_output
@@ -275,4 +274,4 @@ def test_the_audit_says_which_kinds_it_reads(model_folder, tmp_path: Path) -> No
     network, _ = protocol.inject(rules(network_args=["algo=loha"]), model, CPU, {})
     write_lora(tmp_path / "x.safetensors", network.state_dict(), {}, "float")
     with pytest.raises(InputError, match="kind LoHa; networks.lora and the audit support only LoRA and LoCon"):
-        audit.lora.create_network_from_weights(1.0, tmp_path / "x.safetensors", None, model.text_encoder, model.unet)
+        lora.create_network_from_weights(1.0, tmp_path / "x.safetensors", None, model.text_encoder, model.unet)

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import audit
 import PLoRA
 import SPLoRA
+from library.audit.queries import audited_model
 from library.audit.targets import provenance
 from library.diffusion.families.sd1 import SD1
 from library.diffusion.families.sd2 import SD2
@@ -333,9 +334,9 @@ def test_base_weights_shift_the_fingerprint_and_the_audit_merges_the_same(flags,
     merge_base_weights(merged, [str(base)], ["0.5"])
     assert stated == merged.fingerprint != plain.fingerprint
     seen = []
-    honest = audit.with_adapter
+    honest = audited_model.with_adapter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "with_adapter", lambda run, model, *rest: (
+        patch.setattr(audited_model, "with_adapter", lambda run, model, *rest: (
             seen.append(unet_output(model.unet)), honest(run, model, *rest))[1])  # fmt: skip
         assert audit.main([str(out), "--cache_dir", str(tmp_path / "cache"), "--target_fpr", "0.1"]) == 0
     assert torch.equal(seen[0], unet_output(merged.unet)) and not torch.equal(seen[0], unet_output(plain.unet))

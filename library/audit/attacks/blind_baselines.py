@@ -1,4 +1,4 @@
-"""Attackers that never ask the model: what the pictures or captions alone give away about their side (a control)."""
+"""Blind baselines: attackers that never ask the model, only look at pictures or captions; they must be at chance."""
 
 from collections.abc import Sequence
 from pathlib import Path

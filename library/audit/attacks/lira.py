@@ -1,4 +1,4 @@
-"""What shadow LoRAs are good for: a likelihood ratio per picture, and labels where the target's are not known."""
+"""Two attacks with shadow LoRAs: a likelihood ratio per picture, and attacks that need no label of the target."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def likelihood_ratios(target: FloatArray, shadows: FloatArray, inside: NDArray[n
     for sign, chosen in ((1, mask), (-1, ~mask)):
         count = chosen.sum(0)
         if (count == 0).any():
-            raise InputError("a picture is inside all shadows or none; more shadows are needed")
+            raise InputError("every picture must be inside some shadows and outside others; train more shadows")
         centre = np.where(chosen, shadows, 0).sum(0) / count
         squares = np.where(chosen, (shadows - centre) ** 2, 0)
         if len(shadows) <= FEW:
@@ -75,7 +75,7 @@ def _index_of(shadow: Shadow, plan_name: str, shelf: Shelf) -> tuple[AnswerFolde
 
 
 def transferred_answers(target: Answers, shadow: Answers, aux: NDArray[np.intp]) -> Answers:
-    """The target's answers with those of the shadow in the aux rows: whatever is fitted there, is fitted on the shadow.
+    """The target's answers, with the shadow's in the aux rows, so that attacks fit themselves on the shadow.
 
     Args:
         shadow: answers about the aux pictures alone, in the order of ``aux``.
@@ -91,15 +91,19 @@ def transferred_answers(target: Answers, shadow: Answers, aux: NDArray[np.intp])
 
 
 def turned(candidates: Candidates) -> Candidates:
-    """The candidates as the transfer's shadow knows them: its members are the aux non-members of the target."""
+    """The candidates with the shadow's labels: its members are the aux non-members of the target."""
     return dataclasses.replace(candidates, sides=[TURNED.get(side, side) for side in candidates.sides])
 
 
 def transferred_scores(
-    target: Answers, shadow: Shadow | None, candidates: Candidates, seed: int, shelf: Shelf,
+    target: Answers,
+    shadow: Shadow | None,
+    candidates: Candidates,
+    seed: int,
+    shelf: Shelf,
     registry: Sequence[Attack] = ATTACKS,
-) -> tuple[Candidates, dict[str, tuple[FloatArray, FloatArray, str]]] | None:  # fmt: skip
-    """Every attack chosen and fitted on a shadow LoRA and tried on the target: no label of the target is used.
+) -> tuple[Candidates, dict[str, tuple[FloatArray, FloatArray, str]]] | None:
+    """Scores of attacks that are chosen and fitted on a shadow LoRA and tried on the target; they use no target label.
 
     Returns:
         The candidates with the shadow's labels on their aux sides (for the thresholds); scores, scores with the base
@@ -128,7 +132,7 @@ def ask_shadows(
     """Train every shadow that is not there yet and ask it what its attack needs.
 
     Args:
-        opened: the base with a LoRA file in it, and what the file says of itself.
+        opened: gives the base with a LoRA file in it, and what the file states about itself.
     """
     aux = [row for row, tested in enumerate(candidates.is_test.tolist()) if not tested]
     for shadow in [*planned.halves, *([planned.transfer] if planned.transfer else [])]:
@@ -141,7 +145,7 @@ def ask_shadows(
 
 
 def exposures_summary(target: float | None, shadow: Shadow | None) -> dict[str, str]:
-    """A shadow fitted harder or softer than its target transfers badly: say how often each saw its members."""
+    """How often shadow and target saw their members: if the two differ much, attacks transfer badly."""
     if shadow is None:
         return {}
     known = ["unknown" if one is None else f"{one:g}" for one in (read_adapter(shadow.lora)[2].exposures, target)]

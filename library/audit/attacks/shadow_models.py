@@ -1,4 +1,4 @@
-"""Shadow LoRAs: trained with the target's own recipe on other members of the same pool, so that labels are known."""
+"""Shadow LoRAs: the target's own recipe on other members of the same pictures, so that their labels are known."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from library.audit.targets.candidate_table import Candidates
 from library.data.split import FORMAT, read_split_file
 from library.errors import InputError
-from library.seeding import StreamKey, keyed_digest, stream_seed
+from library.seeding import StreamKey, keyed_digest, numpy_stream, stream_seed
 from library.tensor_files import private_folder, write_whole
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ NAME = "shadow"
 
 @dataclass(frozen=True)
 class ShadowRules:
-    """Which shadows are wanted."""
+    """Which shadows are asked for."""
 
     shadow_loras: int
     shadow_transfer: bool
@@ -37,7 +37,7 @@ class ShadowRules:
 class Recipe:
     """How the target was trained."""
 
-    trainer: Path | None  # the door; None: made by another trainer
+    trainer: Path | None  # the door; None: another trainer made it
     options: Mapping[str, Any]  # all that shapes its weights
     split: Path
     folder: Path  # where shadows are kept
@@ -75,10 +75,12 @@ class Planned:
 
 
 def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Planned:
-    """Who is in which shadow. Raises: InputError when they cannot be trained."""
+    """Decide who is in which shadow. Raises: InputError when shadows cannot be trained."""
     if (rules.shadow_loras or rules.shadow_transfer) and recipe.trainer is None:
-        raise InputError("shadow LoRAs repeat the recipe of the LoRA under audit, and this one was made by another "
-                         "trainer; leave shadow_loras and shadow_transfer out")  # fmt: skip
+        raise InputError(
+            "shadow LoRAs repeat the recipe of the LoRA under audit, but another trainer made this one; "
+            "leave shadow_loras and shadow_transfer out"
+        )
     key = StreamKey(secret_of(recipe.split), rules.audit_seed)  # who is in a shadow is as private as the split
     transfer = transfer_shadow(recipe, candidates, key) if rules.shadow_transfer else None
     return Planned(recipe, half_shadows(recipe, candidates, rules.shadow_loras, key), transfer)
@@ -90,13 +92,13 @@ def secret_of(split: Path) -> bytes:
 
 
 def halves(groups: Sequence[str], shadows: int, key: int | StreamKey) -> NDArray[np.bool_]:
-    """[N, n] who is inside each shadow: whole groups, in complementary pairs, so that everyone is in half of them."""
+    """[N, n] who is inside each shadow: whole groups, in complementary pairs, so that each is inside half of them."""
     if shadows < 2 or shadows % 2:
         raise InputError(f"shadow_loras must be an even number of at least 2, got {shadows}")
     names, position = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     rows = []
     for pair in range(shadows // 2):
-        coins = np.random.default_rng(stream_seed(key, "shadow halves", pair)).random(len(names)) < 0.5
+        coins = numpy_stream(key, "shadow halves", pair).random(len(names)) < 0.5
         rows += [coins[position], ~coins[position]]
     return np.stack(rows)
 
@@ -114,12 +116,12 @@ def half_shadows(recipe: Recipe, candidates: Candidates, count: int, key: Stream
 
 
 def transfer_shadow(recipe: Recipe, candidates: Candidates, key: StreamKey) -> Shadow:
-    """The shadow whose members are the aux non-members and whose non-members are the aux members.
+    """The shadow that trains on the aux non-members and leaves the aux members out.
 
-    The target's test pictures stand on the side that no training looks at.
+    The target's test pictures are on the side that no training reads.
     """
     names, position = np.unique(np.asarray(candidates.groups, dtype=str), return_inverse=True)
-    ends = np.where(np.random.default_rng(stream_seed(key, "shadow transfer")).random(len(names)) < 0.5, "aux", "test")
+    ends = np.where(numpy_stream(key, "shadow transfer").random(len(names)) < 0.5, "aux", "test")
     sides = []
     for side, end in zip(candidates.sides, ends[position], strict=True):
         turned = {"non-members-aux": f"members-{end}", "members-aux": "non-members-aux"}
@@ -129,13 +131,13 @@ def transfer_shadow(recipe: Recipe, candidates: Candidates, key: StreamKey) -> S
 
 def _shadow(recipe: Recipe, candidates: Candidates, sides: Sequence[str], seed: int) -> Shadow:
     placed = sorted(zip(candidates.pixels, sides, strict=True))
-    assert recipe.trainer is not None  # planned() has seen to it
+    assert recipe.trainer is not None  # planned() refuses it
     facts = json.dumps([recipe.trainer.stem, dict(recipe.options), placed, seed], sort_keys=True, default=str)
     return Shadow(sides, seed, recipe.folder / hashlib.sha256(facts.encode()).hexdigest()[:24])
 
 
 def write_shadow_split(original: Path, side_of: Mapping[str, str], target: Path) -> None:
-    """The same pictures on other sides, with a secret of its own made from the original's.
+    """Write a split of the same pictures on other sides, with a secret derived from the original's.
 
     Args:
         side_of: side by hash of pixels.
@@ -153,15 +155,21 @@ def train(shadow: Shadow, recipe: Recipe, candidates: Candidates) -> None:
     """Run the training door once, with the target's own options; a finished shadow is kept.
 
     Raises:
-        InputError: when the training fails, with its last words.
+        InputError: when the training fails, with the end of its output.
     """
     if shadow.lora.is_file():
         return
     folder = private_folder(private_folder(recipe.folder) / shadow.folder.name)
     split, options = folder / "sides.json", folder / "recipe.toml"
     write_shadow_split(recipe.split, dict(zip(candidates.pixels, shadow.sides, strict=True)), split)
-    own = {"split_file": str(split), "output_dir": str(folder), "output_name": NAME, "seed": shadow.seed,
-           "save_state_on_train_end": False, "overwrite": True}  # fmt: skip
+    own = {
+        "split_file": str(split),
+        "output_dir": str(folder),
+        "output_name": NAME,
+        "seed": shadow.seed,
+        "save_state_on_train_end": False,
+        "overwrite": True,
+    }
     known = {name: value for name, value in recipe.options.items() if value is not None}
     write_whole(options, toml.dumps({**known, **own}), private=True)
     command = [sys.executable, str(recipe.trainer), "--config_file", str(options)]

@@ -17,12 +17,12 @@ from library.audit.images.inception import LAYERS, load_inception
 from library.diffusion.vae import decoder_of
 from library.errors import InputError
 
-ENCODERS = ("clip", "dinov2")  # model types that are taken
+ENCODERS = ("clip", "dinov2")  # model types
 
 
 @dataclass(frozen=True)
 class ExtractorRules:
-    """Weights that are at hand."""
+    """Weights that the user has: folders or files."""
 
     image_encoder: str | None
     clip_model: str | None
@@ -67,12 +67,12 @@ class FeatureExtractors:
 
 
 def open_extractors(vae: Any, rules: ExtractorRules) -> FeatureExtractors:
-    """Load what was named. Raises: InputError for a folder or file that is not what it should be."""
+    """Load the networks that the options name. Raises: InputError for a wrong folder or file."""
     device = vae.device
     encoder = open_encoder(rules.image_encoder, "image_encoder", device) if rules.image_encoder else None
     clip = open_encoder(rules.clip_model, "clip_model", device) if rules.clip_model else None
     if clip and clip.agreement is None:
-        raise InputError(f"clip_model '{rules.clip_model}' is no CLIP; it must encode captions too")
+        raise InputError(f"clip_model '{rules.clip_model}' is not a CLIP model; it must encode captions too")
     decode = decoder_of(vae)
     if not rules.inception_weights:
         return FeatureExtractors(decode, encoder, clip, None, "")
@@ -103,10 +103,12 @@ def open_encoder(path: str, option_name: str, device: torch.device) -> Encoder:
         sight = json.loads((folder / "preprocessor_config.json").read_text())
         prepare = preparation(sight)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{option_name} '{path}' needs config.json and preprocessor_config.json as transformers "
-                         f"writes them ({type(error).__name__}: {error})") from error  # fmt: skip
+        raise InputError(
+            f"{option_name} '{path}' needs config.json and preprocessor_config.json as transformers "
+            f"writes them ({type(error).__name__}: {error})"
+        ) from error
     if kind not in ENCODERS:
-        raise InputError(f"{option_name} '{path}' is a '{kind}'; one of {', '.join(ENCODERS)} is taken")
+        raise InputError(f"{option_name} '{path}' is a '{kind}'; use one of {', '.join(ENCODERS)}")
     try:
         model = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
@@ -144,7 +146,7 @@ def clip_agreement(
 
 
 def preparation(sight: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Pixels in 0..1 to the network's own input: shortest side resized (bicubic), centre crop, normalised."""
+    """Turn pixels in 0..1 into the network's input: resize the shortest side (bicubic), centre crop, normalise."""
     size, crop = sight["size"], sight.get("crop_size", sight["size"])
     shortest = int(size.get("shortest_edge") or size["height"]) if isinstance(size, dict) else int(size)
     side = int(crop.get("height") or crop["shortest_edge"]) if isinstance(crop, dict) else int(crop)
@@ -165,11 +167,13 @@ def preparation(sight: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
 
 
 def local_folder(path: str, option_name: str) -> Path:
-    """The folder itself, or where the hub's cache on this machine keeps the id."""
+    """The folder itself, or the folder of a hub id in this machine's cache."""
     if Path(path).is_dir():
         return Path(path)
     try:
         return Path(huggingface_hub.snapshot_download(path, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise InputError(f"{option_name} '{path}' is no folder here and not in the hub's cache; fetch it first, e.g. "
-                         f"hf download {path}") from error  # fmt: skip
+        raise InputError(
+            f"{option_name} '{path}' is not a folder here and not in the hub's cache; fetch it first, e.g. "
+            f"hf download {path}"
+        ) from error

@@ -1,6 +1,5 @@
-"""What the LoRA draws: latents for given captions, how near they come to the pictures, how good they are as a set."""
+"""What the LoRA draws for given captions: how near the drawings come to the pictures, and how good they are."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from library.audit.attacks.attack_result import Finding, plain_finding
+from library.audit.attacks.attack_result import finding
 from library.audit.images.feature_extractors import FeatureExtractors, layer_name
 from library.audit.images.inception import LAYERS
 from library.audit.queries.answer_cache import AnswerArrays, AnswerCache
 from library.audit.queries.audited_model import AuditedModel, moved_along
 from library.audit.queries.run_queries import AnswerFolders, Effort, fill
+from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.image_distances import frechet_distance, kernel_distance
 from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
+from library.seeding import stream
 
 POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
 THUMB = 48  # pixels of the drawing that is kept for the risk list
@@ -26,7 +27,7 @@ GUIDANCE = 2.0
 
 @dataclass(frozen=True)
 class DrawingRules:
-    """What is drawn."""
+    """How many drawings are made, and how."""
 
     generated_images: int  # per caption
     generation_captions: int  # per test side
@@ -39,7 +40,7 @@ class DrawingRules:
 
 @dataclass(frozen=True)
 class Drawings:
-    """What the drawings showed."""
+    """The black-box attack's finding and the quality of the drawings."""
 
     finding: Finding
     quality: Mapping[str, float]
@@ -49,8 +50,7 @@ class Drawings:
 
 def starting_noise(identity: str, draw: int, shape: tuple[int, ...]) -> Tensor:
     """Noise of one drawing: depends on the picture and the draw alone, so the base starts from the same."""
-    seed = hashlib.sha256(f"drawing\x1f{identity}\x1f{draw}".encode()).digest()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1))
+    return torch.randn(shape, generator=stream("drawing", identity, draw))
 
 
 @torch.no_grad()
@@ -74,12 +74,14 @@ def drawn_latents(audited: AuditedModel, batch: Sequence[Picture], draw: int, st
 def draw_records(
     audited: AuditedModel, rules: DrawingRules, extractors: FeatureExtractors
 ) -> Callable[[list[Picture]], dict[str, Tensor]]:
-    """Asks for ``fill_cache``: distances, latents and features of each drawing; the nearest one as a thumbnail."""
+    """The question for ``fill_cache``: distances, latents and features of each drawing; the nearest as a thumbnail."""
 
     def ask(batch: list[Picture]) -> dict[str, Tensor]:
         latents = torch.stack([picture.latent for picture in batch]).float()
-        drawn = [drawn_latents(audited, batch, draw, rules.generation_steps, GUIDANCE)
-                 for draw in range(rules.generated_images)]  # fmt: skip
+        drawn = [
+            drawn_latents(audited, batch, draw, rules.generation_steps, GUIDANCE)
+            for draw in range(rules.generated_images)
+        ]
         distances = torch.stack([(one - latents).square().mean((1, 2, 3)) for one in drawn], dim=1)
         pixels = [extractors.decode(one).cpu() for one in drawn]
         features = [extractors.features(one, [picture.caption for picture in batch]) for one in pixels]
@@ -118,9 +120,16 @@ def nearness(records: AnswerArrays, real: AnswerArrays) -> FloatArray:
 
 
 def drawings_of(
-    on: AnswerArrays, off: AnswerArrays, real: AnswerArrays, candidates: Candidates, rows: Sequence[int],
-    *, rules: DrawingRules, extractors: FeatureExtractors, seed: int,
-) -> Drawings:  # fmt: skip
+    on: AnswerArrays,
+    off: AnswerArrays,
+    real: AnswerArrays,
+    candidates: Candidates,
+    rows: Sequence[int],
+    *,
+    rules: DrawingRules,
+    extractors: FeatureExtractors,
+    seed: int,
+) -> Drawings:
     """The black-box attack and the quality of the drawings.
 
     Attack: drawings of a member's caption come nearer to the picture than the base's do; nothing is fitted.
@@ -129,22 +138,26 @@ def drawings_of(
         on, off: what ``draw_records`` asked with the LoRA on and off.
         real: features of the pictures themselves, in the same order.
     """
-    subset = Candidates(*([values[row] for row in rows] for values in
-                          (candidates.pixels, candidates.sides, candidates.groups)))  # fmt: skip
+    subset = Candidates(
+        *([values[row] for row in rows] for values in (candidates.pixels, candidates.sides, candidates.groups))
+    )
     space = f"cosine by {extractors.encoder.name}" if extractors.encoder else "distance in the VAE's space"
     near = nearness(on, real), nearness(off, real)
-    found = plain_finding("drawings", f"nothing; {space}", near[0] - near[1], near[1], subset, seed)
+    settings = ScoreSettings("drawings", f"nothing; {space}", seed=seed)
+    found = finding(near[0] - near[1], near[1], subset, settings, with_aux=False)
     is_member = subset.is_member
     members = int(is_member.sum())
+    quality = "no Inception weights were given (inception_weights): VAE-space distances, no FID or KID"
+    if extractors.inception:
+        quality = f"FID and KID with {extractors.inception_name}"
+    agreement = extractors.clip.name if extractors.clip else "left out, because no CLIP was given (clip_model)"
     facts = {
         "drawings": f"{members} captions of members-test (in the order of their hashes) x {rules.generated_images}, "
-                    f"DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {members} pictures",
+        f"DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {members} pictures",
         "black box": space,
-        "image quality": f"FID and KID with {extractors.inception_name}" if extractors.inception else
-                         "no Inception weights were given (inception_weights): VAE-space distances, no FID or KID",
-        "prompt-image agreement":
-            extractors.clip.name if extractors.clip else "no CLIP was given (clip_model): left out",
-    }  # fmt: skip
+        "image quality": quality,
+        "prompt-image agreement": agreement,
+    }
     nearest = {subset.pixels[row]: on["nearest"][row].astype(np.uint8) for row in range(len(rows))}
     return Drawings(found, drawing_quality(on, off, real, is_member), facts, nearest)
 

@@ -133,7 +133,7 @@ def block_e(inputs: int, pool: Pool) -> Block:
 
 
 class Inception(nn.Module):
-    """Inception v3 (arXiv 1512.00567) as its TensorFlow file of 2015-12-05 has it; module names are the file's."""
+    """Inception v3 (arXiv 1512.00567) with the weights and module names of the TensorFlow file of 2015-12-05."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +188,9 @@ def load_inception(file: Path, device: torch.device) -> Inception:
     other = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
     if lacking or foreign or other:
         wrong = shortened(lacking + foreign + other, 3)
-        raise InputError(f"inception_weights '{file}' are not the FID Inception's: {wrong}; give pytorch-fid's "
-                         "pt_inception-2015-12-05 or torch-fidelity's weights-inception-2015-12-05")  # fmt: skip
+        raise InputError(
+            f"inception_weights '{file}' are not the FID Inception's: {wrong}; give pytorch-fid's "
+            "pt_inception-2015-12-05 or torch-fidelity's weights-inception-2015-12-05"
+        )
     network.load_state_dict(given, strict=False)
     return network.to(device).eval().requires_grad_(False)

@@ -25,7 +25,7 @@ class AnswerCache:
 
     def __init__(self, folder: Path) -> None:
         if folder.is_symlink():  # damaged files are removed below, and never somewhere else
-            raise InputError(f"'{folder}' is a link, and answers are kept in folders of their own; remove it")
+            raise InputError(f"'{folder}' is a link, but answers need folders of their own; remove it")
         self.folder = private_folder(folder)
         self.row_of: dict[str, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
@@ -55,8 +55,8 @@ class AnswerCache:
         unknown = self.missing(pictures)
         if unknown:
             raise InputError(
-                f"{len(unknown)} of {len(pictures)} pictures have no cached answers in "
-                f"'{self.folder.name}'; run once without --scores_only"
+                f"{len(unknown)} of {len(pictures)} pictures have no cached answers in '{self.folder}'; "
+                "run once without --scores_only"
             )
         if not pictures:
             raise InputError("no pictures to score")
@@ -64,7 +64,7 @@ class AnswerCache:
         rows = [(opened[shard], row) for shard, row in (self.row_of[picture] for picture in pictures)]
         names = set(rows[0][0])
         if any(set(tensors) != names for tensors, _ in rows):
-            raise InputError(f"cached answers in '{self.folder.name}' disagree on what was asked; delete the folder")
+            raise InputError(f"the cached answers in '{self.folder}' are to different questions; delete the folder")
         return {
             name: torch.stack([tensors[name][row].float() for tensors, row in rows]).numpy() for name in sorted(names)
         }

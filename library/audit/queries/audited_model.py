@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from library.audit.targets.lora_runs import Run
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.text import encode_text, read_captions
 from library.rules import pick
+from networks import base_weights, lora
 from networks.per_sample_gradients import AdapterLayer
+
+TEXT_STATES = ("clip_skip", "max_token_length", "weighted_captions")  # options that shape the text states
 
 
 @dataclass(frozen=True)
 class AuditedModel:
-    """Callables that hide which trainer made the adapter.
+    """A model with an adapter that can be switched, whatever trainer made it.
 
     Args:
         predict_noise: (noised latents [B, 4, h, w], timesteps [B], text states [B, T, D]) -> noise [B, 4, h, w].
@@ -59,8 +63,33 @@ def open_model(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
     return model, device.type == "cuda"
 
 
+def opened_base(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
+    """The base as the training had it, with its base_weights merged; and whether it computes in bf16."""
+    model, half = open_model(settings)
+    base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
+    return model, half
+
+
+def with_adapter(run: Run, model: LatentDiffusion, weights: dict[str, Tensor], half: bool) -> AuditedModel:
+    """Put a LoRA into the model, switchable between on, off and fresh (an untrained one of its shape).
+
+    Args:
+        run: gives the file for messages, and the settings of the text states.
+        weights: the LoRA's tensors under kohya's names.
+        half: compute in bf16 (GPU).
+    """
+    # The down factors of the untrained adapter. The seed is not a stream: cached answers depend on it
+    torch.manual_seed(0)
+    network, own = lora.create_network_from_weights(1.0, run.lora, model.vae, model.text_encoder, model.unet, weights)
+    network.apply_to(model.text_encoder, model.unet, True, True)
+    network.to(next(model.unet.parameters()).device).requires_grad_(True)
+    layers = [AdapterLayer(one.lora_name, one.lora_down, one.lora_up) for one in network.modules_of_both()]
+    text_states = {name: run.settings[name] for name in TEXT_STATES}
+    return audited_model_of(model, layers, switch_of(network, own), **text_states, half=half)
+
+
 def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:
-    """Turn a network that was just injected, not yet filled, on, off, or back to its untrained state.
+    """A function that turns a network on or off, or back to its untrained state; it is injected and not yet filled.
 
     Args:
         network: has ``set_multiplier``, ``state_dict`` and ``load_state_dict``; its up factors are still zero.

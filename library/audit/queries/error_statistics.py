@@ -1,9 +1,9 @@
 """What is kept of a noise residual instead of the tensor: norms, radial band energies, products."""
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from library.seeding import stream
 
 BAND_EDGES = (0.0, 2.0, 5.0, 8.0, 12.0, 16.0, 22.0, 28.0)  # radius in cycles per 64 latent pixels; last band open
 BANDS = len(BAND_EDGES)
@@ -15,9 +15,7 @@ NORM2, NORM4, WITH_NOISE = FIRST_BAND + BANDS, FIRST_BAND + BANDS + 1, FIRST_BAN
 
 def noise_for(identity: str, timestep: int, draw: int, shape: tuple[int, ...]) -> Tensor:
     """The noise of one picture at one timestep: depends on nothing else, and odd draws negate the draw before."""
-    seed = hashlib.sha256(f"{identity}\x1f{timestep}\x1f{draw // 2}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1)
-    noise = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=stream(identity, timestep, draw // 2))
     return -noise if draw % 2 else noise
 
 

@@ -20,7 +20,7 @@ from library.errors import InputError
 from library.tensor_files import private_folder, write_whole
 
 INDEX_FORMAT = 2  # 1 named folders anywhere and did not say whose answers they held
-STORE_NAME = re.compile(r"[0-9a-f]{32}")  # as store_key makes them
+STORE_NAME = re.compile(r"[0-9a-f]{32}")  # as cache_key makes them
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Effort:
-    """How the work is dealt out."""
+    """How many pictures and threads work at the same time."""
 
     batch_size: int
     workers: int  # threads
@@ -97,9 +97,14 @@ class QueryRunner:
         )
 
     def ask(
-        self, audited: AuditedModel, stores: AnswerFolders, index: Path, adapter: str,
-        rows: Sequence[int] | None = None, gradients: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        audited: AuditedModel,
+        stores: AnswerFolders,
+        index: Path,
+        adapter: str,
+        rows: Sequence[int] | None = None,
+        gradients: bool = True,
+    ) -> None:
         """Ask everything that is not cached yet, the base first, and remember where the answers lie.
 
         Args:
@@ -126,7 +131,7 @@ class QueryRunner:
                 fill(Path(folder), pictures, ask, self.effort, name)
             except FloatingPointError as error:
                 raise InputError(
-                    f"with the LoRA {state}, {error}; the file is broken or made for another base"
+                    f"with the LoRA {state}, {error}; the file is broken, or it was made for another base"
                 ) from error
         write_index(index, stores, [picture.key for picture in pictures], adapter, self.shelf.split)
 
@@ -161,11 +166,11 @@ def read_index(file: Path, shelf: Shelf, adapter: str) -> tuple[AnswerFolders, l
         adapter: fingerprint of the LoRA's values.
 
     Raises:
-        InputError: there was no sweep yet; the answers are another LoRA's, or of another split.
+        InputError: no answers yet, or answers of another LoRA or split.
     """
     again = "run once without --scores_only"
     if not file.is_file():
-        raise InputError(f"'{file.parent}' holds no sweep of this LoRA and profile yet; {again}")
+        raise InputError(f"'{file.parent}' holds no answers of this LoRA and profile yet; {again}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         names, keys = (

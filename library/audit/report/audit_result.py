@@ -1,18 +1,19 @@
 """One audited LoRA with all that the report, the JSON and the tables say about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.audit.attacks.attack_result import Finding
 from library.audit.attacks.registry import ATTACKS, PRIMARY
 from library.audit.images.generated import Drawings
 from library.audit.queries.answers import Answers
 from library.audit.report.evaluation import Evaluation
+from library.audit.statistics.findings import Finding
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
+from library.lora_files.metadata import PRIVACY_PREFIX
 
 TITLES = {attack.name: attack.title for attack in ATTACKS} | {
     "lira": "LiRA with shadow LoRAs",
@@ -65,16 +66,23 @@ def audit_result_of(
         names: label and alias.
     """
     if drawn is not None:
-        evaluation.findings["drawings"] = drawn.finding
+        evaluation = replace(evaluation, findings=evaluation.findings | {"drawings": drawn.finding})
     return AuditResult(
-        names[0], origin.method, origin.settings, origin.exposures, origin.defended, evaluation, candidates,
+        names[0],
+        origin.method,
+        origin.settings,
+        origin.exposures,
+        origin.defended,
+        evaluation,
+        candidates,
         utility=adaptation_utility(answers, candidates) | (dict(drawn.quality) if drawn else {}),
         facts={"profile": answers.plan.name, "LoRA": origin.fingerprint[:16]}
-        | dict(facts) | (dict(drawn.facts) if drawn else {}),
+        | dict(facts)
+        | (dict(drawn.facts) if drawn else {}),
         passes={attack.name: attack.passes(answers.plan) for attack in ATTACKS},
         nearest=drawn.nearest if drawn else {},
         alias=names[1],
-    )  # fmt: skip
+    )
 
 
 def adaptation_utility(answers: Answers, candidates: Candidates) -> dict[str, float]:
@@ -108,4 +116,4 @@ def stamp_facts(result: AuditResult) -> dict[str, str]:
     for rate in known:
         assert rate.interval is not None
         facts[f"audit_tpr_at_{rate.fpr:g}_fpr"] = f"{rate.tpr:.2f} [{rate.interval[0]:.2f}, {rate.interval[1]:.2f}]"
-    return {f"ss_privacy_{name}": text for name, text in facts.items()}
+    return {f"{PRIVACY_PREFIX}{name}": text for name, text in facts.items()}

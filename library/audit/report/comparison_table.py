@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from library.audit.statistics.working_attack import attack_works
 from library.errors import InputError
 from library.plain_text import plain
 
@@ -12,6 +13,16 @@ PAPER_ATTACK = "map_mlp"  # the attacker that the released method reports agains
 COLUMNS = ("method", "exposures", "FD (VAE)", "KD (VAE)", "member loss", "ASR %", "AUC dev", "TPR@5%FPR %",
            "main AUC", "minus the first's", "main TPR@5%FPR %", "worst attack", "worst AUC", "credited",
            "verdict")  # fmt: skip
+LEGEND = (
+    "- ASR (balanced accuracy at a threshold from the aux sides), AUC dev (|AUC - .5| / .5) and TPR@5%FPR are figures "
+    "of the released method's own attacker, a loss-map MLP that is trained from scratch on each final LoRA.",
+    "- 'credited' says whether that attacker works on the undefended LoRA; where it does not, its failure on another "
+    "LoRA shows nothing.",
+    "- The main attack (all profiles, linear) was fixed beforehand; the worst attack is the one farthest from chance.",
+    "- 'minus the first's' is a paired difference over the same pictures and noise.",
+    "- FD and KD are Frechet and kernel distances between drawings of member captions and the members, in the VAE's "
+    "own space: not FID and not KID.",
+)
 EXTRA = {"fid_2048": "FID (2048-d)", "kid_2048": "KID (2048-d)", "clip_score": "CLIP score"}
 
 
@@ -27,7 +38,8 @@ def read_findings(folder: Path) -> dict[str, Any]:
 def comparison_rows(named: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per LoRA, from its findings; the first undefended one says which attacks are credited."""
     reference = next((one for one in named.values() if one["defended"] is False), None)
-    credited = [] if reference is None else [one["name"] for one in reference["findings"] if recorded_attack_works(one)]
+    tried = [] if reference is None else reference["findings"]
+    credited = [one["name"] for one in tried if attack_works(one["p"], one["auc_interval"])]
     rows, titles = [], {content.get("label"): name for name, content in named.items()}
     for name, content in named.items():
         by_name = {one["name"]: one for one in content["findings"]}
@@ -62,12 +74,6 @@ def comparison_rows(named: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
             }
         )
     return rows
-
-
-def recorded_attack_works(found: Mapping[str, Any]) -> bool:
-    """Significant, and the interval clear of 0.45 to 0.55."""
-    low, high = found["auc_interval"]
-    return found["p"] < 0.01 and (low > 0.55 or high < 0.45)
 
 
 def tpr(found: Mapping[str, Any], fpr: float) -> float | None:
@@ -105,17 +111,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
     size = f"{rows[0]['members']} members and {rows[0]['non_members']} non-members" if rows else "nothing"
-    lines += [
-        "",
-        f"Tested on {size}, all on the same split. ASR (balanced accuracy at a threshold from the aux sides), AUC dev "
-        "(|AUC - .5| / .5) and TPR@5%FPR are those of the released method's own attacker, a loss-map MLP, trained "
-        "from scratch on each final LoRA; 'credited' says whether that attacker works on the undefended LoRA, without "
-        "which its failure shows nothing. The main attack (all profiles, linear) was fixed beforehand; the worst is "
-        "the one farthest from chance of all; differences are paired over the same pictures and noise. FD and KD are "
-        "Frechet and kernel distances between drawings of member "
-        "captions and the members in the VAE's own space: not FID and not KID.",
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"Tested on {size}, all on the same split.", "", *LEGEND]) + "\n"
 
 
 def _text(value: float | None, form: str, factor: float = 1.0) -> str:

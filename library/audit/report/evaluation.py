@@ -3,34 +3,70 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from library.audit.attacks.attack_result import Finding, finding, joint_p, sides_of, test_groups
+from library.audit.attacks.attack_result import finding, joint_p, sides_of, test_groups
 from library.audit.attacks.registry import ATTACKS, PRIMARY, Attack
 from library.audit.queries.answer_cache import AnswerArrays
 from library.audit.queries.answers import Answers
 from library.audit.queries.error_statistics import SQUARE
-from library.audit.report.verdict import Verdict, leaks, verdict
+from library.audit.report.verdict import Verdict, verdict
+from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.intervals import Interval, auc_interval
 from library.audit.statistics.metrics import auc
 from library.audit.statistics.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.statistics.permutation import dataset_level_p
+from library.audit.statistics.working_attack import attack_works
 from library.audit.targets.candidate_table import AuxView, Candidates, FloatArray, aux_view
-from library.seeding import stream_seed
+from library.seeding import numpy_stream
 
 logger = logging.getLogger(__name__)
 PERMUTED_FITS = 3
 
+TriedScores = tuple[FloatArray, FloatArray, str]  # scores, scores with the base in the adapter's place, what was chosen
+BaseScores = Mapping[str, Mapping[str, FloatArray]]  # by digest of the base's answers, by attack
+
 
 @dataclass(frozen=True)
 class Control:
-    """Something that must be at chance, or the audit is invalid."""
+    """A test that must be at chance, or the audit is invalid."""
 
     name: str
     auc: float
     interval: Interval
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What one LoRA's evaluation starts from."""
+
+    answers: Answers
+    candidates: Candidates
+    blind: Mapping[str, FloatArray]  # scores of attackers that never asked the model
+    epsilon_doubt: str  # why the split threw no fair coin per group; empty: the bounds are valid
+    target_fpr: float
+    seed: int
+    undefended: Mapping[str, Finding] | None = None  # an attack that fails there shows nothing about a defence
+    extra: Mapping[str, TriedScores] = field(default_factory=dict)  # attacks with answers of their own (shadows)
+    shadow: tuple[Candidates, Mapping[str, TriedScores]] | None = None  # fitted on a shadow, labels of its aux sides
+    notes: Sequence[str] = ()  # why the audit is invalid whatever its figures
+    registry: Sequence[Attack] = ATTACKS  # the primary attack must be among them
+
+    def settings(self, name: str, chosen: str) -> ScoreSettings:
+        """What is asked of one attack's scores."""
+        return ScoreSettings(name, chosen, target_fpr=self.target_fpr, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class AllScores:
+    """Scores of every attack."""
+
+    on: dict[str, FloatArray]
+    off: dict[str, FloatArray]  # with the base in the adapter's place
+    chosen: dict[str, str]  # on the aux sides
+    of_base: BaseScores
 
 
 @dataclass(frozen=True)
@@ -50,79 +86,88 @@ class Evaluation:
     scores: dict[str, FloatArray]
     scores_off: dict[str, FloatArray]
     shadow_findings: dict[str, Finding]  # fitted on a shadow LoRA, tried on this one; empty where none was trained
+    of_base: BaseScores  # for the next LoRA on the same base
 
 
-def examine(
-    answers: Answers,
-    candidates: Candidates,
-    blind: Mapping[str, FloatArray],
-    *,
-    epsilon_doubt: str,
-    target_fpr: float,
-    seed: int,
-    undefended: Mapping[str, Finding] | None = None,
-    extra: Mapping[str, tuple[FloatArray, FloatArray, str]] | None = None,
-    shadow: tuple[Candidates, Mapping[str, tuple[FloatArray, FloatArray, str]]] | None = None,
-    notes: Sequence[str] = (),
-    registry: Sequence[Attack] = ATTACKS,
-    of_base: dict[str, dict[str, FloatArray]] | None = None,
-) -> Evaluation:
-    """Score everything once.
+def examine(inputs: EvaluationInputs, known: BaseScores | None = None) -> Evaluation:
+    """Score everything once, and decide.
 
     Args:
-        blind: scores of attackers that never asked the model.
-        epsilon_doubt: why the split is no fair coin per group, or nothing.
-        undefended: findings on an undefended LoRA of the same split; attacks that fail there are not credited.
-        extra: scores, scores on the base, and settings of attacks that bring their own answers (shadow LoRAs).
-        shadow: candidates with a shadow's labels on the aux sides, and what attacks fitted on that shadow say here.
-        notes: why the audit is invalid whatever its figures.
-        registry: the attacks; the primary one must be among them.
-        of_base: what the attacks say of a base alone, kept by the caller for the next LoRA on it.
+        known: what the attacks say of bases alone, as earlier evaluations returned it (``of_base``).
     """
+    candidates, seed = inputs.candidates, inputs.seed
     aux = aux_view(candidates, seed)
-    scores, chosen = attack_scores(answers, aux, registry, "LoRA on")
-    known, name_of_base = {} if of_base is None else of_base, digest_of(answers.off, aux)
-    if name_of_base not in known:
-        known[name_of_base] = attack_scores(answers.without_adapter(), aux, registry, "LoRA off")[0]
-    scores_off = dict(known[name_of_base])
-    for name, (rows, rows_off, choice) in (extra or {}).items():
-        scores[name], scores_off[name], chosen[name] = rows, rows_off, choice
+    scores = score_all(inputs, aux, known or {})
     findings = {
-        name: finding(name, chosen[name], rows, scores_off.get(name), candidates, target_fpr, seed)
-        for name, rows in scores.items()
+        name: finding(rows, scores.off.get(name), candidates, inputs.settings(name, scores.chosen[name]))
+        for name, rows in scores.on.items()
     }
-    shadow_findings = {
-        name: finding(name, choice, rows, rows_off, shadow[0], target_fpr, seed)
-        for name, (rows, rows_off, choice) in shadow[1].items()
-    } if shadow else {}  # fmt: skip
-    p_max, worst = joint_p(scores, candidates, seed)
-    control_rows = {f"{name}, LoRA off": rows for name, rows in scores_off.items() if np.ptp(rows) > 0}
-    control_rows |= dict(blind) | {"fusion, aux labels dealt anew": permuted_fit(answers, aux, candidates, registry)}
+    p_max, worst = joint_p(scores.on, candidates, seed)
+    control_rows = control_scores(inputs, scores, aux)
     controls_p, failed = joint_p(control_rows, candidates, seed)
     test = np.flatnonzero(candidates.is_test)
-    groups = [candidates.groups[int(row)] for row in test]
-    uncredited = [name for name in findings if undefended and name in undefended and not attack_works(undefended[name])]
+    primary = scores.on[PRIMARY][test], candidates.is_member[test], [candidates.groups[int(row)] for row in test]
+    uncredited = uncredited_attacks(findings, inputs.undefended)
     return Evaluation(
         findings=findings,
         controls={name: control(name, rows, candidates, seed) for name, rows in control_rows.items()},
         controls_p=controls_p,
         p_max=p_max,
         worst=worst,
-        epsilon=one_run_bounds(scores[PRIMARY][test], candidates.is_member[test], groups),
-        epsilon_doubt=epsilon_doubt,
-        dataset_p=dataset_level_p(scores[PRIMARY][test], candidates.is_member[test], groups)[0],
-        verdict=verdict(findings, PRIMARY, p_max, controls_p, failed, notes, uncredited),
-        profiles=profiles(answers, candidates),
-        scores=scores,
-        scores_off=scores_off,
-        shadow_findings=shadow_findings,
+        epsilon=one_run_bounds(*primary),
+        epsilon_doubt=inputs.epsilon_doubt,
+        dataset_p=dataset_level_p(*primary)[0],
+        verdict=verdict(findings, PRIMARY, p_max, controls_p, failed, inputs.notes, uncredited),
+        profiles=profiles(inputs.answers, candidates),
+        scores=scores.on,
+        scores_off=scores.off,
+        shadow_findings=shadow_findings(inputs),
+        of_base=scores.of_base,
     )
+
+
+def score_all(inputs: EvaluationInputs, aux: AuxView, known: BaseScores) -> AllScores:
+    """Scores of every attack, LoRA on and off; a base that is known already is not scored again."""
+    on, chosen = attack_scores(inputs.answers, aux, inputs.registry, "LoRA on")
+    base = digest_of(inputs.answers.off, aux)
+    if base in known:
+        of_base = known[base]
+    else:
+        of_base = attack_scores(inputs.answers.without_adapter(), aux, inputs.registry, "LoRA off")[0]
+    off = dict(of_base)
+    for name, (rows, rows_off, choice) in inputs.extra.items():
+        on[name], off[name], chosen[name] = rows, rows_off, choice
+    return AllScores(on, off, chosen, {base: of_base})
+
+
+def control_scores(inputs: EvaluationInputs, scores: AllScores, aux: AuxView) -> dict[str, FloatArray]:
+    """Scores that no leak can be in: attacks with the LoRA off, blind attackers, a fit on shuffled labels."""
+    off = {f"{name}, LoRA off": rows for name, rows in scores.off.items() if np.ptp(rows) > 0}
+    permuted = permuted_fit(inputs.answers, aux, inputs.candidates, inputs.registry)
+    return off | dict(inputs.blind) | {"fusion, aux labels dealt anew": permuted}
+
+
+def shadow_findings(inputs: EvaluationInputs) -> dict[str, Finding]:
+    """Findings of the attacks that were fitted on a shadow LoRA."""
+    if inputs.shadow is None:
+        return {}
+    candidates, tried = inputs.shadow
+    return {
+        name: finding(rows, rows_off, candidates, inputs.settings(name, choice))
+        for name, (rows, rows_off, choice) in tried.items()
+    }
+
+
+def uncredited_attacks(findings: Mapping[str, Finding], undefended: Mapping[str, Finding] | None) -> list[str]:
+    """Attacks that do not work on the undefended LoRA of the split."""
+    tried = {name: undefended[name] for name in findings if name in undefended} if undefended else {}
+    return [name for name, one in tried.items() if not attack_works(one.p, one.auc_interval)]
 
 
 def attack_scores(
     answers: Answers, aux: AuxView, registry: Sequence[Attack], state: str
 ) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """Scores of every attack, and what each chose; ``state`` says in the messages which answers are scored."""
+    """Scores of every attack, and what each chose; ``state`` names the answers in the log."""
     scores, chosen = {}, {}
     for attack in registry:
         if attack.possible(answers.plan):
@@ -132,20 +177,15 @@ def attack_scores(
 
 
 def digest_of(records: AnswerArrays, aux: AuxView) -> str:
-    """Names a base's answers together with the aux side that attacks learn from."""
+    """Hash of a base's answers and of the aux side that attacks learn from."""
     digest = hashlib.sha256(repr((aux.seed, sorted(records))).encode())
     for values in (*(records[name] for name in sorted(records)), aux.indices, aux.labels, aux.folds):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 
-def attack_works(found: Finding) -> bool:
-    """Whether an attack succeeds at all: significant, interval clear of chance."""
-    return leaks(found, found.p)
-
-
 def permuted_fit(answers: Answers, aux: AuxView, candidates: Candidates, registry: Sequence[Attack]) -> FloatArray:
-    """[n] mean scores of the primary attack fitted on aux labels that were dealt anew among groups."""
+    """[n] mean scores of the primary attack fitted on aux labels that are shuffled among groups."""
     primary = next(attack for attack in registry if attack.name == PRIMARY)
     groups = np.array(candidates.groups, dtype=str)[aux.indices]
     names, position = np.unique(groups, return_inverse=True)
@@ -153,7 +193,7 @@ def permuted_fit(answers: Answers, aux: AuxView, candidates: Candidates, registr
     label_of[position] = aux.labels
     total = np.zeros(len(candidates.pixels))
     for draw in range(PERMUTED_FITS):
-        order = np.random.default_rng(stream_seed(aux.seed, "permuted fit", draw)).permutation(len(names))
+        order = numpy_stream(aux.seed, "permuted fit", draw).permutation(len(names))
         dealt = AuxView(aux.indices, label_of[order][position], aux.folds, aux.seed)
         total += primary.score(answers, dealt)[0]
     return total / PERMUTED_FITS
@@ -162,12 +202,12 @@ def permuted_fit(answers: Answers, aux: AuxView, candidates: Candidates, registr
 def control(name: str, rows: FloatArray, candidates: Candidates, seed: int) -> Control:
     """AUC of a control on the test sides."""
     test = sides_of(rows, candidates, "test")
-    generator = np.random.default_rng(stream_seed(seed, "bootstrap", name))
+    generator = numpy_stream(seed, "bootstrap", name)
     return Control(name, auc(*test), auc_interval(*test, *test_groups(candidates), generator))
 
 
 def profiles(answers: Answers, candidates: Candidates) -> dict[str, list[tuple[int, float, float]]]:
-    """AUC against the timestep for loss, the caption's worth and SecMI, on and off (shown, never chosen from)."""
+    """AUC against the timestep for loss, caption gain and SecMI, LoRA on and off; shown only, no attack reads it."""
     nodes = answers.plan.chain_nodes[:-1]  # edge 0 starts at the clean latent: it is PIA
     both = [_profile_scores(state) for state in (answers, answers.without_adapter())]
     timesteps = {"loss": answers.plan.noise_timesteps, "caption gain": answers.plan.noise_timesteps, "SecMI": nodes}

@@ -71,7 +71,7 @@ def roc_band(
     members: FloatArray, non_members: FloatArray, groups: tuple[list[str], list[str]], grid: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Pointwise 95 % band of the ROC over bootstrap samples of groups."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(0)  # not a stream of library.seeding: the same data keep the same figure
     weights = [group_draws(side, 200, generator).astype(int) for side in groups]
     curves = []
     for inside, outside in zip(*weights, strict=True):
@@ -179,7 +179,7 @@ def epsilon_figure(evaluation: Evaluation, claimed: float | None) -> str:
 
 
 def group_figure(bars: Sequence[tuple[float, int]], highest: float) -> str:
-    """Groups of member pictures by mean score, numbered: their names may name persons. The best non-member is a line.
+    """Groups of member pictures by mean score, by number (names may name persons); a line for the best non-member.
 
     Args:
         bars: mean score and number of pictures, worst first.
@@ -197,7 +197,7 @@ def group_figure(bars: Sequence[tuple[float, int]], highest: float) -> str:
 def group_bars(
     scores: FloatArray, candidates: Candidates, most: int = 16
 ) -> tuple[dict[str, tuple[float, int]], float]:
-    """The groups of members that stand out most (mean score in spreads of the non-members, pictures), worst first.
+    """The most exposed groups of members (mean score in spreads of the non-members, pictures), worst first.
 
     Returns:
         The groups, and the highest non-member on the same scale.
@@ -212,7 +212,7 @@ def group_bars(
 
 
 def agreement_figure(scores: Mapping[str, FloatArray], candidates: Candidates, titles: Mapping[str, str]) -> str:
-    """Rank correlation (Spearman) of every pair of attacks over the test members: who finds the same pictures."""
+    """Rank correlation (Spearman) of every pair of attacks over the test members: do they find the same pictures?"""
     rows = candidates.indices("members-test")
     ranks = np.stack([stats.rankdata(values[rows]) for values in scores.values()])
     ranks -= ranks.mean(1, keepdims=True)
@@ -231,18 +231,18 @@ def agreement_figure(scores: Mapping[str, FloatArray], candidates: Candidates, t
 
 @dataclass(frozen=True)
 class Stop:
-    """One LoRA on the way of its training."""
+    """One saved LoRA of a training."""
 
     exposures: float  # per member picture
     auc: float
     low: float
     high: float
-    member_loss: float  # of the base's
+    member_loss: float  # share of the base model's
     non_member_loss: float
 
 
 def exposure_figure(trainings: Mapping[str, Sequence[Stop]]) -> str:
-    """Above: AUC of the main attack with its interval against exposures. Below: what was learnt meanwhile."""
+    """Above: AUC of the main attack with its interval against exposures. Below: what the LoRA learnt."""
     figure = Figure(figsize=(4.4, 5.4), layout="constrained")
     FigureCanvasSVG(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -253,8 +253,9 @@ def exposure_figure(trainings: Mapping[str, Sequence[Stop]]) -> str:
         stops = sorted(stops, key=lambda stop: stop.exposures)
         seen = [stop.exposures for stop in stops]
         above.plot(seen, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=for_figure(name))
-        above.fill_between(seen, [stop.low for stop in stops], [stop.high for stop in stops], color=colour, alpha=0.12,
-                           linewidth=0)  # fmt: skip
+        above.fill_between(
+            seen, [stop.low for stop in stops], [stop.high for stop in stops], color=colour, alpha=0.12, linewidth=0
+        )
         if len(stops) == 1:
             above.plot(seen * 2, [stops[0].low, stops[0].high], color=colour, linewidth=1.2)
         below.plot(seen, [100 * stop.member_loss for stop in stops], "o-", color=colour, markersize=3)
@@ -279,7 +280,9 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> 
     axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(
-        xlabel="loss on members, of the base's (lower = learnt more)", ylabel="AUC of the best attack", ylim=(0.4, 1.02)
+        xlabel="loss on members, share of the base's (lower = learnt more)",
+        ylabel="AUC of the best attack",
+        ylim=(0.4, 1.02),
     )
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside lower center", frameon=False, ncols=2)
     return svg(figure)

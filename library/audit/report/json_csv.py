@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from library.audit.attacks.attack_result import Finding
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report.audit_result import ACCESS, TITLES, AuditResult
 from library.audit.report.paired_differences import paired_differences
+from library.audit.statistics.findings import Finding
 
 
 def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[str, Any]:
@@ -43,10 +43,11 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         "auc_by_timestep": {name: [list(row) for row in rows] for name, rows in evaluation.profiles.items()},
         "utility": dict(result.utility),
         "images": {side: sides.count(side) for side in sorted(set(sides))},
-        "groups_tested": len({group for group, side in zip(result.candidates.groups, sides, strict=True)
-                              if side.endswith("-test")}),
+        "groups_tested": len(
+            {group for group, side in zip(result.candidates.groups, sides, strict=True) if side.endswith("-test")}
+        ),
         "facts": dict(result.facts),
-    }  # fmt: skip
+    }
 
 
 def _finding_json(result: AuditResult, one: Finding) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two LoRAs on one split: how much less, or more, one of them leaks, picture by picture."""
+"""Two LoRAs on one split: how much more or less one of them leaks, compared picture by picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,12 @@ class Pair:
 
 
 def reference_of(result: AuditResult, together: Sequence[AuditResult]) -> AuditResult | None:
-    """The LoRA that this one is compared with: the first undefended one on its split, else the first; never itself."""
-    here = [one for one in together if (one.candidates.pixels, one.candidates.sides)
-            == (result.candidates.pixels, result.candidates.sides)]  # fmt: skip
+    """The LoRA to compare with: the first undefended one on the same split, else the first; None for itself."""
+    here = [
+        one
+        for one in together
+        if (one.candidates.pixels, one.candidates.sides) == (result.candidates.pixels, result.candidates.sides)
+    ]
     chosen = next((one for one in here if one.defended is False), here[0] if here else None)
     return None if chosen is result else chosen
 

@@ -27,17 +27,17 @@ from library.errors import InputError
 from library.tensor_files import private_folder, write_whole
 
 BANDS = 5  # as many parts of the non-members as scores.csv tells apart
-KEPT = (
+KEPT = (  # keys of findings.json
     "format", "label", "method", "settings", "exposures_per_image", "defended", "verdict", "primary", "worst",
     "p_max_over_attacks", "findings", "findings_with_a_shadow", "paired_differences", "controls",
     "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dataset_level_p", "utility",
     "images", "groups_tested", "facts",
-)  # fmt: skip  # keys of findings.json
+)  # fmt: skip
 FACTS = (
     "profile", "LoRA", "inclusion", "torch", "drawings", "black box", "image quality", "prompt-image agreement",
     "shadow",
 )  # fmt: skip
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
 def publish(audited: Sequence[tuple[Path, AuditResult]], together: Sequence[AuditResult], folder: Path) -> Path:
@@ -151,8 +151,10 @@ def shareable_page(one: AuditResult, others: Sequence[AuditResult], facts: Mappi
     ]
     parts += report_page.quality_section(one) + report_page.controls_section(one) + report_page.epsilon_section(one)
     stated = ", ".join(f"{name} {value}" for name, value in facts.items())
-    note = ("Figures are rounded to two digits. What could be computed again from a picture (scores, thresholds, exact "
-            "curves) is left out, since it would tell members to whoever has the pictures.")  # fmt: skip
+    note = (
+        "Figures are rounded to two digits. What could be computed again from a picture (scores, thresholds, exact "
+        "curves) is left out, since it would tell members to whoever has the pictures."
+    )
     parts += [*report_page.fine_print(one), html.paragraph(note, small=True), html.paragraph(stated, small=True)]
     return html.page(f"Audit of {one.label}", parts)
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from library.audit.attacks.attack_result import Finding
 from library.audit.attacks.registry import PRIMARY
 from library.audit.images.generated import QUALITY
 from library.audit.report import html
@@ -14,7 +13,9 @@ from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
+from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import hanley_mcneil_half_width
+from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
 CLASSES = {"leak": "leak", "no evidence": "none", "invalid": "invalid"}
@@ -74,7 +75,7 @@ def area(one: Finding) -> str:
 
 
 def first_screen(result: AuditResult) -> list[str]:
-    """The verdict in words, then what a LoRA maker needs to judge it."""
+    """The verdict in words, then the figures that a LoRA maker needs to judge it."""
     verdict, worst, utility = result.evaluation.verdict, result.worst, result.utility
     box = (
         f'<section class="verdict {CLASSES[verdict.word]}"><b>{HEADLINES[verdict.word]}</b>'
@@ -84,15 +85,15 @@ def first_screen(result: AuditResult) -> list[str]:
     exposures = "unknown (the file does not say)" if result.exposures is None else f"{result.exposures:g}"
     pairs = [
         ("Worst attack", TITLES[worst.name]),
-        ("its AUC (0.5 = guessing) with 95 % interval", area(worst)),
-        ("the same with the LoRA off", "-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
+        ("AUC of the worst attack (0.5 = guessing) with 95 % interval", area(worst)),
+        ("AUC of the worst attack with the LoRA off", "-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
         ("Main attack, fixed beforehand", f"{area(result.main)}, p = {result.main.p:.4f}"),
         ("Exposures per member picture", exposures),
-        ("Member loss, of the base's", f"{100 * utility['member_loss_relative']:.1f} %"),
-        ("Non-member loss, of the base's", f"{100 * utility['non_member_loss_relative']:.1f} %"),
+        ("Member loss (% of the base model's)", f"{100 * utility['member_loss_relative']:.1f} %"),
+        ("Non-member loss (% of the base model's)", f"{100 * utility['non_member_loss_relative']:.1f} %"),
         ("Tested on", f"{result.main.members} members, {result.main.non_members} non-members"),
         (
-            "Luck alone moves an AUC of this sample by",
+            "Half-width of chance at this sample size (AUC)",
             f"\u00b1{hanley_mcneil_half_width(0.5, result.main.members, result.main.non_members):.2f}",
         ),
     ]
@@ -104,8 +105,7 @@ def first_screen(result: AuditResult) -> list[str]:
 
 def comparison(together: Sequence[AuditResult], result: AuditResult) -> list[str]:
     """All LoRAs of this call in one table."""
-    columns = ("LoRA", "method", "exposures", "verdict", "main AUC", "minus the reference's", "worst attack",
-               "worst AUC", "member loss")  # fmt: skip
+    names = "LoRA, method, exposures, verdict, main AUC, minus the reference's, worst attack, worst AUC, member loss"
     rows = [
         (
             one.label,
@@ -120,9 +120,11 @@ def comparison(together: Sequence[AuditResult], result: AuditResult) -> list[str
         )
         for one in together
     ]
-    text = ("The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap "
-            "draws); the reference is the first undefended LoRA on the same split, else the first.")  # fmt: skip
-    table = html.table(columns, rows, [one is result for one in together])
+    text = (
+        "The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap "
+        "draws); the reference is the first undefended LoRA on the same split, else the first."
+    )
+    table = html.table(names.split(", "), rows, [one is result for one in together])
     return [html.heading("Side by side"), html.paragraph(text, small=True), table]
 
 
@@ -135,7 +137,7 @@ def paired(one: AuditResult, together: Sequence[AuditResult]) -> str:
 
 
 def quality_section(result: AuditResult) -> list[str]:
-    """Image quality and prompt agreement of what was drawn, each figure under its own name."""
+    """Image quality and prompt agreement of the drawings, each figure under its own name."""
     rows = [
         (title, f"{result.utility[name]:.4g}", f"{result.utility[f'{name}_of_base']:.4g}")
         for name, title in QUALITY.items()
@@ -149,15 +151,21 @@ def quality_section(result: AuditResult) -> list[str]:
         said.append(f"the pictures themselves reach a CLIP score of {result.utility['clip_score_of_pictures']:.4g}")
     note = "Frechet distances of few pictures are too large; compare them only at the same number."
     text = f"{images}: {'; '.join(said)}. {note}"
-    return [html.heading("Image quality"), html.paragraph(text, small=True),
-            html.table(("figure", "LoRA on", "LoRA off"), rows)]  # fmt: skip
+    return [
+        html.heading("Image quality"),
+        html.paragraph(text, small=True),
+        html.table(("figure", "LoRA on", "LoRA off"), rows),
+    ]
 
 
 def attack_table(result: AuditResult) -> list[str]:
     """Every attack with all its figures."""
     shadows = result.evaluation.shadow_findings
-    columns = ("attack", "access", "UNet passes", "chosen on aux", "AUC", "flipped", "LoRA off", "balanced accuracy",
-               "TPR at 5 % FPR", "TPR at 1 % FPR", "p", *(("AUC, fitted on a shadow",) if shadows else ()))  # fmt: skip
+    names = (
+        "attack, access, UNet passes, chosen on aux, AUC, flipped, LoRA off, balanced accuracy, TPR at 5 % FPR, "
+        "TPR at 1 % FPR, p"
+    )
+    columns = [*names.split(", "), *(["AUC, fitted on a shadow"] if shadows else [])]
     rows = []
     for one in result.evaluation.findings.values():
         accuracy = (
@@ -166,15 +174,28 @@ def attack_table(result: AuditResult) -> list[str]:
             else (f"{one.transfer.balanced_accuracy:.2f} {interval(one.transfer.balanced_accuracy_interval)}")
         )
         off = "-" if one.auc_off is None else f"{one.auc_off:.2f}"
-        rows.append((
-            TITLES[one.name], ACCESS[one.name], str(result.passes.get(one.name, "-")), one.chosen, area(one),
-            f"{one.auc_flipped:.2f}", off, accuracy, _rate(one, 0.05), _rate(one, 0.01), f"{one.p:.4f}",
-            *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
-        ))  # fmt: skip
+        rows.append(
+            (
+                TITLES[one.name],
+                ACCESS[one.name],
+                str(result.passes.get(one.name, "-")),
+                one.chosen,
+                area(one),
+                f"{one.auc_flipped:.2f}",
+                off,
+                accuracy,
+                _rate(one, 0.05),
+                _rate(one, 0.01),
+                f"{one.p:.4f}",
+                *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
+            )
+        )
     marked = [one.name == PRIMARY for one in result.evaluation.findings.values()]
-    text = ("Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. GB asks "
-            "the UNet, GB+base also the public base model, WB reads weights and gradients (all can who have the file), "
-            "BB only draws pictures. A perfect attack on a private LoRA has AUC 0.50.")  # fmt: skip
+    text = (
+        "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. GB asks "
+        "the UNet, GB+base also the public base model, WB reads weights and gradients (anyone who has the file can), "
+        "BB only draws pictures. A perfect attack on a private LoRA has AUC 0.50."
+    )
     return [html.heading("Every attack"), html.paragraph(text, small=True), html.table(columns, rows, marked)]
 
 
@@ -188,11 +209,13 @@ def _rate(one: Finding, fpr: float) -> str:
 
 
 def controls_section(result: AuditResult) -> list[str]:
-    """What must be at chance."""
+    """The controls, which must be at chance."""
     evaluation = result.evaluation
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
-    text = (f"None of these reads the LoRA's own answers, so each must sit at 0.50. Largest deviation among all: "
-            f"p = {evaluation.controls_p:.3f}; below 0.01 the audit is marked invalid.")  # fmt: skip
+    text = (
+        f"None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
+        f"p = {evaluation.controls_p:.3f}; below {CONTROL_P:g} the audit is marked invalid."
+    )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
 
 
@@ -200,38 +223,56 @@ def epsilon_section(result: AuditResult) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     evaluation = result.evaluation
     note = (
-        f"The numbers are indicative, no valid bound: {evaluation.epsilon_doubt}."
+        f"The numbers are indicative and not a valid bound: {evaluation.epsilon_doubt}."
         if evaluation.epsilon_doubt
-        else "Each group of pictures entered by a fair coin, so this is a valid one-run audit of the test sides."
+        else "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides."
     )
     rows = [
-        (str(bound.guesses), str(bound.correct), f"{bound.epsilon:.2f}", f"{bound.ceiling:.2f}",
-         f"{bound.gaussian_epsilon:.2f}")
+        (
+            str(bound.guesses),
+            str(bound.correct),
+            f"{bound.epsilon:.2f}",
+            f"{bound.ceiling:.2f}",
+            f"{bound.gaussian_epsilon:.2f}",
+        )
         for bound in evaluation.epsilon
-    ]  # fmt: skip
-    columns = ("guesses", "right", "epsilon at least", "if all were right", "at least, Gaussian mechanisms only")
+    ]
+    names = (
+        "guesses, correct guesses, lower bound on epsilon, bound if all guesses were correct, "
+        "lower bound for Gaussian mechanisms only"
+    )
     low = f"{evaluation.dataset_p:.2g}"
     dataset = f"Dataset-level test (was this collection as a whole used?): one-sided p = {low}."
-    return [html.heading("Empirical epsilon"), html.paragraph(note), html.table(columns, rows), html.paragraph(dataset)]
+    return [
+        html.heading("Empirical epsilon"),
+        html.paragraph(note),
+        html.table(names.split(", "), rows),
+        html.paragraph(dataset),
+    ]
 
 
 def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
     """The most exposed members."""
-    text = ("Member pictures with the highest scores of the main attack. The percentage says how many non-members "
-            "score as high: at 0 % an attacker could accuse this picture and be wrong on none of them. This list names "
-            "private pictures; keep the folder to yourself.")  # fmt: skip
+    text = (
+        "Member pictures with the highest scores of the main attack. The percentage says how many non-members "
+        "score as high: at 0 % an attacker who accuses this picture is wrong about no non-member. This list names "
+        "private pictures; keep the folder to yourself."
+    )
     if any(risk.drawing for risk in exposed):
-        text += " Where its caption was drawn, the nearest drawing stands below the picture."
+        text += " For a drawn caption, the nearest drawing stands below the picture."
     entries = [
-        ([uri for uri in (risk.thumbnail, risk.drawing) if uri], risk.file,
-         f"passed by {100 * risk.passed_by:.0f} % of non-members")
+        (
+            [uri for uri in (risk.thumbnail, risk.drawing) if uri],
+            risk.file,
+            f"passed by {100 * risk.passed_by:.0f} % of non-members",
+        )
         for risk in exposed
-    ]  # fmt: skip
+    ]
     return [html.heading("Most exposed pictures"), html.paragraph(text), html.pictures(entries)]
 
 
 def group_section(result: AuditResult) -> list[str]:
-    """Which group has which number in the figure; a picture that is a group of its own has no name to show."""
+    """The number of each group in the figure; a picture that is a group of its own has no name to show."""
     bars, _ = group_bars(result.evaluation.scores[PRIMARY], result.candidates)
     own = set(result.candidates.pixels)
     rows = [(str(number), name) for number, name in enumerate(bars, 1) if name not in own]
@@ -244,9 +285,11 @@ def fine_print(result: AuditResult) -> list[str]:
     """How it was measured."""
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items()) or "none stated in the file"
     facts = ", ".join(f"{name} {value}" for name, value in result.facts.items())
-    text = ("Everything chosen or fitted was chosen on the aux sides; the test sides were scored once. Intervals are "
-            "95 % bootstraps over groups of pictures, Clopper-Pearson at fixed thresholds; p-values deal the labels of "
-            "groups out anew. An audit shows what these attacks find, not what no attack could.")  # fmt: skip
+    text = (
+        "Attacks chose and fitted everything on the aux sides; the test sides were scored once. Intervals are "
+        "95 % bootstraps over groups of pictures, Clopper-Pearson at fixed thresholds; p-values come from dealing "
+        "out the labels of groups again. An audit shows what these attacks find, not what no attack could."
+    )
     return [
         html.heading("How this was measured"),
         html.paragraph(text),

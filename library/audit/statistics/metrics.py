@@ -34,13 +34,19 @@ def flipped_auc(members: Scores, non_members: Scores) -> float:
     return max(area, 1 - area)
 
 
-def allowed_false_positives(non_members: int, fpr: float) -> int:
-    """floor(fpr * N), at least 1. Raises: ValueError where N is too small to resolve the rate."""
+def non_members_needed(fpr: float) -> int:
+    """How many non-members resolve a false-positive rate. Raises: ValueError for a rate that is not between 0 and 1."""
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must lie between 0 and 1, got {fpr}")
+    return math.ceil(1 / fpr - 1e-9)
+
+
+def allowed_false_positives(non_members: int, fpr: float) -> int:
+    """floor(fpr * N), at least 1. Raises: ValueError where N is too small to resolve the rate."""
+    needed = non_members_needed(fpr)
     allowed = math.floor(non_members * fpr + 1e-9)
     if allowed < 1:
-        raise ValueError(f"fpr={fpr} needs {math.ceil(1 / fpr - 1e-9)} non-members, got {non_members}")
+        raise ValueError(f"fpr={fpr} needs {needed} non-members, got {non_members}")
     return allowed
 
 

@@ -1,4 +1,4 @@
-"""Lower bounds on epsilon from one training run: each image entered by a fair coin, and we guess the coins."""
+"""Lower bounds on epsilon from one training run: a fair coin put each image in or out, and we guess the coins."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 LARGEST_EPSILON = 30.0
+LARGEST_MU = 12.0
+TOLERANCE = 1e-12  # of every root
 
 
 def guess_p_value(epsilon: float, guesses: int, correct: int, canaries: int, delta: float) -> float:
@@ -23,34 +25,35 @@ def guess_p_value(epsilon: float, guesses: int, correct: int, canaries: int, del
 
 
 def largest_rejected(p_value: Callable[[float], float], level: float) -> float:
-    """Largest value whose p stays below ``level``, by bisection; 0 where even 0 is not rejected."""
-    low, high = 0.0, LARGEST_EPSILON
-    if p_value(low) >= level:
+    """Largest epsilon whose p stays below ``level``; 0 where even 0 is not rejected. p grows with epsilon."""
+    if p_value(0.0) >= level:
         return 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle) < level else (low, middle)
-    return low
+    if p_value(LARGEST_EPSILON) < level:
+        return LARGEST_EPSILON
+    return float(optimize.brentq(lambda epsilon: p_value(epsilon) - level, 0.0, LARGEST_EPSILON, xtol=TOLERANCE))
 
 
 def one_run_epsilon(guesses: int, correct: int, canaries: int, delta: float = 1e-5, level: float = 0.05) -> float:
     """Lower bound on epsilon that holds with confidence 1 - ``level`` (one-run audit)."""
     if not 0 <= correct <= guesses <= canaries:
-        raise ValueError(f"{correct} correct of {guesses} guesses on {canaries} canaries cannot be")
+        raise ValueError(f"{correct} correct of {guesses} guesses on {canaries} canaries is impossible")
     return largest_rejected(lambda epsilon: guess_p_value(epsilon, guesses, correct, canaries, delta), level)
 
 
-def gaussian_is_refuted(mu: float, guesses: int, correct: int, canaries: int, level: float = 0.05) -> bool:
-    """Does the run refute mu-Gaussian-DP? Recursion of arXiv 2410.22235 for two-sided guesses (k = 2)."""
+def gaussian_excess(mu: float, guesses: int, correct: int, canaries: int, level: float = 0.05) -> float:
+    """Above 0 where the run refutes mu-Gaussian-DP; falls with mu.
+
+    Recursion of arXiv 2410.22235 for two-sided guesses (k = 2).
+    """
     if correct == 0:
-        return False
+        return -guesses / canaries
     outside = level * correct / canaries
     inside = level * (guesses - correct) / canaries
     for index in range(correct - 1, -1, -1):
         bound = max(inside, float(stats.norm.cdf(stats.norm.ppf(outside) - mu)))
         outside += index / (guesses - index) * (bound - inside)
         inside = bound
-    return outside + inside > guesses / canaries
+    return outside + inside - guesses / canaries
 
 
 def gaussian_epsilon(mu: float, delta: float = 1e-5) -> float:
@@ -62,26 +65,27 @@ def gaussian_epsilon(mu: float, delta: float = 1e-5) -> float:
         second = epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu)
         return float(stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(second))
 
-    low, high = 0.0, 1.0
+    if spent(0.0) <= delta:
+        return 0.0
+    high = 1.0
     while spent(high) > delta:
         high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > delta else (low, middle)
-    return high
+    return float(optimize.brentq(lambda epsilon: spent(epsilon) - delta, 0.0, high, xtol=TOLERANCE))
 
 
 def gaussian_one_run_epsilon(
     guesses: int, correct: int, canaries: int, delta: float = 1e-5, level: float = 0.05
 ) -> float:
     """Lower bound on epsilon *against Gaussian mechanisms only* (for DP-SGD runs): tighter than ``one_run_epsilon``."""
-    if not gaussian_is_refuted(0.0, guesses, correct, canaries, level):
+
+    def excess(mu: float) -> float:
+        return gaussian_excess(mu, guesses, correct, canaries, level)
+
+    if excess(0.0) <= 0:
         return 0.0
-    low, high = 0.0, 12.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gaussian_is_refuted(middle, guesses, correct, canaries, level) else (low, middle)
-    return gaussian_epsilon(low, delta)
+    if excess(LARGEST_MU) > 0:
+        return gaussian_epsilon(LARGEST_MU, delta)
+    return gaussian_epsilon(float(optimize.brentq(excess, 0.0, LARGEST_MU, xtol=TOLERANCE)), delta)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Could it be luck? Exact tests that deal the labels out again, group by group, as the split did."""
+"""Tests against luck: deal the labels out again among groups, as the split did, and compare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class PermutationTest:
 def dealt_labels(
     is_member: NDArray[np.bool_], position: NDArray[np.intp], draws: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """[draws, G] labels of the groups in random order; a group whose images differ in label is refused."""
+    """[draws, G] labels of the groups in random order. Raises: ValueError for a group of members and non-members."""
     groups = int(position.max()) + 1
     share = np.bincount(position, is_member, groups) / np.bincount(position, minlength=groups)
     if not np.isin(share, (0.0, 1.0)).all():
@@ -37,7 +37,7 @@ def permutation_test(
     generator: np.random.Generator,
     draws: int = 10_000,
 ) -> PermutationTest:
-    """Deal the group labels ``draws`` times; exact for fixed and for coin-flip splits given their number of members.
+    """Shuffle the group labels ``draws`` times; exact for fixed and coin-flip splits given their number of members.
 
     Args:
         scores: [A, n] one row per attack.
@@ -67,7 +67,7 @@ def permutation_test(
 def dataset_level_p(
     scores: NDArray[np.float64], is_member: NDArray[np.bool_], groups: Sequence[str]
 ) -> tuple[float, int, int]:
-    """One-sided Welch test on group means: was this *portfolio* used? (arXiv 2411.12858.) Returns p and both sizes."""
+    """One-sided Welch test on group means: was this *portfolio* used (arXiv 2411.12858)? Returns p and both sizes."""
     _, position = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sizes = np.bincount(position)
     means = np.bincount(position, scores) / sizes

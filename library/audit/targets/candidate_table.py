@@ -1,4 +1,4 @@
-"""The candidates of an audit in one order: sides, groups, pictures, and what an attacker may know of them."""
+"""The candidates of an audit in one order: sides, groups, pictures, and what an attacker may know about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Candidates:
         both = by_label[0] & by_label[1]
         if both:
             raise InputError(
-                f"{len(both)} of {len(self.pixels)} pictures are members and non-members at once; nothing "
+                f"{len(both)} of {len(self.pixels)} pictures are both members and non-members; nothing "
                 "can be measured on such a split"
             )
         grouped = [
@@ -38,7 +38,7 @@ class Candidates:
             for end in ("-aux", "-test")
         ]
         if grouped[0] & grouped[1]:
-            raise InputError(f"{len(grouped[0] & grouped[1])} groups lie on aux and test sides at once")
+            raise InputError(f"{len(grouped[0] & grouped[1])} groups are on both aux and test sides")
 
     @property
     def is_member(self) -> NDArray[np.bool_]:
@@ -57,7 +57,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class AuxView:
-    """All that an attack may learn from: rows, labels and folds of the aux sides. No test label is in it."""
+    """What an attack may learn from: rows, labels and folds of the aux sides, and no test label."""
 
     indices: NDArray[np.intp]  # [A] positions among all pictures
     labels: NDArray[np.bool_]  # [A]
@@ -88,7 +88,7 @@ def aux_view(candidates: Candidates, seed: int, folds: int = 5) -> AuxView:
 
 @dataclass(frozen=True)
 class Picture:
-    """One candidate as the queries need it."""
+    """One candidate, ready for the queries."""
 
     key: str  # pixels, caption and training size: names its records
     identity: str  # pixels alone: seeds its noise

@@ -46,7 +46,7 @@ class CandidateSet:
         return [example.caption for example in self.examples]
 
     def doubt_of_coins(self, settings: Mapping[str, Any]) -> str:
-        """Why this split is no fair coin per group, as a one-run audit needs; empty where it is.
+        """Why this split did not throw a fair coin per group, as a one-run audit needs; empty where it did.
 
         Args:
             settings: of the training; they vouch for an old split file only where the training drew it itself.
@@ -131,7 +131,7 @@ def require_resolvable(candidates: Candidates, target_fpr: float) -> None:
     if count * target_fpr < 1 - 1e-9:
         raise InputError(
             f"target_fpr={target_fpr} needs {math.ceil(1 / target_fpr)} non-members on the aux side, got "
-            f"{count}; ask for a larger rate or use more pictures"
+            f"{count}; give a larger target_fpr or use more pictures"
         )
 
 
@@ -224,7 +224,7 @@ def features_of(
     rows: Sequence[int],
     extract: Callable[[Tensor, list[str]], Features],
 ) -> dict[str, NDArray[np.float32]]:
-    """What some networks see in the pictures themselves, one picture at a time: [n, ...] by name."""
+    """Features of the pictures themselves, one picture at a time: [n, ...] by name of the network."""
     chosen = [(candidate_set.examples[row], sizes[row]) for row in rows]
     seen = [extract(plain_pixels(one, size)[None] / 2 + 0.5, [one.caption]) for one, size in chosen]
     return {name: torch.cat([one[name] for one in seen]).numpy() for name in seen[0]}

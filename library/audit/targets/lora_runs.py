@@ -114,7 +114,7 @@ def read_settings(config: Path) -> dict[str, Any]:
     try:
         tables = toml.loads(config.read_text(encoding="utf-8-sig"))
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise InputError(f"'{config}' is no valid TOML: {error}") from error
+        raise InputError(f"'{config}' is not valid TOML: {error}") from error
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= value if isinstance(value, dict) else {key: value}

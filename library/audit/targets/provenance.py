@@ -1,4 +1,4 @@
-"""What a LoRA file says of its own making, and whether it belongs to this base."""
+"""What a LoRA file states about its training, and whether it was trained on this base."""
 
 import math
 import stat
@@ -9,18 +9,18 @@ from pathlib import Path
 from torch import Tensor
 
 from library.errors import InputError, shortened
+from library.lora_files.metadata import PRIVACY_PREFIX
 from library.lora_files.other_names import kohya_named
 from library.tensor_files import not_finite, read_tensors, state_fingerprint, write_tensors
 from library.trainers import TRAINERS
 
-PREFIX = "ss_privacy_"
 KEPT_APART = ("base_fingerprint",)
 METHODS = (*TRAINERS, "DPLoRA")  # what a report calls by its name; DPLoRA has no door here
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Facts of the training; None where the file is silent."""
+    """Facts of the training; None where the file does not state them."""
 
     method: str
     trainer: str  # the suite's own door that trained it; empty for another trainer, whatever the file says
@@ -32,12 +32,13 @@ class Provenance:
 
 
 def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Provenance:
-    """Read the ss_privacy_* keys. What they say is a stranger's word: no name but the suite's own is taken from them.
+    """Read the ss_privacy_* keys. A stranger may have written them: only the suite's own names are taken from them.
 
     Raises:
-        InputError: a figure that is none.
+        InputError: a figure that is not a number.
     """
-    stated = {name.removeprefix(PREFIX): text for name, text in metadata.items() if name.startswith(PREFIX)}
+    ours = {name: text for name, text in metadata.items() if name.startswith(PRIVACY_PREFIX)}
+    stated = {name.removeprefix(PRIVACY_PREFIX): text for name, text in ours.items()}
     settings = {name: text for name, text in stated.items() if name not in KEPT_APART and not name.startswith("audit_")}
     if "ss_network_dim" in metadata:
         settings["network_dim"] = metadata["ss_network_dim"]
@@ -59,7 +60,7 @@ def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pr
 
 
 def _figure(stated: Mapping[str, str], name: str) -> float | None:
-    """A number that the file states, or None where it is silent."""
+    """A number that the file states, or None where it states none."""
     if name not in stated:
         return None
     try:
@@ -67,20 +68,23 @@ def _figure(stated: Mapping[str, str], name: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise InputError(f"the LoRA's metadata says {PREFIX}{name} = {stated[name]!r}, which is no number of at least "
-                         "0; it was not written by this suite, or altered since")  # fmt: skip
+        raise InputError(
+            f"the LoRA's metadata says {PRIVACY_PREFIX}{name} = {stated[name]!r}, which is not a number of at least 0; "
+            "this suite did not write it, or somebody changed it since"
+        )
     return value
 
 
 def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, base_hashes: Mapping[str, str]) -> None:
     """Raises: InputError when the file names another base than the one that was opened."""
-    known = {f"{PREFIX}base_fingerprint": base_fingerprint, **base_hashes}
+    known = {f"{PRIVACY_PREFIX}base_fingerprint": base_fingerprint, **base_hashes}
     for name, here in known.items():
         stated = metadata.get(name)
         if stated and here and stated != here:
-            raise InputError(f"'{file}' was trained on another base model ({name} {stated[:12]}, the one here is "
-                             f"{here[:12]}); give its own base with --pretrained_model_name_or_path, and its VAE with "
-                             "--vae if it had another")  # fmt: skip
+            raise InputError(
+                f"'{file}' was trained on another base model ({name}: {stated[:12]} in the file, {here[:12]} here); "
+                "give its own base with --pretrained_model_name_or_path, and its VAE with --vae if it had another"
+            )
 
 
 def check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -94,7 +98,7 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, str], Provena
     """Tensors of a LoRA file under kohya's names, its metadata, and what it says of itself.
 
     Raises:
-        InputError: no safetensors file, or NaN in it.
+        InputError: not a safetensors file, or NaN in it.
     """
     tensors, metadata = read_tensors(file)
     weights = kohya_named(tensors, metadata)
@@ -106,6 +110,6 @@ def stamp(file: Path, facts: Mapping[str, str]) -> None:
     """Put measured figures into a LoRA's metadata in place of an earlier audit's; tensors, hash and mode stay."""
     tensors, metadata = read_tensors(file)
     mode = stat.S_IMODE(file.stat().st_mode)
-    kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PREFIX}audit_")}
+    kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PRIVACY_PREFIX}audit_")}
     write_tensors(file, tensors, {**kept, **facts})
     file.chmod(mode)
