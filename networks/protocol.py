@@ -23,6 +23,7 @@ from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
+from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
 OWN = "networks.lora"
@@ -123,7 +124,7 @@ def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
 
 
 def parameter_groups(
-    network: Any, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+    network: Network, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
 ) -> list[dict[str, Any]]:
     """The network's parameter groups with their learning rates; what is in no group is frozen.
 
@@ -148,7 +149,7 @@ def parameter_groups(
     return groups
 
 
-def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
+def before_pass(network: Network, model: Any, *, starts_epoch: bool) -> None:
     """Training mode, in which dropouts act, and the module's own hooks."""
     network.train()
     if starts_epoch:
@@ -157,7 +158,7 @@ def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
         network.on_step_start(model.text_encoder, model.unet)
 
 
-def after_step(network: Any, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
+def after_step(network: Network, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
     """Max-norm regularisation where it is on, with its figures; then evaluation mode for all that only looks."""
     figures: dict[str, float] = {}
     if scale_weight_norms is not None:
@@ -167,7 +168,7 @@ def after_step(network: Any, scale_weight_norms: float | None, device: torch.dev
     return figures
 
 
-def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
+def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Network:
     """The module's network with kohya's arguments; whatever it objects to is an input error."""
     name = rules.network_module
     try:
@@ -205,7 +206,7 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
         raise InputError(f"network_module '{name}' did not take its network_args {given} ({reason})") from error
 
 
-def _require_calls(network: Any, rules: NetworkRules) -> None:
+def _require_calls(network: Network, rules: NetworkRules) -> None:
     """Raises: InputError with every call that this run needs and the network lacks."""
     wanted = [
         *NEEDED,
@@ -220,7 +221,7 @@ def _require_calls(network: Any, rules: NetworkRules) -> None:
         raise InputError(f"network_module '{rules.network_module}' lacks {', '.join(lacking)}; use {OWN}")
 
 
-def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
+def _load_weights(network: Network, rules: NetworkRules, both_parts: bool) -> None:
     """Fill the network from network_weights. Modules that the file lacks start fresh, and that is said.
 
     Raises:
