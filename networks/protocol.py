@@ -94,7 +94,7 @@ def inject(
             f"network_module '{rules.network_module}' makes a network that clients misread: {error}"
         ) from error
     network.to(device)
-    return network, _stated(rules, given, state)
+    return network, stated_facts(rules, given, state)
 
 
 def with_stand_in(rules: NetworkRules) -> NetworkRules:
@@ -278,7 +278,7 @@ def _in_live_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("lora_te_text_model_", "lora_te_", 1): value for name, value in tensors.items()}
 
 
-def _stated(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+def stated_facts(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
     """What the file says of the network: the options, or the truth of the tensors where they came from a file.
 
     Of network_args only keys that are known, and of their values only such that cannot name a file.

@@ -242,9 +242,9 @@ def test_network_args_in_the_header_are_known_keys_that_name_no_file(model_folde
     assert json.loads(stated["ss_network_args"]) == {"conv_dim": "3", "mid_lr_weight": "0.5"}
     given = {"preset": "/home/anna/own.toml", "algo": "loha", "name": "anna", "factor": "-1"}
     lycoris = dataclasses.replace(rules(), network_module="lycoris.kohya")
-    assert json.loads(protocol._stated(lycoris, given, {})["ss_network_args"]) == {"algo": "loha", "factor": "-1"}
+    assert json.loads(protocol.stated_facts(lycoris, given, {})["ss_network_args"]) == {"algo": "loha", "factor": "-1"}
     given["preset"] = "own.toml"
-    assert "own" not in protocol._stated(lycoris, given, {})["ss_network_args"]
+    assert "own" not in protocol.stated_facts(lycoris, given, {})["ss_network_args"]
 
 
 def test_locon_dropouts_blocks_and_norms_resume_exactly_through_the_door(flags, tmp_path: Path) -> None:

@@ -314,7 +314,8 @@ def test_a_negated_switch_takes_no_value(flags) -> None:
 
 
 def test_a_negated_switch_of_kohyas_that_means_nothing_here_is_passed_over(flags) -> None:
-    read_config("SPLoRA", [*flags(), "--no-xformers", "--no_full_fp16"])
+    plain = flags()
+    assert read_config("SPLoRA", [*plain, "--no-xformers", "--no_full_fp16"]) == read_config("SPLoRA", plain)
 
 
 def test_no_metadata_and_full_metadata_exclude_each_other(flags) -> None:
