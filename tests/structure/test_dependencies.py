@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -107,3 +108,8 @@ def test_the_pinned_versions_fit_each_other() -> None:
             if chosen and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
                 wrong += [] if wanted.specifier.contains(chosen) else [f"{package}: {line}, pinned {chosen}"]
     assert wrong == []
+
+
+def test_ruff_is_pinned_to_one_version_for_hooks_and_tests() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["ruff"]["required-version"] == "==" + pins("tests/requirements.txt")["ruff"]
