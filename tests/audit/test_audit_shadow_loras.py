@@ -21,7 +21,8 @@ def audited(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run whose options would trip a careless shadow (previews, states, names, checkpoints), and its audit."""
     place = tmp_path_factory.mktemp("shadowed")
     out = audit_run.train(model_folder, place, max_train_epochs=2, save_every_n_epochs=1, save_state=True,
-                          output_name="private-name", save_model_as="safetensors", resolution=16)  # fmt: skip
+                          output_name="private-name", save_model_as="safetensors", resolution=16,
+                          train_batch_size=40)  # fmt: skip
     assert audit.main([str(out), *audit_run.options(out, *FLAGS)]) == 0
     return out
 

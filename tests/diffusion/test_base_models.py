@@ -1,6 +1,5 @@
 """What a person says of the base and what its files bear out: SD 2.x, velocity, another VAE, hub ids, old names."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -14,22 +13,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.diffusion import memory, single_file
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.model_files import ModelRules, load_model, open_base
+from library.diffusion.model_files import load_model, open_base
 from library.diffusion.single_file import SD2_FOLDER, SD15_FOLDER, shipped_tokenizer
 from library.diffusion.text import encode_text, tokenize
 from library.diffusion.weight_files import fill
 from library.errors import Faults, InputError
-from library.options.declarations import Config
-from library.rules import pick
 from networks import lora
-from tests.diffusion.test_models import assert_same_weights
 from tests.helpers import ldm_layout, tiny
-
-
-def rules(path: Path | str, **changed: object) -> ModelRules:
-    """kohya's defaults, but for the path and what is given."""
-    options = {"pretrained_model_name_or_path": str(path), **changed}
-    return pick(dataclasses.replace(Config(), **options), ModelRules)
+from tests.helpers.base_models import assert_same_weights, rules
 
 
 @pytest.fixture(scope="module")

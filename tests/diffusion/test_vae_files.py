@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from library.diffusion.latent_diffusion import vae_dtype
 from library.diffusion.model_files import load_model, open_base
 from library.errors import InputError
-from tests.diffusion.test_base_models import rules
 from tests.helpers import ldm_layout
+from tests.helpers.base_models import rules
 
 
 @pytest.fixture

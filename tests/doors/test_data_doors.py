@@ -16,9 +16,9 @@ from library.audit.targets.candidates import find_candidates, read_pictures, tra
 from library.audit.targets.lora_runs import read_settings
 from library.errors import InputError
 from library.options.declarations import Config
-from tests.data.test_data_sources import write_parquet
-from tests.doors.test_doors import assert_same_tensors, records
 from tests.helpers import tiny
+from tests.helpers.data_toy import write_parquet
+from tests.helpers.runs import assert_same_tensors, records, two_datasets
 
 
 def moved(folder: Path) -> bool:
@@ -31,35 +31,6 @@ def sides_in(folder: Path) -> dict[str, str]:
     """Side by file name, as split.json has it."""
     images = json.loads((folder / "split.json").read_text())["images"]
     return {Path(entry["path"]).name: entry["side"] for entry in images}
-
-
-def two_datasets(tmp_path: Path, pictures: Path) -> Path:
-    """One folder at two resolutions with two batch sizes, public regularisation images, and every caption rule."""
-    public = tiny.write_pictures(tmp_path / "reg", 3, first=60, sizes=((24, 16),)) / "1_zebrafolder"
-    file = tmp_path / "data.toml"
-    file.write_text(f"""
-        [general]
-        shuffle_caption = true
-        caption_dropout_rate = 0.2
-        caption_tag_dropout_rate = 0.3
-        flip_aug = true
-        [[datasets]]
-        resolution = 16
-        batch_size = 2
-          [[datasets.subsets]]
-          image_dir = "{pictures / '1_zebrafolder'}"
-          num_repeats = 2
-          [[datasets.subsets]]
-          image_dir = "{public}"
-          is_reg = true
-        [[datasets]]
-        resolution = [32, 16]
-        batch_size = 3
-        caption_prefix = "sks"
-          [[datasets.subsets]]
-          image_dir = "{pictures / '1_zebrafolder'}"
-        """)  # fmt: skip
-    return file
 
 
 @pytest.mark.parametrize("cut", [4, 7])

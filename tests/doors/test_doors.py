@@ -19,20 +19,10 @@ import SPLoRA
 from library.errors import InputError
 from tests.helpers import tiny
 from tests.helpers.keys import secret_of
+from tests.helpers.runs import assert_same_tensors, records
 
 ROOT = Path(__file__).parent.parent.parent
 DOORS = [PLoRA, SPLoRA]
-
-
-def records(folder: Path) -> list[dict]:
-    """The run's log."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Bit for bit."""
-    left, right = load_file(one), load_file(other)
-    assert set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_the_two_doors_differ_in_the_objective_and_nothing_else() -> None:

@@ -24,8 +24,8 @@ from library.errors import InputError
 from library.file_table import Place
 from library.options.resolve import read_config
 from library.tensor_files import owners_file, read_tensors, write_whole
-from tests.data.test_data_sources import from_dataset, write_parquet
 from tests.helpers import audit_run
+from tests.helpers.data_toy import from_dataset, write_parquet
 from tools import files_page
 
 # Words that stand nowhere else: in the path, in the output folder's name, in names of groups, files and captions
@@ -53,6 +53,7 @@ def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory, open_uma
         model_folder, place, output_dir=out, max_train_epochs=2, save_every_n_epochs=1,
         save_state="true", sample_prompts=place / "prompts.txt", sample_at_first="true", ema_decay=0.9,
         cache_latents_to_disk="true", cache_dir=place / "cache", inclusion="fixed",
+        train_batch_size=40,
     )  # fmt: skip
     flags = ["--generated_images", 1, "--generation_captions", 4, "--generation_steps", 2, "--shadow_transfer"]
     told = ["--stamp", "--publishable", place / "OUT"]

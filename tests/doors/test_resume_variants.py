@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import SPLoRA
-from tests.doors.test_doors import assert_same_tensors, records
+from tests.helpers.runs import assert_same_tensors, records
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "average, Prodigy, huber, pyramid noise and looks by steps": {

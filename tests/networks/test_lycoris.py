@@ -22,8 +22,8 @@ from library.seeding import stream
 from library.tensor_files import read_tensors
 from networks import lycoris_args, protocol
 from networks.weight_change import merge_weights
-from tests.doors.test_doors import assert_same_tensors
-from tests.networks.test_lora import unet_output
+from tests.helpers.runs import assert_same_tensors
+from tests.helpers.tiny import unet_output
 
 kohya = pytest.importorskip("lycoris.kohya")
 LYCORIS = "lycoris.kohya"

@@ -26,9 +26,9 @@ from library.tensor_files import read_tensors, tensor_hash
 from networks import protocol
 from networks.base_weights import merge_base_weights
 from networks.lora import create_network, create_network_from_weights
-from tests.doors.test_doors import assert_same_tensors, records
 from tests.helpers import tiny
-from tests.networks.test_lora import unet_output
+from tests.helpers.runs import assert_same_tensors, records
+from tests.helpers.tiny import unet_output
 
 CPU = torch.device("cpu")
 MIXED = {"conv_dim": "3", "conv_alpha": "2", "block_dims": "0,1,2,3,4,5,6,7,8", "block_alphas": "1,2,3,4,5,6,7,8,9"}

@@ -74,3 +74,14 @@ def test_no_test_uses_a_private_name_of_the_suite() -> None:
     assert {
         file: names - PRIVATE.get(file, set()) for file, names in used.items() if names - PRIVATE.get(file, set())
     } == {}
+
+
+def test_no_test_file_imports_from_another() -> None:
+    """What two of them share lies in tests/helpers."""
+    borrowed = {
+        f"{file}: {node.module}"
+        for file, tree in parsed_tests().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2].startswith("test_")
+    }
+    assert borrowed == set()

@@ -23,7 +23,7 @@ from library.training import device
 from library.training.checkpoint_schedule import KeepRule, numbers_due
 from library.training.training_plan import BatchSize, TrainingPlan
 from networks.lora import create_network
-from tests.doors.test_doors import assert_same_tensors, records
+from tests.helpers.runs import assert_same_tensors, records
 
 
 def keep(**changed: Any) -> KeepRule:
