@@ -110,6 +110,7 @@ def test_a_fit_on_swapped_labels_points_the_other_way(attack):
     assert area_of(scores) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_no_test_label_reaches_a_fit(attack):
     """Scores stay the same, bit for bit, when the labels of the test sides are all turned."""

@@ -63,6 +63,7 @@ def test_no_leak_is_no_evidence_and_says_how_large_a_leak_could_have_hidden():
     assert f"AUC {evaluation.verdict.least_detectable_auc:.2f}" in evaluation.verdict.sentence
 
 
+@pytest.mark.slow
 def test_random_scores_are_called_a_leak_or_invalid_no_more_often_than_stated():
     """The whole protocol on luck alone, 40 times: p < 0.01 by the main attack or by the largest of all."""
     answers, generator, words = planted_answers(CANDIDATES, 0.0), np.random.default_rng(3), []

@@ -100,6 +100,7 @@ def test_zero_terminal_snr_reaches_the_schedule_and_keeps_the_rest(velocity_fold
     assert model.schedule_summary() == "v_prediction zero SNR"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "parameters", "text_modules", "gigabytes"),
     [(SD15_FOLDER, (859.5, 83.7, 123.1), 72, "3.20"), (SD2_FOLDER, (865.9, 83.7, 340.4), 138, "3.65")],

@@ -53,6 +53,7 @@ def vae_in_every_form(place: Path, vae: AutoencoderKL, parts) -> dict[str, Path]
     return {name: place / name for name in names}
 
 
+@pytest.mark.slow
 def test_a_vae_is_taken_from_every_form_and_changes_the_fingerprint(tmp_path: Path, whole, other_vae) -> None:
     file, folder, parts = whole
     plain = open_base(rules(file), config_folder=folder)

@@ -33,6 +33,7 @@ def sides_in(folder: Path) -> dict[str, str]:
     return {Path(entry["path"]).name: entry["side"] for entry in images}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 7])
 def test_two_datasets_with_everything_on_resume_bit_for_bit(flags, tmp_path: Path, pictures: Path, cut: int) -> None:
     """16 uses of members and 16 of public images in batches of 2, 8 uses in batches of 3: 19 batches, 10 steps."""
@@ -77,6 +78,7 @@ def test_nothing_private_of_a_dataset_config_run_reaches_logs_or_lora(
     assert not re.search("walrus|ocelot", out) and "repeats" in out  # the table of folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [PLoRA, SPLoRA], ids=lambda door: door.DOOR)
 def test_regularisation_images_change_the_lora_by_their_weight_and_stay_out_of_the_split(
     door, flags, tmp_path: Path
@@ -94,6 +96,7 @@ def test_regularisation_images_change_the_lora_by_their_weight_and_stay_out_of_t
     assert sides_in(tmp_path / "none") == sides_in(tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_exposures_in_the_file_count_both_resolutions_of_a_member(flags, tmp_path: Path, pictures: Path) -> None:
     from safetensors import safe_open
 
@@ -125,6 +128,7 @@ def test_fine_tune_metadata_trains(flags, tmp_path: Path, pictures: Path) -> Non
     assert moved(tmp_path / "out") and len(sides_in(tmp_path / "out")) == 16
 
 
+@pytest.mark.slow
 def test_a_parquet_dataset_trains_with_groups_on_one_side_and_gives_the_lora_of_the_same_files(
     flags, tmp_path: Path
 ) -> None:
@@ -159,6 +163,7 @@ def test_latents_encoded_at_every_use_give_the_lora_of_cached_ones(flags, tmp_pa
     assert_same_tensors(tmp_path / "cached" / "last.safetensors", tmp_path / "fresh" / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_of_the_disk_cache_give_the_lora_of_those_in_memory(flags, tmp_path: Path) -> None:
     run = {"flip_aug": True, "cache_dir": tmp_path / "cache"}
     disk = {"cache_latents_to_disk": True}
@@ -176,6 +181,7 @@ AUGMENTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", AUGMENTED.values(), ids=AUGMENTED.keys())
 def test_augmented_runs_resume_bit_for_bit(flags, tmp_path: Path, changed: dict) -> None:
     folder = tmp_path / "faces" / "1_zebrafolder"
@@ -208,6 +214,7 @@ def with_alpha(pictures: Path, level: int) -> Path:
     return pictures
 
 
+@pytest.mark.slow
 def test_a_full_mask_changes_nothing_and_an_empty_one_silences_the_adaptation_loss(
     flags, tmp_path: Path, pictures: Path
 ) -> None:

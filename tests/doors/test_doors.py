@@ -165,6 +165,7 @@ def test_alpha_zero_is_plain_lora_bit_for_bit(flags, tmp_path: Path, k_steps: in
     assert any(written[name].abs().sum() > 0 for name in written if "lora_up" in name)
 
 
+@pytest.mark.slow
 def test_the_gain_reaches_the_lora_in_both_objectives(flags, tmp_path: Path) -> None:
     """R18: another param_alpha gives another LoRA."""
     for door in DOORS:
@@ -198,6 +199,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", RESUMED.values(), ids=RESUMED.keys())
 def test_ten_straight_steps_equal_five_resume_and_five_bit_for_bit(flags, tmp_path: Path, changed: dict) -> None:
     cut = changed["save_every_n_steps"]
@@ -212,6 +214,7 @@ def test_ten_straight_steps_equal_five_resume_and_five_bit_for_bit(flags, tmp_pa
     assert [record for record in records(resumed) if record["step"] > cut] == kept
 
 
+@pytest.mark.slow
 def test_resuming_in_the_same_folder_leaves_one_straight_log(flags, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert SPLoRA.main(flags(max_train_steps=6, save_every_n_steps=3, save_state=True)) == 0
@@ -416,6 +419,7 @@ def test_keep_last_removes_older_files_and_states(flags, tmp_path: Path) -> None
     assert files == {"last-step00000008"} and states == {"last-step00000008", "last"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flags, tmp_path: Path) -> None:
     arguments = flags(max_train_steps=100000)
     process = subprocess.Popen(
@@ -441,6 +445,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flag
     assert records(tmp_path / "out")[-1]["step"] == done + 2
 
 
+@pytest.mark.slow
 def test_an_input_error_ends_the_script_with_status_2_and_no_traceback(flags, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "SPLoRA.py", *flags(network_dim=0)], cwd=ROOT, capture_output=True, text=True

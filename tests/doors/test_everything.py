@@ -21,6 +21,7 @@ RUN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
 def test_a_run_with_everything_on_resumed_in_the_middle_equals_the_straight_run(
     flags, tmp_path: Path, pictures: Path, network: list[str]

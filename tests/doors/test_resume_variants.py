@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS.keys())
 def test_ten_straight_steps_equal_five_resume_and_five(flags, tmp_path: Path, changed: dict[str, Any]) -> None:
     (tmp_path / "prompts.txt").write_text("walrus001 --s 2\n")

@@ -51,6 +51,7 @@ ALGORITHMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "kinds"), ALGORITHMS, ids=lambda value: str(value))
 def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path, arguments, kinds) -> None:
     """LyCORIS rewrites its state_dict (the scalar goes into a factor): states hold the raw tensors instead."""
@@ -71,6 +72,7 @@ def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path,
     assert sum(1 for name in {key.partition(".")[0] for key in tensors} if name.startswith("lora_te_")) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "prefixes"),
     [({"network_train_unet_only": True, "mixed_precision": "bf16", "gradient_checkpointing": True}, {"lora_unet"}),

@@ -247,6 +247,7 @@ def test_network_args_in_the_header_are_known_keys_that_name_no_file(model_folde
     assert "own" not in protocol.stated_facts(lycoris, given, {})["ss_network_args"]
 
 
+@pytest.mark.slow
 def test_locon_dropouts_blocks_and_norms_resume_exactly_through_the_door(flags, tmp_path: Path) -> None:
     """10 = 5 + resume + 5, cut inside an epoch, with all of it on; the figures are in the log."""
     more = ["--network_args", "conv_dim=2", "rank_dropout=0.2", "module_dropout=0.2", "loraplus_lr_ratio=4",
@@ -316,6 +317,7 @@ def test_training_starts_from_network_weights_and_checks_that_they_fit(
         start()
 
 
+@pytest.mark.slow
 def test_base_weights_shift_the_fingerprint_and_the_audit_merges_the_same(flags, model_folder, tmp_path: Path) -> None:
     """An audit of the folder finds base and LoRA together; without base_weights the base is another, and it says so."""
     base = written_lora(model_folder, tmp_path / "base.safetensors", conv_dim="3")

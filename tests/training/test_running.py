@@ -65,6 +65,7 @@ def test_looks_by_steps_are_logged_with_the_weights_that_were_looked_at(flags, t
     assert "members-aux" in output.out and " vs non-members-aux " in output.out and "speed: " in output.out
 
 
+@pytest.mark.slow
 def test_files_hold_the_average_and_states_hold_both(flags, tmp_path: Path) -> None:
     """Averaging changes what is written and nothing of what is trained."""
     from library.lora_files.metadata import PRIVACY_SETTINGS
@@ -101,6 +102,7 @@ def test_the_adapted_rate_is_logged(flags, tmp_path: Path) -> None:
     assert steps[0]["adapted_learning_rate"] == pytest.approx(1e-6) and steps[0]["learning_rate"] == 1
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_the_same_lora(flags, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Backend eager traces and runs the same kernels: the same losses to rounding, injected LoRA included."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
@@ -127,6 +129,7 @@ def tiny_model(model_folder: Path):
     torch._dynamo.config.suppress_errors = False
 
 
+@pytest.mark.slow
 def test_compiling_reaches_every_block_and_leaves_no_gradient_and_no_draw(tiny_model) -> None:
     model, network = tiny_model
     before = torch.get_rng_state()
