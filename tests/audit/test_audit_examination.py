@@ -90,6 +90,7 @@ def test_a_sign_above_luck_that_misses_the_bar_is_said_to_be_one(leaking):
     assert said.word == "no evidence" and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
 
 
+@pytest.mark.slow
 def test_differences_between_loras_of_one_split_are_paired(leaking):
     flat = examined(0.0)[1]
     first = dataclasses.replace(leaking, alias="LoRA 1")
@@ -128,11 +129,13 @@ def test_groups_are_ranked_by_their_mean_and_carry_their_size():
     assert highest < min(score for score, _ in bars.values())
 
 
+@pytest.mark.slow
 def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
     evaluation = examined(2.0, blind=CANDIDATES.is_member + 0.1 * np.random.default_rng(0).normal(size=240))[1]
     assert evaluation.verdict.word == "invalid" and "pictures alone" in evaluation.verdict.sentence
 
 
+@pytest.mark.slow
 def test_a_note_makes_the_audit_invalid():
     evaluation = examined(0.0, notes=["the LoRA changes nothing"])[1]
     assert evaluation.verdict.word == "invalid" and "changes nothing" in evaluation.verdict.sentence
@@ -173,6 +176,7 @@ def test_a_rate_beyond_the_aux_sample_is_refused_before_the_sweep():
         require_resolvable(CANDIDATES, 0.001)
 
 
+@pytest.mark.slow
 def test_the_same_audit_twice_gives_the_same_figures():
     assert examined(0.5)[1].findings == examined(0.5)[1].findings
 

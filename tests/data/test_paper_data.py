@@ -202,6 +202,7 @@ def test_captions_come_from_blip_where_a_model_is_given(celeba: Path, tmp_path: 
     assert texts[0] == texts[1] and all(text.startswith("cele1") for text in texts[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [PLoRA, SPLoRA], ids=lambda door: door.DOOR)
 @pytest.mark.parametrize(
     ("words", "expected"),

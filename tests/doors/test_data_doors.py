@@ -56,6 +56,7 @@ def test_two_datasets_with_everything_on_resume_bit_for_bit(flags, tmp_path: Pat
     assert len(sides) == 16 and not any(name.startswith("quokka06") for name in sides)
 
 
+@pytest.mark.slow
 def test_a_resume_with_an_edited_dataset_config_is_refused(flags, tmp_path: Path, pictures: Path) -> None:
     file = two_datasets(tmp_path, pictures)
     run = {"train_data_dir": None, "dataset_config": file, "save_state": True}
@@ -109,6 +110,7 @@ def test_exposures_in_the_file_count_both_resolutions_of_a_member(flags, tmp_pat
     assert float(exposures) == 6  # (2 repeats + 1) x 2 epochs
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_pictures_of_a_dataset_config_again(flags, tmp_path: Path, pictures: Path) -> None:
     assert SPLoRA.main(flags(train_data_dir=None, dataset_config=two_datasets(tmp_path, pictures))) == 0
     settings = {**vars(Config()), **read_settings(tmp_path / "out" / "config.toml")}
@@ -156,6 +158,7 @@ def test_a_parquet_dataset_trains_with_groups_on_one_side_and_gives_the_lora_of_
     assert_same_tensors(tmp_path / "parquet" / "last.safetensors", tmp_path / "folder" / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_encoded_at_every_use_give_the_lora_of_cached_ones(flags, tmp_path: Path) -> None:
     """Without augmentation only the time differs: encoded one by one, the latents are the same bits."""
     for name, cached in (("cached", None), ("fresh", "false")):
@@ -228,6 +231,7 @@ def test_a_full_mask_changes_nothing_and_an_empty_one_silences_the_adaptation_lo
     assert losses == [0.0] * 3
 
 
+@pytest.mark.slow
 def test_masks_of_a_folder_weigh_the_loss(flags, tmp_path: Path, pictures: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -240,6 +244,7 @@ def test_masks_of_a_folder_weigh_the_loss(flags, tmp_path: Path, pictures: Path)
     assert first[0] == pytest.approx(first[1] / 5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weighted_captions_train_and_weights_matter(flags, tmp_path: Path, pictures: Path) -> None:
     for index, path in enumerate(sorted((pictures / "1_zebrafolder").glob("*.txt"))):
         path.write_text(f"(walrus{index}:1.5), [ocelot] picture")

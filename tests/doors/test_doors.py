@@ -351,6 +351,7 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(flags, tmp_path: Path, monk
     assert [r["loss"] for r in records(tmp_path / "out") if r["step"] == 2 and "loss" in r][0] in ("inf", "nan")
 
 
+@pytest.mark.slow
 def test_mixed_bucket_shapes_train_with_a_pooled_attacker(flags, tmp_path: Path) -> None:
     folder = tiny.write_pictures(tmp_path / "mixed", 24, sizes=((16, 16), (32, 8), (8, 32)))
     assert (
@@ -369,6 +370,7 @@ def test_mixed_bucket_shapes_train_with_a_pooled_attacker(flags, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -385,6 +387,7 @@ def test_other_ways_to_train_run_and_move_the_lora(flags, tmp_path: Path, option
     assert any(written[name].abs().sum() > 0 for name in written if "lora_up" in name)
 
 
+@pytest.mark.slow
 def test_a_split_file_gives_two_methods_the_same_sides(flags, tmp_path: Path) -> None:
     assert SPLoRA.main(flags(output_dir=tmp_path / "one", inclusion="bernoulli", seed=3)) == 0
     assert PLoRA.main(flags(output_dir=tmp_path / "two", seed=99, split_file=tmp_path / "one" / "split.json")) == 0
@@ -395,6 +398,7 @@ def test_a_split_file_gives_two_methods_the_same_sides(flags, tmp_path: Path) ->
     assert sides[0] == sides[1]
 
 
+@pytest.mark.slow
 def test_non_members_may_come_from_a_folder_of_their_own(flags, tmp_path: Path) -> None:
     others = tiny.write_pictures(tmp_path / "others", 8, first=500)
     assert SPLoRA.main(flags(nonmember_data_dir=others)) == 0
@@ -411,6 +415,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(flags, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_keep_last_removes_older_files_and_states(flags, tmp_path: Path) -> None:
     """save_last_n_steps 2 with files every 2 steps keeps what is less than 2 steps old: as in kohya, one file."""
     assert SPLoRA.main(flags(max_train_steps=9, save_every_n_steps=2, save_last_n_steps=2, save_state=True)) == 0

@@ -122,6 +122,7 @@ def test_other_forms_merge_to_the_live_output_too(model_folder, arguments: list[
     assert (unet_output(merged.unet) - ours).norm() < 1e-5 * ours.norm() < (base - ours).norm()
 
 
+@pytest.mark.slow
 def test_diffusers_does_not_load_loha_and_lokr_and_the_run_says_so(
     flags, model_folder, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
