@@ -36,8 +36,12 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)  # the sweep has a thread per core of its own
     said = {name: getattr(config, name) for name in resolve.given_options(DOOR, words)}  # beats a run's config.toml
     listed = lora_runs.find_runs(
-        [*config.outputs, *([config.undefended] if config.undefended else [])], config.checkpoints,
-        defaults=dataclasses.asdict(config), overrides=said, split_file=config.split_file or None)
+        [*config.outputs, *([config.undefended] if config.undefended else [])],
+        config.checkpoints,
+        defaults=dataclasses.asdict(config),
+        overrides=said,
+        split_file=config.split_file or None,
+    )
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in listed}
     candidate_sets = candidates.candidate_sets_of(listed, config.target_fpr)
 
@@ -71,28 +75,47 @@ def main(arguments: list[str]) -> int:
 
 
 def score(
-    run: lora_runs.Run, config: Config, origin: provenance.Provenance, candidate_set: candidates.CandidateSet,
-    drawn: generated.Drawings | None, undefended: Mapping[str, Finding] | None, of_base: dict[str, dict],
+    run: lora_runs.Run,
+    config: Config,
+    origin: provenance.Provenance,
+    candidate_set: candidates.CandidateSet,
+    drawn: generated.Drawings | None,
+    undefended: Mapping[str, Finding] | None,
+    of_base: dict[str, dict],
 ) -> audit_result.AuditResult:
     """Examine the cached answers about one LoRA; no model is needed."""
     started, plan, planned = time.monotonic(), PLANS[config.profile], shadows_of(run, config, origin, candidate_set)
     shelf = run_queries.Shelf(Path(config.cache_dir) / "audit", candidate_set.split_hash)
-    answers = run_queries.read_answers(*run_queries.read_index(run.answer_index(plan.name), shelf, origin.fingerprint),
-        plan)
-    blinded = blind_baselines.blind_controls(candidate_set.paths(), candidate_set.captions(),
-        candidate_table.aux_view(candidate_set.candidates, config.audit_seed))
+    answers = run_queries.read_answers(
+        *run_queries.read_index(run.answer_index(plan.name), shelf, origin.fingerprint), plan
+    )
+    blinded = blind_baselines.blind_controls(
+        candidate_set.paths(),
+        candidate_set.captions(),
+        candidate_table.aux_view(candidate_set.candidates, config.audit_seed),
+    )
     found = evaluation.examine(
-        answers, candidate_set.candidates, blinded, epsilon_doubt=candidate_set.doubt_of_coins(run.settings),
-        target_fpr=config.target_fpr, seed=config.audit_seed, undefended=undefended, of_base=of_base,
+        answers,
+        candidate_set.candidates,
+        blinded,
+        epsilon_doubt=candidate_set.doubt_of_coins(run.settings),
+        target_fpr=config.target_fpr,
+        seed=config.audit_seed,
+        undefended=undefended,
+        of_base=of_base,
         extra=lira.likelihood_scores(answers, planned.halves, shelf),
-        shadow=lira.transferred_scores(
-            answers, planned.transfer, candidate_set.candidates, config.audit_seed, shelf),
-        notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [])
-    facts = {"inclusion": candidate_set.inclusion, "torch": torch.__version__,
-             "seconds for the scores": f"{time.monotonic() - started:.0f}"}
+        shadow=lira.transferred_scores(answers, planned.transfer, candidate_set.candidates, config.audit_seed, shelf),
+        notes=["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else [],
+    )
+    facts = {
+        "inclusion": candidate_set.inclusion,
+        "torch": torch.__version__,
+        "seconds for the scores": f"{time.monotonic() - started:.0f}",
+    }
     facts |= lira.exposures_summary(origin.exposures, planned.transfer)
-    return audit_result.audit_result_of((run.label, run.alias), origin, found, candidate_set.candidates, answers,
-        drawn, facts)
+    return audit_result.audit_result_of(
+        (run.label, run.alias), origin, found, candidate_set.candidates, answers, drawn, facts
+    )
 
 
 def shadows_of(
@@ -106,7 +129,9 @@ def shadows_of(
 
 
 def ask_model(
-    run: lora_runs.Run, config: Config, adapter: tuple[dict[str, torch.Tensor], dict[str, str], provenance.Provenance],
+    run: lora_runs.Run,
+    config: Config,
+    adapter: tuple[dict[str, torch.Tensor], dict[str, str], provenance.Provenance],
     candidate_set: candidates.CandidateSet,
 ) -> generated.Drawings | None:
     """Open the model, put the LoRA in, ask what is not cached yet; returns what drawings show, where asked for."""
@@ -117,11 +142,17 @@ def ask_model(
     asked, effort = with_adapter(run, model, weights, on_gpu), run_queries.effort_of(config.sweep_batch_size, on_gpu)
     sizes = candidates.training_sizes(candidate_set.examples, model.side_multiple())
     pictures = candidates.encode_candidates(
-        candidate_set, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir))
+        candidate_set, sizes, model, plan.crop_share if plan.crop_timesteps else None, Path(config.cache_dir)
+    )
     queries = run_queries.QueryRunner(
-        pictures, plan, effort, run_queries.Shelf(Path(config.cache_dir) / "audit", candidate_set.split_hash),
-            model.fingerprint,
-        f"{[settings[name] for name in SEEN]} {model.schedule_summary()}", "cuda bf16" if on_gpu else "cpu fp32")
+        pictures,
+        plan,
+        effort,
+        run_queries.Shelf(Path(config.cache_dir) / "audit", candidate_set.split_hash),
+        model.fingerprint,
+        f"{[settings[name] for name in SEEN]} {model.schedule_summary()}",
+        "cuda bf16" if on_gpu else "cpu fp32",
+    )
     stores = queries.stores(run.audit / "records", origin.fingerprint, origin.shape)
     extractors = feature_extractors.open_extractors(model.vae, pick(config, feature_extractors.ExtractorRules))
     queries.ask(asked, stores, run.answer_index(plan.name), origin.fingerprint)
@@ -137,8 +168,9 @@ def ask_model(
     rows = generated.drawn_indices(candidate_set.candidates, rules.generation_captions)
     drawn = generated.draw_all(asked, [pictures[row] for row in rows], stores, rules, extractors, effort)
     real = candidates.features_of(candidate_set, sizes, rows, extractors.features)
-    return generated.drawings_of(*drawn, real, candidate_set.candidates, rows, rules=rules, extractors=extractors,
-        seed=config.audit_seed)
+    return generated.drawings_of(
+        *drawn, real, candidate_set.candidates, rows, rules=rules, extractors=extractors, seed=config.audit_seed
+    )
 
 
 def opened_base(settings: Mapping[str, Any]) -> tuple[model_files.LatentDiffusion, bool]:
@@ -153,16 +185,22 @@ def with_adapter(
 ) -> audited_model.AuditedModel:
     """Put the LoRA into the model, switchable between on, off and fresh (an untrained one of its shape)."""
     torch.manual_seed(0)  # of the untrained adapter's down factors
-    network, own = lora.create_network_from_weights(
-        1.0, run.lora, model.vae, model.text_encoder, model.unet, weights)
+    network, own = lora.create_network_from_weights(1.0, run.lora, model.vae, model.text_encoder, model.unet, weights)
     network.apply_to(model.text_encoder, model.unet, True, True)
     network.to(next(model.unet.parameters()).device).requires_grad_(True)
-    layers = [per_sample_gradients.AdapterLayer(one.lora_name, one.lora_down,
-        one.lora_up) for one in network.modules_of_both()]
-    return audited_model.audited_model_of(model, layers, audited_model.switch_of(network, own),
+    layers = [
+        per_sample_gradients.AdapterLayer(one.lora_name, one.lora_down, one.lora_up)
+        for one in network.modules_of_both()
+    ]
+    return audited_model.audited_model_of(
+        model,
+        layers,
+        audited_model.switch_of(network, own),
         clip_skip=run.settings["clip_skip"],
-                                max_token_length=run.settings["max_token_length"],
-                                weighted_captions=run.settings["weighted_captions"], half=half)
+        max_token_length=run.settings["max_token_length"],
+        weighted_captions=run.settings["weighted_captions"],
+        half=half,
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Errors for the person who runs the suite, and a collector that reports all faults at once."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 from library.plain_text import plain
 
 MOST_OF_A_KIND = 10
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class InputError(Exception):
@@ -46,14 +48,24 @@ class Faults:
                 message = f"and {beyond} more {kind}"
         self.messages.append(message)
 
-    @contextmanager
-    def gathered(self, kind: str = "") -> Iterator[None]:
-        """Take the faults of a block as one's own and go on; what the block was to give is then missing."""
+    def attempt(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result | None:
+        """What the function returns; None where it raises an InputError, whose messages are remembered."""
         try:
-            yield
+            return function(*args, **kwargs)
         except InputError as error:
-            for message in error.messages:
-                self.add(message, kind)
+            self.take(error)
+            return None
+
+    def take(self, error: InputError, kind: str = "") -> None:
+        """Remember the messages of an error that was caught.
+
+        Args:
+            kind: see ``add``.
+        """
+        for message in error.messages:
+            self.add(message, kind)
 
     def raise_if_any(self) -> None:
         """Raises: InputError with every message, one a line."""

@@ -69,13 +69,10 @@ def inject(
         InputError: a module that lacks a needed call, by name; wrong network_args; files that do not fit.
     """
     faults = Faults()
-    with faults.gathered():
-        rules = with_stand_in(rules)
+    rules = faults.attempt(with_stand_in, rules) or rules
     given = read_pairs(rules.network_args, faults)
-    with faults.gathered():
-        merge_base_weights(model, rules.base_weights, rules.base_weights_multiplier)
-    with faults.gathered():
-        network = _create(rules, given, model)
+    faults.attempt(merge_base_weights, model, rules.base_weights, rules.base_weights_multiplier)
+    network: Any = faults.attempt(_create, rules, given, model)
     faults.raise_if_any()
     _require_calls(network, rules)
     if hasattr(network, "prepare_network"):

@@ -1,1 +1,1 @@
-"""Where the rooms meet: pieces that need several of them at once. They take plain values, never the config."""
+"""What a training needs from several rooms at once: the run, the game, validation, outputs."""

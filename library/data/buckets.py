@@ -100,8 +100,7 @@ def assign_buckets(examples: Sequence[Example], multiple: int) -> list[tuple[int
     """
     faults = Faults()
     for rules in dict.fromkeys(example.subset.buckets for example in examples):
-        with faults.gathered():
-            _check_rules(rules, multiple)
+        faults.attempt(_check_rules, rules, multiple)
     faults.raise_if_any()
     known: dict[tuple[BucketRules, int, int], tuple[int, int]] = {}
     for example in examples:

@@ -83,23 +83,20 @@ def find_parts(
     faults = Faults()
     parts: list[Part] = []
     if where.dataset_config:
-        with faults.gathered():
-            parts += _configured_parts(where, base)
+        parts += faults.attempt(_configured_parts, where, base) or []
     elif where.dataset_name:
-        with faults.gathered():
-            parts.append(_dataset_part(where, base))
+        part = faults.attempt(_dataset_part, where, base)
+        parts += [] if part is None else [part]
     elif where.train_data_dir:
-        with faults.gathered():
-            parts += _folder_parts(where, base)
+        parts += faults.attempt(_folder_parts, where, base) or []
     if where.reg_data_dir and not where.dataset_config:
-        with faults.gathered():
-            parts += _kohya_parts(where, REGULARISATION, "reg_data_dir", Path(where.reg_data_dir), None, base)
+        folder = Path(where.reg_data_dir)
+        parts += faults.attempt(_kohya_parts, where, REGULARISATION, "reg_data_dir", folder, None, base) or []
     if where.nonmember_data_dir:
         for dataset in dict.fromkeys(part.subset.dataset for part in parts) or [0]:
             subset = next((part.subset for part in parts if part.subset.dataset == dataset), base)
-            with faults.gathered():
-                folder = Path(where.nonmember_data_dir)
-                parts += _kohya_parts(where, OUTSIDER, "nonmember_data_dir", folder, None, subset)
+            folder = Path(where.nonmember_data_dir)
+            parts += faults.attempt(_kohya_parts, where, OUTSIDER, "nonmember_data_dir", folder, None, subset) or []
     faults.raise_if_any()
     return parts
 

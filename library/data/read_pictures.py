@@ -16,7 +16,7 @@ from library.data.groups import group_rule
 from library.data.masks import MaskFinder
 from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules
-from library.errors import Faults, shortened
+from library.errors import Faults, InputError, shortened
 from library.plain_text import plain
 
 __all__ = ["Sources", "pick_rules", "read_sources", "read_split_pictures"]
@@ -96,8 +96,7 @@ class Reader:
         """The examples of all parts by role, each decoded before the next part is opened."""
         examples: dict[str, list[Example]] = {CANDIDATE: [], OUTSIDER: [], REGULARISATION: []}
         for part in parts:
-            with self.faults.gathered():
-                examples[part.role] += self.read(part)
+            examples[part.role] += self.faults.attempt(self.read, part) or []
         return examples
 
     def read(self, part: Part) -> list[Example]:
@@ -131,8 +130,10 @@ class Reader:
                 subset=part.subset,
                 mask=None,
             )
-            with self.faults.gathered("pictures without a fitting mask"):
+            try:
                 examples.append(replace(example, mask=masks.of(example)))
+            except InputError as error:
+                self.faults.take(error, "pictures without a fitting mask")
         self._report_captions(part, len(named), without)
         self._check_faces(part, examples)
         return examples

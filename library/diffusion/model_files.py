@@ -54,12 +54,16 @@ def open_base(
     if rules.clip_skip > layers:
         faults.add(f"clip_skip must be at most {layers}, the text encoder's layers, got {rules.clip_skip}")
     if rules.vae:
-        with faults.gathered():
-            model.vae, of_vae = open_vae(rules.vae, model.vae, model.unet.config.in_channels)
-            model.vae.requires_grad_(False).eval()
-            model.fingerprint = hashlib.sha256(f"{model.fingerprint} vae {of_vae}".encode()).hexdigest()
+        faults.attempt(_replace_vae, model, rules.vae)
     faults.raise_if_any()
     return model
+
+
+def _replace_vae(model: LatentDiffusion, vae: str) -> None:
+    """Put another VAE in; it joins the model's fingerprint."""
+    model.vae, of_vae = open_vae(vae, model.vae, model.unet.config.in_channels)
+    model.vae.requires_grad_(False).eval()
+    model.fingerprint = hashlib.sha256(f"{model.fingerprint} vae {of_vae}".encode()).hexdigest()
 
 
 def load_model(

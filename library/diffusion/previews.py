@@ -62,8 +62,7 @@ def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, in
     prompts = read_prompts(rules.sample_prompts, size, seed, model.side_multiple(), samplers)
     faults = Faults()
     for name in sorted({prompt.sampler for prompt in prompts}):
-        with faults.gathered():
-            sampler_of(name, model.scheduler)
+        faults.attempt(sampler_of, name, model.scheduler)
     faults.raise_if_any()
     return prompts
 

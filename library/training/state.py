@@ -102,18 +102,18 @@ def save_state(
         raise
 
 
-def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
-    """The course of a state, once it fits this run; without a state the course of a fresh run.
+def read_state(place: str | None) -> dict[str, Any]:
+    """How far a state's run had come, and what it was trained with; without a state what a fresh run has.
 
     Raises:
-        InputError: no state folder; other options or another split, each difference with both values.
+        InputError: the folder is not a state of this version.
     """
     if place is None:
         return {"done": 0, "checks": []}
     path = Path(place)
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        saved = dict(content["options"])
+        dict(content["options"])
         if content["format"] == 1:
             raise InputError(
                 f"--resume '{path}' is a state of an earlier version, whose draws came from the seed alone; they "
@@ -126,20 +126,37 @@ def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -
             f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
             "OUTPUT_DIR/state/last-step00000050-state"
         ) from error
-    faults = Faults()
+    return content
+
+
+def require_options(place: str | None, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Compare the options that a state was trained with and those of this run.
+
+    Args:
+        content: of ``read_state``.
+
+    Raises:
+        InputError: each option that differs, with both values.
+    """
+    if place is None:
+        return
+    saved, faults = content["options"], Faults()
     for name in sorted(set(saved) | set(options)):
         before, now = saved.get(name), json.loads(json.dumps(options.get(name)))
         if before != now:
             faults.add(
-                f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
+                f"--resume '{place}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
             )
-    if content["split"] != split_hash:
-        faults.add(
-            f"--resume '{path}': the pictures, their sides, the split's secret or the dataset_config have changed "
+    faults.raise_if_any()
+
+
+def require_split(place: str | None, content: Mapping[str, Any], split_hash: str) -> None:
+    """Raises: InputError when a state was trained on other pictures, sides or rules, or under another secret."""
+    if place is not None and content["split"] != split_hash:
+        raise InputError(
+            f"--resume '{place}': the pictures, their sides, the split's secret or the dataset_config have changed "
             "since the state was saved"
         )
-    faults.raise_if_any()
-    return content
 
 
 def load_training_state(place: str | None, training_state: TrainingState) -> None:

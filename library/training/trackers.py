@@ -135,8 +135,7 @@ def check_trackers(rules: LogRules) -> None:
     if rules.log_with in ("wandb", "all"):
         if importlib.util.find_spec("wandb") is None:
             faults.add(f"log_with {rules.log_with} needs the package wandb: pip install wandb, or log_with tensorboard")
-        with faults.gathered():
-            read_tracker_config(rules.log_tracker_config)
+        faults.attempt(read_tracker_config, rules.log_tracker_config)
     else:
         for name in ("log_tracker_name", "log_tracker_config", "wandb_run_name"):
             if getattr(rules, name):

@@ -114,7 +114,7 @@ def test_a_table_of_what_was_found_goes_to_the_terminal(tmp_path: Path, caplog: 
     with caplog.at_level(logging.INFO, "library"):
         read_all(tmp_path)
     lines = [line.split() for line in caplog.text.splitlines()]
-    assert ["3_zebrafolder", "4", "3", "1", "0", "3"] in lines
+    assert any(line[-6:] == ["3_zebrafolder", "4", "3", "1", "0", "3"] for line in lines)
     assert "walrus" not in caplog.text and "3_zebrafolder: captions from .txt files" in caplog.text
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from library.data.split import SIDES, draw_split
+from library.data.split import SIDES, draw_split, read_secret
 from library.diffusion.model_files import load_model
 from library.diffusion.prompt_files import read_prompts
 from library.diffusion.text import encode_text, tokenize
@@ -54,7 +54,9 @@ def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_
     for side in SIDES:
         for example in split.sides[side]:
             assert side_of.setdefault(groups[example.path.stem], side) == side
-    members = {example.caption for example in split.members()}
+    public = draw_split(examples, [], nonmember_share=config.nonmember_share, aux_share=config.aux_share,
+                        inclusion=config.inclusion, secret=read_secret(DEMO / "public_secret.hex"))  # fmt: skip
+    members = {example.caption for example in public.members()}
     assert all(prompt.text in members for prompt in read_prompts(config.sample_prompts, (64, 64), 0, 16, ["ddim"]))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -166,7 +165,7 @@ def test_a_path_in_a_split_is_not_opened(pictures: Path, flags, tmp_path: Path) 
 
 def test_a_state_with_a_payload_is_refused_and_not_run(flags, tmp_path: Path) -> None:
     assert PLoRA.main(flags(save_state=True, max_train_steps=1)) == 0
-    state = shutil.copytree(tmp_path / "out" / "state" / "last-state", tmp_path / "state" / "last-state")
+    state = tmp_path / "out" / "state" / "last-state"
     torch.save({"optimizer": Payload(str(tmp_path / "ran"))}, state / "optimizers.pt")
     with pytest.raises(InputError, match="optimizers.pt' was not read: .* more than tensors"):
         PLoRA.main(flags(save_state=True, max_train_steps=2, resume=state))
@@ -179,7 +178,7 @@ def test_a_resumed_run_sets_the_old_audit_aside_and_says_so(flags, tmp_path: Pat
     for name in ("audit", "last-audit"):
         (out / name).mkdir(mode=0o700)
         (out / name / "findings.json").write_text("old")
-    state = shutil.copytree(out / "state" / "last-state", tmp_path / "state" / "last-state")
+    state = out / "state" / "last-state"
     capsys.readouterr()
     assert PLoRA.main(flags(save_state=True, max_train_steps=2, resume=state)) == 0
     said = capsys.readouterr().err

@@ -266,13 +266,14 @@ def test_locon_dropouts_blocks_and_norms_resume_exactly_through_the_door(flags, 
 def test_dropout_acts_in_the_loras_own_step_alone(flags, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attacker, the looks at the aux sides and the previews meet the LoRA as it will be shared: without dropout."""
     from library.assembly.game import Game
+    from library.assembly.validation import Validation
 
     networks, modes = [], {}
     honest = protocol.inject
     monkeypatch.setattr(protocol, "inject", lambda *given: networks.append(found := honest(*given)) or found)
 
-    def noting(name: str):
-        call = getattr(Game, name)
+    def noting(kind: type, name: str):
+        call = getattr(kind, name)
 
         def noted(self, *given):
             modes.setdefault(name, set()).add(networks[0][0].training)
@@ -280,10 +281,10 @@ def test_dropout_acts_in_the_loras_own_step_alone(flags, monkeypatch: pytest.Mon
 
         return noted
 
-    for name in ("attacker_turn", "check_aux", "member_losses"):
-        monkeypatch.setattr(Game, name, noting(name))
+    for kind, name in ((Game, "attacker_turn"), (Validation, "_fixed_pass"), (Game, "member_losses")):
+        monkeypatch.setattr(kind, name, noting(kind, name))
     assert PLoRA.main([*flags(max_train_steps=3, network_dropout=0.5), "--gradient_accumulation_steps", "2"]) == 0
-    assert modes == {"attacker_turn": {False}, "check_aux": {False}, "member_losses": {True}}
+    assert modes == {"attacker_turn": {False}, "_fixed_pass": {False}, "member_losses": {True}}
 
 
 def test_training_starts_from_network_weights_and_checks_that_they_fit(

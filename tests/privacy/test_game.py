@@ -6,62 +6,43 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from library.assembly import game as game_room
-from library.assembly.game import Game, GameRules, LossRules, NoiseRules
-from library.assembly.pictures import EncodingRules, encode_pictures
-from library.data import read_pictures, split, training_set
-from library.diffusion.model_files import load_model
+from library.assembly.contexts import Contexts
+from library.assembly.game import Game
+from library.assembly.run import open_run
+from library.assembly.training import open_training
+from library.assembly.validation import Validation
 from library.errors import InputError
 from library.options.declarations import Config
-from library.rules import pick
-from library.training import lr_schedulers, optimizers
-from library.training.average import begin_average
-from library.training.state import TrainingState
-from networks import protocol
-from tests.helpers.keys import key_of, secret_of
+from library.privacy.proxy_history import ProxyHistory
+from tests.helpers.keys import write_secret
 
 KEPT = {"network_dim": 2, "train_batch_size": 2, "learning_rate": 1e-2, "seed": 7, "attack_lr": 1e-3}
 
 
 class Table:
-    """A tiny run up to its first step."""
+    """A tiny run up to its first step, with a LoRA that already changes something."""
 
     def __init__(self, model_folder: Path, pictures: Path, prediction_type: str = "epsilon", **changed: Any) -> None:
-        self.config = config = dataclasses.replace(
-            Config(), **{**KEPT, "resolution": "16", "train_data_dir": str(pictures), **changed}
-        )
-        examples = read_pictures.read_sources(*read_pictures.pick_rules(config)).candidates
-        sides = split.draw_split(
-            examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", secret=secret_of(7)
-        )
-        self.model = load_model(str(model_folder))
-        self.model.scheduler.register_to_config(prediction_type=prediction_type)
-        self.accelerator = Accelerator()
+        options = {
+            **KEPT,
+            "pretrained_model_name_or_path": str(model_folder),
+            "train_data_dir": str(pictures),
+            "resolution": "16",
+            "inclusion": "fixed",
+            "split_secret_file": str(write_secret(pictures.parent)),
+            "output_dir": str(pictures.parent / "out"),
+        }
+        run = open_run("SPLoRA", dataclasses.replace(Config(), **{**options, **changed}))
+        run.model.scheduler.register_to_config(prediction_type=prediction_type)
+        self.network = run.network
         torch.manual_seed(0)
-        rules = pick(config, protocol.NetworkRules)
-        self.network, _ = protocol.inject(rules, self.model, self.accelerator.device, {})
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-        groups = protocol.parameter_groups(
-            self.network, self.model, config.text_encoder_lr, config.unet_lr, config.learning_rate
-        )
-        optimizer = optimizers.build_optimizer(self.network, groups, pick(config, optimizers.OptimizerRules))
-        schedule = lr_schedulers.build_schedule(optimizer, pick(config, lr_schedulers.ScheduleRules), 10)
-        rows = training_set.build_training_set(sides, [], 1.0, self.model.side_multiple())
-        encoded = encode_pictures(
-            rows, self.model, pick(config, EncodingRules), steps_per_epoch=4, total_steps=10, key=key_of(7)
-        )
-        self.game = Game.begin(
-            self.accelerator, self.model, encoded, sides, (16, 16), key_of(7), pick(config, GameRules),
-            pick(config, NoiseRules), pick(config, LossRules),
-        )  # fmt: skip
-        self.training_state = TrainingState(
-            self.network, optimizer, schedule, self.game.proxy, self.game.attacker, None,
-            begin_average(config.ema_decay, optimizer),
-        )  # fmt: skip
+        training = open_training(run)
+        self.game, self.validation, self.training_state = training.game, training.validation, training.state
 
 
 @pytest.fixture
@@ -144,15 +125,15 @@ def test_a_map_that_is_not_finite_leaves_the_proxy_as_it_is(table, monkeypatch: 
     assert not all(map(torch.equal, before, game.proxy.parameters()))
 
 
-def test_a_look_counts_a_picture_of_two_datasets_once(table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_pass_counts_a_picture_of_two_datasets_once(table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are averaged first, in the loss as in the proxy's margin."""
-    training_state, game = (it := table()).training_state, it.game
-    first, *others = game.aux_members.indices
-    monkeypatch.setattr(game.aux_members, "indices", [first, first, *others])
+    validation = table().validation
+    first, *others = validation.members
+    validation = dataclasses.replace(validation, members=[first, first, *others])
     monkeypatch.setattr(
-        Game, "_validation_pass", lambda self, rows: (torch.ones(len(rows)), torch.arange(len(rows)) * 1.0)
+        Validation, "_fixed_pass", lambda self, rows: (torch.ones(len(rows)), torch.arange(len(rows)) * 1.0)
     )
-    look = game.check_aux(0, training_state)
+    look = validation.run(0)
     assert look["images_members_aux"] == len(others) + 1
     expected = sum([0.5, *range(2, len(others) + 2)]) / (len(others) + 1)
     assert look["adaptation_loss_members_aux"] == pytest.approx(expected)
@@ -165,14 +146,15 @@ FROZEN = {"network_train_unet_only": True}
 def test_text_states_made_once_give_the_same_losses_bit_for_bit(table, changed: dict[str, Any]) -> None:
     cached = table(**changed, cache_text_encoder_outputs=True)
     assert cached.game.contexts.table is not None and len(cached.game.contexts.table) == 12  # 4 wait for the audit
-    again = dataclasses.replace(cached.game, contexts=game_room.Contexts(cached.game.denoiser, None, ()))
+    again = dataclasses.replace(cached.game, contexts=Contexts(cached.game.denoiser, None, ()))
     for step in range(4):
         for batch in cached.game.members.of_step(step):
             for one, other in zip(
                 cached.game.member_losses(batch, step, 0), again.member_losses(batch, step, 0), strict=True
             ):
                 assert torch.equal(one, other)
-    assert cached.game.check_aux(0, cached.training_state) == again.check_aux(0, cached.training_state)
+    other = Validation.of(again, cached.training_state, ProxyHistory())
+    assert cached.validation.run(0) == other.run(0)
 
 
 def test_equal_captions_share_one_entry(table, pictures: Path) -> None:
@@ -218,7 +200,7 @@ def test_a_look_touches_no_stream_of_chance_no_weight_and_no_test_side(table, mo
 
     monkeypatch.setattr(seat.game.pictures, "plain_batches", spy)
     before, weights = torch.get_rng_state(), {name: value.clone() for name, value in seat.network.state_dict().items()}
-    first, second = seat.game.check_aux(1, seat.training_state), seat.game.check_aux(1, seat.training_state)
+    first, second = seat.validation.run(1), seat.validation.run(1)
     assert first == second and torch.equal(before, torch.get_rng_state()) and seat.network.training
     assert all(torch.equal(value, weights[name]) for name, value in seat.network.state_dict().items())
     assert (
@@ -228,9 +210,9 @@ def test_a_look_touches_no_stream_of_chance_no_weight_and_no_test_side(table, mo
 
 
 def test_looks_and_their_noise_do_not_depend_on_the_noise_options(table) -> None:
-    plain = table().game
+    plain = table().validation
     changed = table(noise_offset=0.5, ip_noise_gamma=0.3, max_timestep=10, min_snr_gamma=5.0, loss_type="l1")
-    assert plain.check_aux(0, table().training_state) == changed.game.check_aux(0, changed.training_state)
+    assert plain.run(0) == changed.validation.run(0)
 
 
 def test_the_noise_options_reach_both_players(table) -> None:

@@ -1,1 +1,1 @@
-"""What people read: figures, tables, the page, JSON and CSV, the evaluation and its verdict."""
+"""The evaluation of one LoRA with its verdict, and what people and programs read: the page, figures, JSON and CSV."""

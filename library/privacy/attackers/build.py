@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,28 @@ class ProxyAttacker(nn.Module):
             raise ValueError(f"error map is {tuple(error_map.shape[1:])}, the attacker takes {self.latent_shape}")
         with torch.autocast(error_map.device.type, enabled=False):
             return self.layers(error_map.float().flatten(1))
+
+
+@dataclass(frozen=True)
+class AttackerRules:
+    """How the proxy attacker learns; the fields are options."""
+
+    attack_lr: float
+    attack_weight_decay: float
+    attack_dropout: float
+
+
+def build_attacker(
+    latent_shape: tuple[int, ...], rules: AttackerRules, *, pooled: bool, device: torch.device
+) -> tuple[ProxyAttacker, torch.optim.Adam]:
+    """A fresh proxy attacker on the device, and its Adam.
+
+    Args:
+        latent_shape, pooled: see ProxyAttacker.
+    """
+    proxy = ProxyAttacker(latent_shape, pooled=pooled, dropout=rules.attack_dropout)
+    proxy.to(device)
+    return proxy, torch.optim.Adam(proxy.parameters(), lr=rules.attack_lr, weight_decay=rules.attack_weight_decay)
 
 
 @contextmanager
