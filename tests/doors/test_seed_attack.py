@@ -17,8 +17,8 @@ from library.data.examples import Example
 from library.diffusion.model_files import load_model
 from library.seeding import StreamKey
 from networks.lora import create_network
-from tests.doors.test_doors import assert_same_tensors
 from tests.helpers import tiny
+from tests.helpers.runs import assert_same_tensors
 
 SEEDS = range(64)  # stands for the 2^31 that a stranger tries in minutes
 TRUE_SEED = 41
