@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 CLAIMS = ("raises", "warns", "fail")  # of pytest
 
-# Own private names that tests still use, by file: each waits for a public name, and none may be listed that is not used.
+# Own private names that tests still use, by file. Each waits for a public one; none is listed that is not used.
 PRIVATE = {
     "tests/networks/test_network_files.py": {"_fixed_pass"},
     "tests/privacy/test_game.py": {"_attack_maps", "_fixed_pass"},
