@@ -101,9 +101,13 @@ def with_stand_in(rules: NetworkRules) -> NetworkRules:
         return rules
     imported(wanted)  # says that it is left alone, or that it may not be named
     return dataclasses.replace(
-        rules, network_module=OWN, network_args=[], network_weights=None, dim_from_weights=False,
+        rules,
+        network_module=OWN,
+        network_args=[],
+        network_weights=None,
+        dim_from_weights=False,
         scale_weight_norms=None,
-    )  # fmt: skip
+    )
 
 
 def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:

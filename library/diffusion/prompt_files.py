@@ -57,8 +57,15 @@ def read_prompts(
     if file is None:
         return []
     faults = Faults()
-    defaults = {"negative_prompt": "", "width": size[0], "height": size[1], "seed": seed, "scale": GUIDANCE,
-                "sample_steps": STEPS, "sample_sampler": samplers[0]}  # fmt: skip
+    defaults = {
+        "negative_prompt": "",
+        "width": size[0],
+        "height": size[1],
+        "seed": seed,
+        "scale": GUIDANCE,
+        "sample_steps": STEPS,
+        "sample_sampler": samplers[0],
+    }
     found = [
         _prompt(where, {**defaults, **given}, multiple, samplers, faults) for where, given in _entries(file, faults)
     ]

@@ -68,9 +68,12 @@ def base_version(v2: bool, v_parameterization: bool) -> tuple[str, str]:
 
 
 def network_facts(
-    rules: FileRules, stated: Mapping[str, str], resolution: tuple[int, int], prediction_type: str,
+    rules: FileRules,
+    stated: Mapping[str, str],
+    resolution: tuple[int, int],
+    prediction_type: str,
     model_hashes: Mapping[str, str],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """The keys that WebUIs read, for an SD 1.x or 2.x LoRA.
 
     Args:
@@ -140,9 +143,13 @@ def full_facts(rules: FileRules, images: int, steps: int) -> dict[str, str]:
 
 
 def written(
-    network: Mapping[str, str], privacy: Mapping[str, str], own_words: Mapping[str, str], *, no_metadata: bool,
+    network: Mapping[str, str],
+    privacy: Mapping[str, str],
+    own_words: Mapping[str, str],
+    *,
+    no_metadata: bool,
     full: bool,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """All facts in one, reduced to what may be written; ``own_words`` (a title, say) with ``full`` alone."""
     facts = {**network, **privacy, **(own_words if full else {})}
     return reduced(facts, no_metadata=no_metadata, full=full)

@@ -23,9 +23,16 @@ class Recorder:
     """One object a line in log.jsonl, the same figures to the trackers, the latest in the bar. Never a caption."""
 
     def __init__(
-        self, folder: OutputFolder, rules: LogRules, *, total: int, done: int, images_per_step: float,
-        mfu_of_one: float, active: bool,
-    ) -> None:  # fmt: skip
+        self,
+        folder: OutputFolder,
+        rules: LogRules,
+        *,
+        total: int,
+        done: int,
+        images_per_step: float,
+        mfu_of_one: float,
+        active: bool,
+    ) -> None:
         """
         Args:
             done: steps of an earlier run that this one goes on from.
