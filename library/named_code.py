@@ -68,8 +68,11 @@ def imported(wanted: Wanted) -> ModuleType | None:
     if wanted.dry_run and not wanted.is_listed():
         logger.warning(
             "%s '%s' is not imported in --dry_run: %s is installed and not among the modules that the suite knows; "
-            "what it takes is checked when training starts", wanted.option, wanted.value, parts[0],
-        )  # fmt: skip
+            "what it takes is checked when training starts",
+            wanted.option,
+            wanted.value,
+            parts[0],
+        )
         return None
     for count in range(1, len(parts)):
         import_module(".".join(parts[:count]))

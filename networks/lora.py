@@ -19,7 +19,7 @@ from networks.lora_args import (
     read_dropouts,
     read_learning,
     read_ranks,
-)  # fmt: skip
+)
 from networks.lora_module import LoRAModule
 from networks.lora_targets import UNET_PREFIX, Blocks, all_layers, blocks_of, checked_targets
 from networks.weight_change import merge_weights

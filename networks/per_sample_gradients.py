@@ -65,10 +65,16 @@ class GradientReader:
         return [gradients.get(place, zeros_for(module, batch)) for place, module in enumerate(self.modules)]
 
 
-def zeros_for(module: nn.Module, batch: int) -> Tensor:
-    """[B, *weight] of a factor that the loss does not reach."""
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a factor."""
     weight = module.weight
     assert isinstance(weight, Tensor)
+    return weight
+
+
+def zeros_for(module: nn.Module, batch: int) -> Tensor:
+    """[B, *weight] of a factor that the loss does not reach."""
+    weight = weight_of(module)
     return weight.new_zeros((batch, *weight.shape), dtype=torch.float32)
 
 

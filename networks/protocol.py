@@ -24,6 +24,7 @@ from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
+from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
 OWN = "networks.lora"
@@ -91,7 +92,7 @@ def inject(
             f"network_module '{rules.network_module}' makes a network that clients would misread: {error}"
         ) from error
     network.to(device)
-    return network, _stated(rules, given, state)
+    return network, stated_facts(rules, given, state)
 
 
 def with_stand_in(rules: NetworkRules) -> NetworkRules:
@@ -101,9 +102,13 @@ def with_stand_in(rules: NetworkRules) -> NetworkRules:
         return rules
     imported(wanted)  # reports that it is not imported, or refuses its name
     return dataclasses.replace(
-        rules, network_module=OWN, network_args=[], network_weights=None, dim_from_weights=False,
+        rules,
+        network_module=OWN,
+        network_args=[],
+        network_weights=None,
+        dim_from_weights=False,
         scale_weight_norms=None,
-    )  # fmt: skip
+    )
 
 
 def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
@@ -121,7 +126,7 @@ def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
 
 
 def parameter_groups(
-    network: Any, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+    network: Network, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
 ) -> list[dict[str, Any]]:
     """The network's parameter groups with their learning rates; other parameters are frozen.
 
@@ -146,7 +151,7 @@ def parameter_groups(
     return groups
 
 
-def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
+def before_pass(network: Network, model: Any, *, starts_epoch: bool) -> None:
     """Training mode, in which dropouts act, and the module's own hooks."""
     network.train()
     if starts_epoch:
@@ -155,7 +160,7 @@ def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
         network.on_step_start(model.text_encoder, model.unet)
 
 
-def after_step(network: Any, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
+def after_step(network: Network, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
     """Max-norm regularisation if it is on, with its figures; then evaluation mode for checks and previews."""
     figures: dict[str, float] = {}
     if scale_weight_norms is not None:
@@ -165,7 +170,7 @@ def after_step(network: Any, scale_weight_norms: float | None, device: torch.dev
     return figures
 
 
-def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
+def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Network:
     """The module's network with kohya's arguments; its errors become input errors."""
     name = rules.network_module
     try:
@@ -203,7 +208,7 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
         raise InputError(f"network_module '{name}' does not accept its network_args {given} ({reason})") from error
 
 
-def _require_calls(network: Any, rules: NetworkRules) -> None:
+def _require_calls(network: Network, rules: NetworkRules) -> None:
     """Raises: InputError with all functions that this run needs and the network lacks."""
     wanted = [
         *NEEDED,
@@ -218,7 +223,7 @@ def _require_calls(network: Any, rules: NetworkRules) -> None:
         raise InputError(f"network_module '{rules.network_module}' lacks {', '.join(lacking)}; use {OWN}")
 
 
-def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
+def _load_weights(network: Network, rules: NetworkRules, both_parts: bool) -> None:
     """Load network_weights into the network; a warning names modules that the file lacks, which start fresh.
 
     Raises:
@@ -275,7 +280,7 @@ def _in_live_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("lora_te_text_model_", "lora_te_", 1): value for name, value in tensors.items()}
 
 
-def _stated(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+def stated_facts(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
     """The metadata about the network, from the options, or from its tensors if they came from a file.
 
     Only known keys of network_args are stated, and only values that cannot name a file.

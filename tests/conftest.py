@@ -56,5 +56,6 @@ def flags(model_folder: Path, pictures: Path, tmp_path: Path) -> Callable[..., l
 def fresh_process_state() -> None:
     """What a door sets for its whole process does not reach the next test."""
     logging.getLogger("library").handlers = []
+    logging.getLogger("library").setLevel(logging.NOTSET)
     AcceleratorState._reset_state()
     PartialState._reset_state()

@@ -15,7 +15,8 @@ from pathlib import Path
 NEEDED = {
     "torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate",
     "safetensors": "safetensors", "toml": "toml", "tensorboard": "tensorboard", "PIL": "pillow", "tqdm": "tqdm",
-    "peft": "peft", "sklearn": "scikit-learn", "matplotlib": "matplotlib",
+    "peft": "peft", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy",
+    "huggingface_hub": "huggingface_hub", "tokenizers": "tokenizers",
 }  # fmt: skip
 SHOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"

@@ -152,15 +152,20 @@ def _read_table(table: Any, where: str, known: Mapping[str, str], file: Path, fa
             read = _typed(name, value, known[name], where, file, faults)
             if read is not None:
                 values[name] = read
-        elif name in DATASET_KEYS:
-            faults.add(f"{where}: '{name}' belongs to [[datasets]] or [general], not to a subset")
-        elif name in SUBSET_KEYS:
-            faults.add(f"{where}: '{name}' belongs to [[datasets.subsets]]")
-        elif name in COMMAND_LINE:
-            faults.add(f"{where}: '{name}' holds for the whole run; give it in config_file or as --{name}")
         else:
-            faults.add(f"{where}: unknown '{name}'{did_you_mean(name, [*known, *REFUSED])}")
+            faults.add(f"{where}: {_misplaced(name, known)}")
     return values
+
+
+def _misplaced(name: str, known: Mapping[str, str]) -> str:
+    """Where a key belongs that this table does not take."""
+    if name in DATASET_KEYS:
+        return f"'{name}' belongs to [[datasets]] or [general], not to a subset"
+    if name in SUBSET_KEYS:
+        return f"'{name}' belongs to [[datasets.subsets]]"
+    if name in COMMAND_LINE:
+        return f"'{name}' holds for the whole run; give it in config_file or as --{name}"
+    return f"unknown '{name}'{did_you_mean(name, [*known, *REFUSED])}"
 
 
 def _typed(name: str, value: Any, kind: str, where: str, file: Path, faults: Faults) -> Any:

@@ -4,6 +4,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from library.errors import Faults, InputError, shortened
 
@@ -30,27 +31,32 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
     """The folders to read, or an error that says which folder the person probably meant."""
     if not folder.is_dir():
         raise InputError(f"{option_name} '{folder}' is not a folder")
-    direct = len(pictures_in(folder))
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-    named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if flat:
-        if not direct:
+        if not pictures_in(folder):
             raise InputError(
                 f"{option_name} '{folder}' has no pictures directly in it; without --flat_data_dir its "
                 "<repeats>_<class> folders are read"
             )
         return [PictureFolder(folder, 1, "")]
-    if named:
-        empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
-        if empty:
-            logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
-        passed_over = [child.name for child in children if child not in named and pictures_in(child)]
-        if passed_over:
-            raise InputError(
-                f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
-                "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
-            )
-        return [_named_folder(child) for child in named]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
+    if not named:
+        _explain_folder(folder, children, option_name)
+    empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
+    if empty:
+        logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
+    passed_over = [child.name for child in children if child not in named and pictures_in(child)]
+    if passed_over:
+        raise InputError(
+            f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
+            "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
+        )
+    return [_named_folder(child) for child in named]
+
+
+def _explain_folder(folder: Path, children: list[Path], option_name: str) -> NoReturn:
+    """Raises: InputError with the reason why a folder without <repeats>_<class> children cannot be read."""
+    direct = len(pictures_in(folder))
     if direct and REPEATS_CLASS.fullmatch(folder.resolve().name):
         raise InputError(
             f"{option_name} '{folder}' is itself a <repeats>_<class> folder; give its parent "

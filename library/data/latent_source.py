@@ -128,4 +128,4 @@ def latent_mask(mask: Tensor | None, shape: Sequence[int]) -> Tensor | None:
     """[1, H, W] -> [1, h, w]: each latent pixel takes the mean of the pixels that it covers."""
     if mask is None:
         return None
-    return torch.nn.functional.adaptive_avg_pool2d(mask[None], tuple(shape[-2:]))[0]
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None], (shape[-2], shape[-1]))[0]

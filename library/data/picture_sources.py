@@ -111,10 +111,18 @@ def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
         raise InputError(f"train_data_dir '{folder}' is not a folder")
     return [
         Part(
-            CANDIDATE, "in_json", folder, Path(where.in_json), where.dataset_repeats, "", where.caption_extension,
-            folder, masks, base,
+            CANDIDATE,
+            "in_json",
+            folder,
+            Path(where.in_json),
+            where.dataset_repeats,
+            "",
+            where.caption_extension,
+            folder,
+            masks,
+            base,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _kohya_parts(
@@ -125,11 +133,19 @@ def _kohya_parts(
     subset = subset if role == CANDIDATE else replace(subset, alpha_mask=False)
     return [
         Part(
-            role, option_name, child.path, None, child.repeats, child.class_words, where.caption_extension, folder,
-            masks, subset,
+            role,
+            option_name,
+            child.path,
+            None,
+            child.repeats,
+            child.class_words,
+            where.caption_extension,
+            folder,
+            masks,
+            subset,
         )
         for child in picture_folders(folder, flat, option_name)
-    ]  # fmt: skip
+    ]
 
 
 def _dataset_part(where: SourceRules, base: Subset) -> Part:
@@ -145,9 +161,17 @@ def _dataset_part(where: SourceRules, base: Subset) -> Part:
     metadata = fetch_dataset(source, Path(where.cache_dir), every_line=base.captions.enable_wildcard)
     masks = Path(where.conditioning_data_dir) if where.conditioning_data_dir else None
     return Part(
-        CANDIDATE, "dataset_name", metadata.parent, metadata, where.dataset_repeats, "", None, metadata.parent, masks,
+        CANDIDATE,
+        "dataset_name",
+        metadata.parent,
+        metadata,
+        where.dataset_repeats,
+        "",
+        None,
+        metadata.parent,
+        masks,
         base,
-    )  # fmt: skip
+    )
 
 
 def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
@@ -157,10 +181,14 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
     if replaced:
         logger.warning("%s: not used, since dataset_config names the folders of the pictures", ", ".join(replaced))
     fallback = {
-        **vars(base.captions), **vars(base.looks), **vars(base.buckets), "alpha_mask": where.alpha_mask,
-        "batch_size": where.train_batch_size, "num_repeats": where.dataset_repeats,
+        **vars(base.captions),
+        **vars(base.looks),
+        **vars(base.buckets),
+        "alpha_mask": where.alpha_mask,
+        "batch_size": where.train_batch_size,
+        "num_repeats": where.dataset_repeats,
         "caption_extension": where.caption_extension,
-    }  # fmt: skip
+    }
     entries = read_dataset_config(file, fallback)
     faults = Faults()
     for entry in entries:

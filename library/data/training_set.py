@@ -95,8 +95,11 @@ def build_training_set(
     if kept:
         logger.info(
             "regularisation: %d of %d public images, used %d times an epoch at weight %g",
-            len(kept), len(public), sum(public_uses), prior_loss_weight,
-        )  # fmt: skip
+            len(kept),
+            len(public),
+            sum(public_uses),
+            prior_loss_weight,
+        )
     return TrainingSet(
         examples=examples,
         sizes=sizes,

@@ -103,9 +103,14 @@ def velocity_share(snr: Tensor) -> Tensor:
 
 
 def loss_weights(
-    scheduler: Any, timesteps: Tensor, *, min_snr_gamma: float | None, debiased_estimation_loss: bool,
-    scale_v_pred_loss_like_noise_pred: bool, v_pred_like_loss: float | None,
-) -> Tensor:  # fmt: skip
+    scheduler: Any,
+    timesteps: Tensor,
+    *,
+    min_snr_gamma: float | None,
+    debiased_estimation_loss: bool,
+    scale_v_pred_loss_like_noise_pred: bool,
+    v_pred_like_loss: float | None,
+) -> Tensor:
     """Product of the selected weights, [B]; ones if none is selected. The arguments are options.
 
     Args:

@@ -78,10 +78,11 @@ def memory_summary(
     latent_size, width = (size[1] // factor, size[0] // factor), model.text_encoder.config.hidden_size
     passes = 2 if rules.separate_noise else 1
     per_image = {
-        checkpointing: passes * element
+        checkpointing: passes
+        * element
         * saved_activations(model.unet, latent_size, width, gradient_checkpointing=checkpointing)
         for checkpointing in (False, True)
-    }  # fmt: skip
+    }
     lora = OPTIMIZER_BYTES * trained
     fixed, activations = sum(frozen.values()) + lora, batch_size * per_image[rules.gradient_checkpointing]
     weights = ", ".join(f"{name} {part / 1e9:.2f}" for name, part in frozen.items())
@@ -101,8 +102,11 @@ def memory_summary(
 def frozen_bytes(model: LatentDiffusion, *, full_precision_vae: bool) -> dict[str, int]:
     """Bytes of the frozen weights on the device, part by part, without those of a network."""
     element = model.unet.dtype.itemsize
-    sizes = {"UNet": (model.unet, element), "text encoder": (model.text_encoder, element),
-             "VAE": (model.vae, 4 if full_precision_vae else element)}  # fmt: skip
+    sizes = {
+        "UNet": (model.unet, element),
+        "text encoder": (model.text_encoder, element),
+        "VAE": (model.vae, 4 if full_precision_vae else element),
+    }
     return {
         name: bytes_each * sum(weight.numel() for weight in part.parameters() if not weight.requires_grad)
         for name, (part, bytes_each) in sizes.items()

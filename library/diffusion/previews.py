@@ -95,19 +95,30 @@ def _follows_zero_snr(name: str) -> bool:
 def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
     """One picture for each prompt, from the model with its network; the same seed gives the same start noise."""
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
-        scheduler=model.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for prompt in prompts:
         pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
         states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
         latents = pipeline(
-            prompt_embeds=states[:1], negative_prompt_embeds=states[1:], width=prompt.width, height=prompt.height,
-            guidance_scale=prompt.guidance, num_inference_steps=prompt.steps,
-            generator=torch.Generator().manual_seed(prompt.seed), output_type="latent",
-        ).images  # fmt: skip
+            prompt_embeds=states[:1],
+            negative_prompt_embeds=states[1:],
+            width=prompt.width,
+            height=prompt.height,
+            guidance_scale=prompt.guidance,
+            num_inference_steps=prompt.steps,
+            generator=torch.Generator().manual_seed(prompt.seed),
+            output_type="latent",
+        ).images
         pictures += pipeline.image_processor.postprocess(decoded(model.vae, latents), output_type="pil")
     return pictures
 

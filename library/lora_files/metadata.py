@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 MINIMUM = (
-    "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
-)  # fmt: skip
+    "ss_v2",
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+)
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "ss_sd_model_hash", "ss_new_sd_model_hash")
 MODELSPEC = (
-    "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.resolution",
-    "modelspec.date", "modelspec.prediction_type", "modelspec.encoder_layer", "modelspec.timestep_range",
+    "modelspec.sai_model_spec",
+    "modelspec.architecture",
+    "modelspec.implementation",
+    "modelspec.resolution",
+    "modelspec.date",
+    "modelspec.prediction_type",
+    "modelspec.encoder_layer",
+    "modelspec.timestep_range",
     "modelspec.title",
-)  # fmt: skip
+)
 ALLOWED = (*MINIMUM, *HASHES, *MODELSPEC)
 PRIVACY_PREFIX = "ss_privacy_"
 PRIVACY_SETTINGS = (
@@ -59,9 +70,13 @@ class FileRules:
 
 
 def network_facts(
-    rules: FileRules, stated: Mapping[str, str], resolution: tuple[int, int], version: tuple[str, str],
-    prediction_type: str, model_hashes: Mapping[str, str],
-) -> dict[str, str]:  # fmt: skip
+    rules: FileRules,
+    stated: Mapping[str, str],
+    resolution: tuple[int, int],
+    version: tuple[str, str],
+    prediction_type: str,
+    model_hashes: Mapping[str, str],
+) -> dict[str, str]:
     """The keys that WebUIs read.
 
     Args:
@@ -132,9 +147,13 @@ def full_facts(rules: FileRules, images: int, steps: int) -> dict[str, str]:
 
 
 def written(
-    network: Mapping[str, str], privacy: Mapping[str, str], own_words: Mapping[str, str], *, no_metadata: bool,
+    network: Mapping[str, str],
+    privacy: Mapping[str, str],
+    own_words: Mapping[str, str],
+    *,
+    no_metadata: bool,
     full: bool,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """All facts together, reduced to those that may be written; ``own_words`` (such as a title) only with ``full``."""
     facts = {**network, **privacy, **(own_words if full else {})}
     return reduced(facts, no_metadata=no_metadata, full=full)

@@ -10,7 +10,7 @@ AUDIT = ("audit",)
 EVERYWHERE = (*TRAINERS, *AUDIT)
 
 
-def option(
+def option(  # noqa: PLR0913  one call is one row of the table below, and its keywords are the columns
     section: str,
     default: Any,
     help: str,

@@ -104,6 +104,11 @@ def _check_data(config: Config, faults: Faults) -> None:
         faults.add(f"resolution must be '512' or 'width,height' in pixels, got {config.resolution!r}")
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
+    _check_caches_and_masks(config, faults)
+
+
+def _check_caches_and_masks(config: Config, faults: Faults) -> None:
+    """What is kept of each picture, and what is asked of its masks."""
     if config.cache_latents:
         for name in ("color_aug", "random_crop", "face_crop_aug_range"):
             if getattr(config, name):

@@ -117,22 +117,29 @@ def _known(door: str, given: dict[str, Given], faults: Faults, notice: Callable[
                 keep(name, Given(value, f"{entry.origin}, as {written}"))
         elif name == "optimizer_type" and entry.value == "":
             continue  # kohya's own default, a word for AdamW
-        elif str(entry.value) in VALUES_WITHOUT_EFFECT.get(name, {}):
-            reason = VALUES_WITHOUT_EFFECT[name][str(entry.value)]
-            notice(f"{entry.origin}: {name} = {entry.value!r} changes nothing here: {reason}")
-        elif name in known:
+        elif name in known and str(entry.value) not in VALUES_WITHOUT_EFFECT.get(name, {}):
             keep(name, entry)
-        elif name in TYPES:
-            used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
-            faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}")
-        elif name in WITHOUT_EFFECT:
-            notice(f"{entry.origin}: '{name}' changes nothing here: {WITHOUT_EFFECT[name]}")
-        elif name in REFUSED:
-            if entry.value not in UNSET:
-                faults.add(f"{entry.origin}: option '{name}' is not taken: {REFUSED[name]}")
         else:
-            faults.add(f"{entry.origin}: unknown option '{written}'{did_you_mean(written, known)}")
+            _explain_left_out(door, written, entry, faults, notice)
     return kept
+
+
+def _explain_left_out(door: str, written: str, entry: Given, faults: Faults, notice: Callable[[str], None]) -> None:
+    """Say of one option why it is not taken: a notice where that changes nothing, else a fault."""
+    name = RENAMED.get(written, written)
+    if str(entry.value) in VALUES_WITHOUT_EFFECT.get(name, {}):
+        reason = VALUES_WITHOUT_EFFECT[name][str(entry.value)]
+        notice(f"{entry.origin}: {name} = {entry.value!r} changes nothing here: {reason}")
+    elif name in TYPES:
+        used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
+        faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}")
+    elif name in WITHOUT_EFFECT:
+        notice(f"{entry.origin}: '{name}' changes nothing here: {WITHOUT_EFFECT[name]}")
+    elif name in REFUSED:
+        if entry.value not in UNSET:
+            faults.add(f"{entry.origin}: option '{name}' is not taken: {REFUSED[name]}")
+    else:
+        faults.add(f"{entry.origin}: unknown option '{written}'{did_you_mean(written, fields_of(door))}")
 
 
 def _coerced(name: str, entry: Given, faults: Faults) -> Any:

@@ -53,9 +53,11 @@ class Average:
         Raises:
             InputError: another number of weights, or other shapes.
         """
-        saved = [tensors.get(f"{i:05d}") for i in range(len(tensors) - 1)]
-        if [None if t is None else t.shape for t in saved] != [value.shape for value in self.values]:
-            raise InputError(f"the state's average has {len(saved)} tensors that do not fit this run's network")
+        names = [f"{i:05d}" for i in range(len(tensors) - 1)]
+        saved = [tensors[name] for name in names if name in tensors]
+        shapes = [value.shape for value in self.values]
+        if len(names) != len(shapes) or [tensor.shape for tensor in saved] != shapes:
+            raise InputError(f"the state's average has {len(names)} tensors that do not fit this run's network")
         self.steps = int(tensors["steps"])
         for value, tensor in zip(self.values, saved, strict=True):
             value.copy_(tensor)

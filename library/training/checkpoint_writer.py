@@ -70,6 +70,12 @@ class CheckpointWriter:
         """Write a resumable state; returns its folder."""
         place = self.folder.state(number)
         if self.active:
-            save_state(place, self.training_state, done=done, options=self.options, split_hash=self.split_hash,
-                       checks=[dataclasses.asdict(check) for check in self.checks])  # fmt: skip
+            save_state(
+                place,
+                self.training_state,
+                done=done,
+                options=self.options,
+                split_hash=self.split_hash,
+                checks=[dataclasses.asdict(check) for check in self.checks],
+            )
         return str(place)

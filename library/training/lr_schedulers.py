@@ -69,8 +69,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, rules: ScheduleRules, total
         if getattr(rules, option) != 1 and rules.lr_scheduler not in names:
             logger.warning(
                 "%s %g has no effect with lr_scheduler %s; it is for %s",
-                option, getattr(rules, option), rules.lr_scheduler, ", ".join(names),
-            )  # fmt: skip
+                option,
+                getattr(rules, option),
+                rules.lr_scheduler,
+                ", ".join(names),
+            )
     if rules.lr_scheduler == "adafactor":
         raise InputError(
             'lr_scheduler adafactor belongs to optimizer_type AdaFactor with relative_step = True; use "constant"'
@@ -106,15 +109,23 @@ def _by_name(optimizer: torch.optim.Optimizer, rules: ScheduleRules, warmup: int
         )
     if name == "warmup_stable_decay":
         return transformers.optimization.get_wsd_schedule(
-            optimizer, warmup, decay, num_stable_steps=total - warmup - decay, num_cycles=waves,
+            optimizer,
+            warmup,
+            decay,
+            num_stable_steps=total - warmup - decay,
+            num_cycles=waves,
             min_lr_ratio=rules.lr_scheduler_min_lr_ratio or 0.0,
-        )  # fmt: skip
+        )
     if name == "piecewise_constant":
         return _piecewise(optimizer, rules)
     return diffusers.optimization.get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=total, num_cycles=rules.lr_scheduler_num_cycles,
+        name,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=total,
+        num_cycles=rules.lr_scheduler_num_cycles,
         power=rules.lr_scheduler_power,
-    )  # fmt: skip
+    )
 
 
 def _piecewise(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
@@ -137,8 +148,9 @@ def _none(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
         logger.warning(
             "the optimizer is schedule-free: lr_scheduler %s and lr_warmup_steps %g are not used (for a warm-up set "
             "optimizer_args warmup_steps=100)",
-            rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
-        )  # fmt: skip
+            rules.lr_scheduler_type or rules.lr_scheduler,
+            rules.lr_warmup_steps,
+        )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
 
@@ -148,8 +160,9 @@ def _adafactor(optimizer: torch.optim.Optimizer, rules: ScheduleRules) -> Any:
         logger.warning(
             "AdaFactor with relative_step finds its own rate: lr_scheduler %s and lr_warmup_steps %g are not used; "
             "set optimizer_args relative_step=False to use them",
-            rules.lr_scheduler_type or rules.lr_scheduler, rules.lr_warmup_steps,
-        )  # fmt: skip
+            rules.lr_scheduler_type or rules.lr_scheduler,
+            rules.lr_warmup_steps,
+        )
     return transformers.optimization.AdafactorSchedule(optimizer)
 
 

@@ -23,9 +23,16 @@ class Recorder:
     """Writes figures to log.jsonl (one object per line), the trackers and the progress bar. Never a caption."""
 
     def __init__(
-        self, folder: OutputFolder, rules: LogRules, *, total: int, done: int, images_per_step: float,
-        mfu_of_one: float, active: bool,
-    ) -> None:  # fmt: skip
+        self,
+        folder: OutputFolder,
+        rules: LogRules,
+        *,
+        total: int,
+        done: int,
+        images_per_step: float,
+        mfu_of_one: float,
+        active: bool,
+    ) -> None:
         """
         Args:
             done: steps of the run that this one continues.

@@ -77,10 +77,18 @@ class WandB:
         import wandb
 
         settings = wandb.Settings(
-            console="off", disable_code=True, disable_git=True, save_code=False, disable_job_creation=True,
-            host="private", program="private", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            save_code=False,
+            disable_job_creation=True,
+            host="private",
+            program="private",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
             x_save_requirements=False,
-        )  # fmt: skip
+        )
         self._place = private_folder(folder / "wandb")
         self._run: Any = wandb.init(
             project=project, name=run_name, dir=str(folder), config={}, settings=settings, **further

@@ -20,8 +20,10 @@ class BatchSize:
 
     def summary(self) -> str:
         """The product in one line."""
-        return (f"global batch: {self.per_device} images x {self.accumulation} passes x {self.processes} processes = "
-                f"{self.images()} images per step")  # fmt: skip
+        return (
+            f"global batch: {self.per_device} images x {self.accumulation} passes x {self.processes} processes = "
+            f"{self.images()} images per step"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ class TrainingPlan:
             repeats: of each member.
         """
         epochs = self.epochs(self.total_steps)
-        text = (f"plan: {self.total_steps} optimizer steps = {epochs:.4g} epochs of "
-                f"{self.steps_per_epoch} steps; {sum(repeats)} images per epoch, each member is used "
-                f"{self.exposures(self.total_steps, repeats):.4g} times in total\n{size.summary()}")  # fmt: skip
+        text = (
+            f"plan: {self.total_steps} optimizer steps = {epochs:.4g} epochs of "
+            f"{self.steps_per_epoch} steps; {sum(repeats)} images per epoch, each member is used "
+            f"{self.exposures(self.total_steps, repeats):.4g} times in total\n{size.summary()}"
+        )
         if max_train_epochs is None and self.total_steps == KOHYAS_STEPS:
-            text += (f"\nno other length is set, so the run has kohya's default max_train_steps = {KOHYAS_STEPS}: "
-                     f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images per epoch = about "
-                     f"{epochs:.4g} epochs; set max_train_epochs to give the length in epochs")  # fmt: skip
+            text += (
+                f"\nno other length is set, so the run has kohya's default max_train_steps = {KOHYAS_STEPS}: "
+                f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images per epoch = about "
+                f"{epochs:.4g} epochs; set max_train_epochs to give the length in epochs"
+            )
         return text
 
     def stage(self, done: int, every_epochs: int | None) -> str:

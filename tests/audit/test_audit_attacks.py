@@ -84,6 +84,7 @@ def test_without_a_leak_every_attack_is_at_chance(attack):
     assert abs(np.mean(areas) - 0.5) < 0.11  # three standard errors of four draws of 40 + 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_the_base_in_the_adapters_place_shows_nothing_of_a_leak(attack):
     answers = planted_answers(CANDIDATES, 3.0, FULL if attack.name == "pfami" else LITE).without_adapter()
@@ -103,6 +104,7 @@ def test_swapping_the_labels_flips_every_unfitted_score():
             assert area_of(scores, swapped) == pytest.approx(1 - area_of(scores))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [attack for attack in ATTACKS if attack.learns], ids=lambda attack: attack.name)
 def test_a_fit_on_swapped_labels_points_the_other_way(attack):
     answers, aux = planted_answers(CANDIDATES, 3.0), aux_view(CANDIDATES, 0)
@@ -110,6 +112,7 @@ def test_a_fit_on_swapped_labels_points_the_other_way(attack):
     assert area_of(scores) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_no_test_label_reaches_a_fit(attack):
     """Scores stay the same, bit for bit, when the labels of the test sides are all turned."""

@@ -50,6 +50,7 @@ def test_the_door_is_one_page():
     assert (ROOT / "compare.py").read_text().count("\n") <= 160
 
 
+@pytest.mark.slow
 def test_an_audit_leaves_a_private_report_and_states_its_facts(trained, audited):
     folder = trained / "audit"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -65,6 +66,7 @@ def test_an_audit_leaves_a_private_report_and_states_its_facts(trained, audited)
     assert "drawings" in [one["name"] for one in audited["findings"]]
 
 
+@pytest.mark.slow
 def test_no_caption_stands_in_any_file_of_the_audit(trained, audited):
     cache = trained.parent / "cache"
     for file in [*(trained / "audit").rglob("*"), *cache.rglob("*")]:
@@ -73,11 +75,13 @@ def test_no_caption_stands_in_any_file_of_the_audit(trained, audited):
             assert b"quokka" not in file.read_bytes() or file.name == "report.html"
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_course_over_checkpoints(trained, audited):
     text = (trained / "audit" / "report.html").read_text()
     assert "AUC against exposures" in text and "000002" in text
 
 
+@pytest.mark.slow
 def test_scores_only_asks_no_model_and_gives_the_same_figures(trained, audited, monkeypatch):
     monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
     assert audit.main([str(trained), *options(trained, "--scores_only")]) == 0
@@ -86,6 +90,7 @@ def test_scores_only_asks_no_model_and_gives_the_same_figures(trained, audited, 
     assert again["findings"] == kept and again["verdict"] == audited["verdict"]
 
 
+@pytest.mark.slow
 def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch):
     asked = []
     original = run_queries.fill_cache
@@ -100,6 +105,7 @@ def test_the_base_is_asked_once_for_all_loras(trained, audited, out, monkeypatch
     assert asked == [0, 0, 80, 80]  # base, untrained adapter, then this copy's own folder
 
 
+@pytest.mark.slow
 def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audited, out, monkeypatch):
     shutil.rmtree(out / "audit")
     original, asked = run_queries.Asker.gradients, []
@@ -121,6 +127,7 @@ def test_a_killed_audit_goes_on_where_it_stopped_and_ends_the_same(trained, audi
     assert found["findings"] == [one for one in audited["findings"] if one["name"] != "drawings"]
 
 
+@pytest.mark.slow
 def test_a_stamp_states_aggregates_and_leaves_the_tensors_alone(trained, audited, out):
     before = load_file(out / "last.safetensors")
     assert audit.main([str(out), *options(trained, "--scores_only", "--stamp")]) == 0
@@ -131,6 +138,7 @@ def test_a_stamp_states_aggregates_and_leaves_the_tensors_alone(trained, audited
     assert "quokka" not in json.dumps(metadata) and metadata["ss_privacy_method"] == "PLoRA"
 
 
+@pytest.mark.slow
 def test_answers_of_the_lora_before_are_not_stamped_on_the_one_that_took_its_place(trained, audited, out):
     shutil.copytree(trained / "audit", out / "audit", dirs_exist_ok=True)
     file = out / "last.safetensors"
@@ -142,12 +150,14 @@ def test_answers_of_the_lora_before_are_not_stamped_on_the_one_that_took_its_pla
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_base_is_refused(out, trained):
     other = tiny.write_model(out.parent / "other", seed=1)
     with pytest.raises(InputError, match="was trained on another base model"):
         audit.main([str(out), *options(trained, "--pretrained_model_name_or_path", other)])
 
 
+@pytest.mark.slow
 def test_a_lora_with_nan_is_refused(out, trained):
     tensors, metadata = read_tensors(out / "last.safetensors")
     name = next(name for name in tensors if "lora_up" in name)
@@ -157,12 +167,14 @@ def test_a_lora_with_nan_is_refused(out, trained):
         audit.main([str(out), *options(trained)])
 
 
+@pytest.mark.slow
 def test_a_split_of_other_pictures_is_refused(out, trained, tmp_path):
     others = tiny.write_pictures(tmp_path / "others", 8, first=500)
     with pytest.raises(InputError, match="is the split of another dataset: none of its 80 pictures"):
         audit.main([str(out), *options(trained, "--train_data_dir", others)])
 
 
+@pytest.mark.slow
 def test_missing_and_changed_pictures_and_captions_are_named(out, trained, tmp_path):
     pictures = Path(shutil.copytree(trained.parent / "pictures", tmp_path / "pictures"))
     place = pictures / "10_zebrafolder"
@@ -175,6 +187,7 @@ def test_missing_and_changed_pictures_and_captions_are_named(out, trained, tmp_p
     assert re.search(r"1 pictures of the split are missing: 'quokka003.png'", text)
 
 
+@pytest.mark.slow
 def test_a_changed_caption_is_named_and_not_shown(out, trained, tmp_path):
     pictures = Path(shutil.copytree(trained.parent / "pictures", tmp_path / "pictures"))
     (pictures / "10_zebrafolder" / "quokka005.txt").write_text("secretword\n")
@@ -183,6 +196,7 @@ def test_a_changed_caption_is_named_and_not_shown(out, trained, tmp_path):
     assert "secretword" not in str(caught.value) and "walrus" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_too_few_pictures_for_the_rate_are_refused_before_the_sweep(out, trained):
     with pytest.raises(InputError, match="target_fpr=0.01 needs 100 non-members on the aux side, got 20"):
         audit.main([str(out), "--cache_dir", str(trained.parent / "cache"), "--target_fpr", "0.01"])
@@ -201,12 +215,14 @@ def test_a_call_without_folders_says_what_to_do():
         audit.main([])
 
 
+@pytest.mark.slow
 def test_scores_only_without_a_sweep_says_so(out, trained):
     shutil.rmtree(out / "audit", ignore_errors=True)
     with pytest.raises(InputError, match="holds no answers of this LoRA and profile yet; run once without"):
         audit.main([str(out), *options(trained, "--scores_only")])
 
 
+@pytest.mark.slow
 def test_a_lora_that_changes_nothing_makes_the_audit_invalid(out, trained):
     tensors, metadata = read_tensors(out / "last.safetensors")
     save_file(
@@ -218,6 +234,7 @@ def test_a_lora_that_changes_nothing_makes_the_audit_invalid(out, trained):
     assert found["verdict"]["word"] == "invalid" and "changes nothing" in found["verdict"]["sentence"]
 
 
+@pytest.mark.slow
 def test_a_bare_file_of_another_trainer_is_audited_with_base_pictures_and_split(trained, tmp_path):
     """The same LoRA under diffusers' names, without metadata, gives the same scores."""
     tensors, _ = read_tensors(trained / "last.safetensors")
@@ -300,6 +317,7 @@ def test_folders_may_stand_anywhere_on_the_command_line():
     assert outputs_named(["--outputs", "a", "b", "--stamp"], TYPES) == ["--outputs", "a", "b", "--stamp"]
 
 
+@pytest.mark.slow
 def test_what_is_named_beside_an_output_folder_beats_its_config(out: Path, tmp_path: Path) -> None:
     """An option that is taken must count: an audit under another clip_skip than asked for would mislead."""
     words = outputs_named([str(out), "--clip_skip", "2", "--train_data_dir", str(tmp_path)], TYPES)

@@ -203,6 +203,7 @@ def drawn(weights, model_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return json.loads((out / "audit" / "findings.json").read_text()), (out / "audit" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_with_weights_at_hand_the_figures_carry_their_proper_names(drawn):
     found, text = drawn
     utility = found["utility"]
@@ -219,6 +220,7 @@ def test_with_weights_at_hand_the_figures_carry_their_proper_names(drawn):
     assert "2048-d, last mean pool" in text and "768-d, mean over places of Mixed_6e" in text
 
 
+@pytest.mark.slow
 def test_the_nearest_drawing_stands_below_an_exposed_picture(drawn):
     assert "the nearest drawing stands below the picture" in drawn[1]
 

@@ -62,6 +62,7 @@ def test_no_leak_is_no_evidence_and_says_how_large_a_leak_could_have_hidden():
     assert f"AUC {evaluation.verdict.least_detectable_auc:.2f}" in evaluation.verdict.sentence
 
 
+@pytest.mark.slow
 def test_random_scores_are_called_a_leak_or_invalid_no_more_often_than_stated():
     """The whole protocol on luck alone, 40 times: p < 0.01 by the main attack or by the largest of all."""
     answers, generator, words = planted_answers(CANDIDATES, 0.0), np.random.default_rng(3), []
@@ -88,6 +89,7 @@ def test_a_sign_above_luck_that_misses_the_bar_is_said_to_be_one(leaking):
     assert said.word == "no evidence" and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
 
 
+@pytest.mark.slow
 def test_differences_between_loras_of_one_split_are_paired(leaking):
     flat = examined(0.0)[1]
     first = dataclasses.replace(leaking, alias="LoRA 1")
@@ -126,11 +128,13 @@ def test_groups_are_ranked_by_their_mean_and_carry_their_size():
     assert highest < min(score for score, _ in bars.values())
 
 
+@pytest.mark.slow
 def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
     evaluation = examined(2.0, blind=CANDIDATES.is_member + 0.1 * np.random.default_rng(0).normal(size=240))[1]
     assert evaluation.verdict.word == "invalid" and "pictures alone" in evaluation.verdict.sentence
 
 
+@pytest.mark.slow
 def test_a_note_makes_the_audit_invalid():
     evaluation = examined(0.0, notes=["the LoRA changes nothing"])[1]
     assert evaluation.verdict.word == "invalid" and "changes nothing" in evaluation.verdict.sentence
@@ -199,6 +203,7 @@ def test_drawings_join_the_findings_of_the_result_and_not_those_of_the_evaluatio
     assert "drawings" in result.evaluation.findings and leaking.evaluation.findings == before
 
 
+@pytest.mark.slow
 def test_the_same_audit_twice_gives_the_same_figures():
     assert examined(0.5)[1].findings == examined(0.5)[1].findings
 

@@ -22,6 +22,7 @@ def test_the_bound_gives_the_published_caps(guesses):
     assert found == pytest.approx(CAPS[guesses], abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guesses", "share", "cap"), [(50, 0.7, 0.56), (200, 0.9, 3.31), (1000, 1.0, 11.05)])
 def test_the_gaussian_bound_gives_the_published_caps(guesses, share, cap):
     assert gaussian_one_run_epsilon(guesses, round(share * guesses), max(2 * guesses, 100)) == pytest.approx(
@@ -49,6 +50,7 @@ def test_mu_of_a_gaussian_mechanism_turns_into_the_known_epsilon():
     assert gaussian_epsilon(0.268) == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_fair_coins_certify_more_than_zero_no_more_often_than_stated():
     generator = np.random.default_rng(0)
     groups = [f"image{index}" for index in range(200)]

@@ -22,7 +22,8 @@ def audited(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run whose options would trip a careless shadow (previews, states, names, checkpoints), and its audit."""
     place = tmp_path_factory.mktemp("shadowed")
     out = audit_run.train(model_folder, place, max_train_epochs=2, save_every_n_epochs=1, save_state=True,
-                          output_name="private-name", save_model_as="safetensors", resolution=16)  # fmt: skip
+                          output_name="private-name", save_model_as="safetensors", resolution=16,
+                          train_batch_size=40)  # fmt: skip
     assert audit.main([str(out), *audit_run.options(out, *FLAGS)]) == 0
     return out
 
@@ -31,12 +32,14 @@ def findings(out: Path) -> dict:
     return json.loads((out / "audit" / "findings.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_likelihood_ratio_stands_among_the_attacks_with_its_control(audited):
     found = {one["name"]: one for one in findings(audited)["findings"]}
     assert found["lira"]["chosen"] == "2 shadows" and found["lira"]["auc_off"] is not None
     assert found["lira"]["members"] == 20
 
 
+@pytest.mark.slow
 def test_attacks_fitted_on_a_shadow_stand_beside_those_fitted_on_the_aux_sides(audited):
     content = findings(audited)
     transferred = [one["name"] for one in content["findings_with_a_shadow"]]
@@ -46,6 +49,7 @@ def test_attacks_fitted_on_a_shadow_stand_beside_those_fitted_on_the_aux_sides(a
     assert "AUC, fitted on a shadow" in text and "Blue diamonds" in text
 
 
+@pytest.mark.slow
 def test_shadows_are_private_twins_that_train_on_other_members(audited):
     folders = sorted((audited / "audit" / "shadows").iterdir())
     assert len(folders) == 3
@@ -65,6 +69,7 @@ def test_shadows_are_private_twins_that_train_on_other_members(audited):
     assert transfers == 1
 
 
+@pytest.mark.slow
 def test_finished_shadows_are_kept_and_scored_without_a_model(audited, monkeypatch):
     before = findings(audited)
     monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
@@ -74,6 +79,7 @@ def test_finished_shadows_are_kept_and_scored_without_a_model(audited, monkeypat
     assert again["findings_with_a_shadow"] == before["findings_with_a_shadow"]
 
 
+@pytest.mark.slow
 def test_a_retrained_target_gets_new_shadows(audited, tmp_path):
     out = Path(shutil.copytree(audited, tmp_path / "out"))
     content = toml.loads((out / "config.toml").read_text())
@@ -83,6 +89,7 @@ def test_a_retrained_target_gets_new_shadows(audited, tmp_path):
         audit.main([str(out), *audit_run.options(audited, *FLAGS, "--scores_only")])
 
 
+@pytest.mark.slow
 def test_shadows_of_another_trainers_lora_are_refused(audited, tmp_path):
     shutil.copy2(audited / "split.json", tmp_path)
     content = toml.loads((audited / "config.toml").read_text())

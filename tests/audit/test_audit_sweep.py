@@ -153,6 +153,7 @@ def test_records_of_the_clean_latent_the_unit_jump_the_chain_and_the_crop_agree_
     assert float(records["crop"][0, 0, SQUARE]) == pytest.approx(float(residual.square().mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
     pictures = toy_pictures(5)
     asker = Asker(toy_model(), SMALL, 8)

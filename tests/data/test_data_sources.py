@@ -1,20 +1,15 @@
 """Captions from metadata files, and Hugging Face datasets as files of their own."""
 
-import io
 import json
 import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from library.audit.targets.candidates import read_pictures, training_sizes
-from library.data.examples import Example
-from library.data.picture_sources import pick_rules
-from library.data.read_pictures import read_sources
 from library.errors import InputError
 from tests.helpers import tiny
-from tests.helpers.data_toy import config, read
+from tests.helpers.data_toy import config, from_dataset, picture_bytes, read, write_parquet
 
 
 @pytest.fixture
@@ -93,36 +88,6 @@ def test_other_shapes_of_metadata_are_refused(folder: Path, text: str, name: str
 def test_repeats_of_a_metadata_file_come_from_dataset_repeats(folder: Path) -> None:
     (folder.parent / "m.json").write_text('{"a": {"caption": "x"}}')
     assert read(folder, in_json=str(folder.parent / "m.json"), dataset_repeats=3).candidates[0].repeats == 3
-
-
-def picture_bytes(index: int, kind: str = "PNG") -> bytes:
-    """An encoded picture."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16), (index * 20, 0, 0)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_parquet(file: Path, count: int = 4, **more: list) -> Path:
-    """A parquet file as the hub has them: pictures as bytes, captions, a person."""
-    import datasets
-
-    rows = {
-        "image": [{"bytes": picture_bytes(index, ["PNG", "JPEG"][index % 2]), "path": None} for index in range(count)],
-        "text": [f"walrus {index}" for index in range(count)],
-        "person": [index // 2 for index in range(count)],
-        **more,
-    }
-    features = datasets.Features(
-        {"image": datasets.Image(), **{name: datasets.Value("string") for name in rows if name != "image"}}
-    )
-    rows["person"] = [str(value) for value in rows["person"]]
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
-    return file
-
-
-def from_dataset(name: object, cache: Path, **changed: object) -> list[Example]:
-    """Candidates of a dataset."""
-    return read_sources(*pick_rules(config(dataset_name=str(name), cache_dir=str(cache), **changed))).candidates
 
 
 def test_a_parquet_dataset_becomes_private_files_with_their_own_bytes(tmp_path: Path) -> None:

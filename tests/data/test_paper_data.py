@@ -191,6 +191,7 @@ def write_blip(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_captions_come_from_blip_where_a_model_is_given(celeba: Path, tmp_path: Path) -> None:
     blip = write_blip(tmp_path / "blip")
     texts = []
@@ -201,6 +202,7 @@ def test_captions_come_from_blip_where_a_model_is_given(celeba: Path, tmp_path: 
     assert texts[0] == texts[1] and all(text.startswith("cele1") for text in texts[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [PLoRA, SPLoRA], ids=lambda door: door.DOOR)
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -223,6 +225,7 @@ def test_the_celeba_config_plans_a_run_on_what_the_converter_wrote(
     assert expected in told and "each member is used 400 times in total" in told
 
 
+@pytest.mark.slow
 def test_people_stay_together_when_asked_for_persons(celeba: Path, tmp_path: Path, model_folder: Path) -> None:
     assert convert_celeba.main(["small", *arguments(celeba, tmp_path / "data")]) == 0
     config = ["--config_file", str(ROOT / "configs/celeba.toml"), "--group_by", "folder", "--resolution", "16"]

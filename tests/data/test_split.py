@@ -44,6 +44,7 @@ def test_fixed_inclusion_meets_the_shares() -> None:
     assert drawn(100, share=0.4, aux=0.25).sizes() == dict(zip(SIDES, (15, 45, 10, 30), strict=True))
 
 
+@pytest.mark.slow
 def test_bernoulli_inclusion_is_an_independent_fair_coin() -> None:
     """Over many secrets a picture is a member half of the time, and two pictures agree half of the time."""
     splits = [{example.pixels for example in drawn(40, "bernoulli", seed).members()} for seed in range(400)]

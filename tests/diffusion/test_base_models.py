@@ -1,6 +1,5 @@
 """What a person says of the base and what its files bear out: SD 2.x, velocity, another VAE, hub ids, old names."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -17,22 +16,14 @@ from library.diffusion.families.recognise import FAMILIES, family_of_file, famil
 from library.diffusion.families.sd1 import SD1
 from library.diffusion.families.sd2 import SD2
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.model_files import ModelRules, load_model, open_base
+from library.diffusion.model_files import load_model, open_base
 from library.diffusion.single_file import shipped_tokenizer
 from library.diffusion.text import encode_text, tokenize
 from library.diffusion.weight_files import fill
 from library.errors import Faults, InputError
-from library.options.declarations import Config
-from library.rules import pick
 from networks import lora
-from tests.diffusion.test_models import assert_same_weights
 from tests.helpers import ldm_layout, tiny
-
-
-def rules(path: Path | str, **changed: object) -> ModelRules:
-    """kohya's defaults, but for the path and what is given."""
-    options = {"pretrained_model_name_or_path": str(path), **changed}
-    return pick(dataclasses.replace(Config(), **options), ModelRules)
+from tests.helpers.base_models import assert_same_weights, rules
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +103,7 @@ def test_zero_terminal_snr_reaches_the_schedule_and_keeps_the_rest(velocity_fold
     assert model.schedule_summary() == "v_prediction zero SNR"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "parameters", "text_modules", "gigabytes"),
     [(SD1, (859.5, 83.7, 123.1), 72, "3.20"), (SD2, (865.9, 83.7, 340.4), 138, "3.65")],

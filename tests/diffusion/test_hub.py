@@ -12,8 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from library.diffusion import hub
 from library.diffusion.model_files import load_model, open_base
 from library.errors import InputError
-from tests.diffusion.test_base_models import rules
-from tests.diffusion.test_models import assert_same_weights
+from tests.helpers.base_models import assert_same_weights, rules
 
 
 @pytest.fixture

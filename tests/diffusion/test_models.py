@@ -19,6 +19,7 @@ from library.diffusion.text import encode_text, tokenize
 from library.errors import InputError
 from library.seeding import stream
 from tests.helpers import ldm_layout
+from tests.helpers.base_models import assert_same_weights
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,6 @@ def original(tmp_path_factory: pytest.TempPathFactory):
     """Config folder, parts, and the tensors of a checkpoint in the original layout."""
     folder, unet, vae, text_encoder = ldm_layout.build(tmp_path_factory.mktemp("original") / "config")
     return folder, (unet, vae, text_encoder), ldm_layout.original_tensors(unet, vae, text_encoder)
-
-
-def assert_same_weights(model, parts) -> None:
-    """Bit for bit."""
-    for opened, made in zip((model.unet, model.vae, model.text_encoder), parts, strict=True):
-        ours, theirs = opened.state_dict(), made.state_dict()
-        assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_safetensors_checkpoint_in_the_original_layout_opens_bit_for_bit(tmp_path: Path, original) -> None:

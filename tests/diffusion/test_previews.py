@@ -135,6 +135,7 @@ def drawn_from(sampler, generator: torch.Generator) -> dict[str, torch.Generator
     return {"generator": generator} if "generator" in inspect.signature(sampler.step).parameters else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_samplers_read_the_models_target(name: str) -> None:
     """A model of noise and one of velocity that know the same picture lead along the same way, and to the picture."""

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from library.diffusion.latent_diffusion import vae_dtype
 from library.diffusion.model_files import load_model, open_base
 from library.errors import InputError
-from tests.diffusion.test_base_models import rules
 from tests.helpers import ldm_layout
+from tests.helpers.base_models import rules
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def vae_in_every_form(place: Path, vae: AutoencoderKL, parts) -> dict[str, Path]
     return {name: place / name for name in names}
 
 
+@pytest.mark.slow
 def test_a_vae_is_taken_from_every_form_and_changes_the_fingerprint(tmp_path: Path, whole, other_vae) -> None:
     file, folder, parts = whole
     plain = open_base(rules(file), config_folder=folder)

@@ -141,6 +141,7 @@ def test_a_velocity_sd2_model_with_another_vae_trains_paints_and_can_be_audited(
         provenance.check_base(out / "last.safetensors", metadata, plain.fingerprint, plain.file_hashes)
 
 
+@pytest.mark.slow
 def test_another_vae_makes_the_latent_cache_anew(flags, tmp_path: Path) -> None:
     cache, vae = tmp_path / "cache", other_vae(tmp_path / "vae")
     counts = []

@@ -36,6 +36,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     assert [f"{file}::{test}" for file, test in NAMED if not exists(file, test)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bitsandbytes", "xformers"])
 def test_a_broken_package_that_nobody_asked_for_does_not_stop_a_door(tmp_path: Path, name: str) -> None:
     """diffusers imports both wherever they are installed, and would fail with them."""

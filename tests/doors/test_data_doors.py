@@ -16,9 +16,9 @@ from library.audit.targets.candidates import find_candidates, read_pictures, tra
 from library.audit.targets.lora_runs import read_settings
 from library.errors import InputError
 from library.options.declarations import Config
-from tests.data.test_data_sources import write_parquet
-from tests.doors.test_doors import assert_same_tensors, records
 from tests.helpers import tiny
+from tests.helpers.data_toy import write_parquet
+from tests.helpers.runs import assert_same_tensors, records, two_datasets
 
 
 def moved(folder: Path) -> bool:
@@ -33,35 +33,7 @@ def sides_in(folder: Path) -> dict[str, str]:
     return {Path(entry["path"]).name: entry["side"] for entry in images}
 
 
-def two_datasets(tmp_path: Path, pictures: Path) -> Path:
-    """One folder at two resolutions with two batch sizes, public regularisation images, and every caption rule."""
-    public = tiny.write_pictures(tmp_path / "reg", 3, first=60, sizes=((24, 16),)) / "1_zebrafolder"
-    file = tmp_path / "data.toml"
-    file.write_text(f"""
-        [general]
-        shuffle_caption = true
-        caption_dropout_rate = 0.2
-        caption_tag_dropout_rate = 0.3
-        flip_aug = true
-        [[datasets]]
-        resolution = 16
-        batch_size = 2
-          [[datasets.subsets]]
-          image_dir = "{pictures / '1_zebrafolder'}"
-          num_repeats = 2
-          [[datasets.subsets]]
-          image_dir = "{public}"
-          is_reg = true
-        [[datasets]]
-        resolution = [32, 16]
-        batch_size = 3
-        caption_prefix = "sks"
-          [[datasets.subsets]]
-          image_dir = "{pictures / '1_zebrafolder'}"
-        """)  # fmt: skip
-    return file
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 7])
 def test_two_datasets_with_everything_on_resume_bit_for_bit(flags, tmp_path: Path, pictures: Path, cut: int) -> None:
     """16 uses of members and 16 of public images in batches of 2, 8 uses in batches of 3: 19 batches, 10 steps."""
@@ -84,6 +56,7 @@ def test_two_datasets_with_everything_on_resume_bit_for_bit(flags, tmp_path: Pat
     assert len(sides) == 16 and not any(name.startswith("quokka06") for name in sides)
 
 
+@pytest.mark.slow
 def test_a_resume_with_an_edited_dataset_config_is_refused(flags, tmp_path: Path, pictures: Path) -> None:
     file = two_datasets(tmp_path, pictures)
     run = {"train_data_dir": None, "dataset_config": file, "save_state": True}
@@ -106,6 +79,7 @@ def test_nothing_private_of_a_dataset_config_run_reaches_logs_or_lora(
     assert not re.search("walrus|ocelot", out) and "repeats" in out  # the table of folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [PLoRA, SPLoRA], ids=lambda door: door.DOOR)
 def test_regularisation_images_change_the_lora_by_their_weight_and_stay_out_of_the_split(
     door, flags, tmp_path: Path
@@ -123,6 +97,7 @@ def test_regularisation_images_change_the_lora_by_their_weight_and_stay_out_of_t
     assert sides_in(tmp_path / "none") == sides_in(tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_exposures_in_the_file_count_both_resolutions_of_a_member(flags, tmp_path: Path, pictures: Path) -> None:
     from safetensors import safe_open
 
@@ -135,6 +110,7 @@ def test_exposures_in_the_file_count_both_resolutions_of_a_member(flags, tmp_pat
     assert float(exposures) == 6  # (2 repeats + 1) x 2 epochs
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_pictures_of_a_dataset_config_again(flags, tmp_path: Path, pictures: Path) -> None:
     assert SPLoRA.main(flags(train_data_dir=None, dataset_config=two_datasets(tmp_path, pictures))) == 0
     settings = {**vars(Config()), **read_settings(tmp_path / "out" / "config.toml")}
@@ -154,6 +130,7 @@ def test_fine_tune_metadata_trains(flags, tmp_path: Path, pictures: Path) -> Non
     assert moved(tmp_path / "out") and len(sides_in(tmp_path / "out")) == 16
 
 
+@pytest.mark.slow
 def test_a_parquet_dataset_trains_with_groups_on_one_side_and_gives_the_lora_of_the_same_files(
     flags, tmp_path: Path
 ) -> None:
@@ -181,6 +158,7 @@ def test_a_parquet_dataset_trains_with_groups_on_one_side_and_gives_the_lora_of_
     assert_same_tensors(tmp_path / "parquet" / "last.safetensors", tmp_path / "folder" / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_encoded_at_every_use_give_the_lora_of_cached_ones(flags, tmp_path: Path) -> None:
     """Without augmentation only the time differs: encoded one by one, the latents are the same bits."""
     for name, cached in (("cached", None), ("fresh", "false")):
@@ -188,6 +166,7 @@ def test_latents_encoded_at_every_use_give_the_lora_of_cached_ones(flags, tmp_pa
     assert_same_tensors(tmp_path / "cached" / "last.safetensors", tmp_path / "fresh" / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_of_the_disk_cache_give_the_lora_of_those_in_memory(flags, tmp_path: Path) -> None:
     run = {"flip_aug": True, "cache_dir": tmp_path / "cache"}
     disk = {"cache_latents_to_disk": True}
@@ -205,6 +184,7 @@ AUGMENTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", AUGMENTED.values(), ids=AUGMENTED.keys())
 def test_augmented_runs_resume_bit_for_bit(flags, tmp_path: Path, changed: dict) -> None:
     folder = tmp_path / "faces" / "1_zebrafolder"
@@ -237,6 +217,7 @@ def with_alpha(pictures: Path, level: int) -> Path:
     return pictures
 
 
+@pytest.mark.slow
 def test_a_full_mask_changes_nothing_and_an_empty_one_silences_the_adaptation_loss(
     flags, tmp_path: Path, pictures: Path
 ) -> None:
@@ -250,6 +231,7 @@ def test_a_full_mask_changes_nothing_and_an_empty_one_silences_the_adaptation_lo
     assert losses == [0.0] * 3
 
 
+@pytest.mark.slow
 def test_masks_of_a_folder_weigh_the_loss(flags, tmp_path: Path, pictures: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -262,6 +244,7 @@ def test_masks_of_a_folder_weigh_the_loss(flags, tmp_path: Path, pictures: Path)
     assert first[0] == pytest.approx(first[1] / 5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weighted_captions_train_and_weights_matter(flags, tmp_path: Path, pictures: Path) -> None:
     for index, path in enumerate(sorted((pictures / "1_zebrafolder").glob("*.txt"))):
         path.write_text(f"(walrus{index}:1.5), [ocelot] picture")

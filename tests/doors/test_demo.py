@@ -60,6 +60,7 @@ def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_
     assert all(prompt.text in members for prompt in read_prompts(config.sample_prompts, (64, 64), 0, 16, ["ddim"]))
 
 
+@pytest.mark.slow
 def test_a_lora_on_the_demo_base_means_the_same_to_diffusers(tmp_path: Path) -> None:
     """Issue 2: the written file through ``load_lora_weights``, same UNet output to 1e-3 relative."""
     model = load_model(str(DEMO / "base"))

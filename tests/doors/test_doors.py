@@ -19,20 +19,10 @@ import SPLoRA
 from library.errors import InputError
 from tests.helpers import tiny
 from tests.helpers.keys import secret_of
+from tests.helpers.runs import assert_same_tensors, records
 
 ROOT = Path(__file__).parent.parent.parent
 DOORS = [PLoRA, SPLoRA]
-
-
-def records(folder: Path) -> list[dict]:
-    """The run's log."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Bit for bit."""
-    left, right = load_file(one), load_file(other)
-    assert set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_the_two_doors_differ_in_the_objective_and_nothing_else() -> None:
@@ -175,6 +165,7 @@ def test_alpha_zero_is_plain_lora_bit_for_bit(flags, tmp_path: Path, k_steps: in
     assert any(written[name].abs().sum() > 0 for name in written if "lora_up" in name)
 
 
+@pytest.mark.slow
 def test_the_gain_reaches_the_lora_in_both_objectives(flags, tmp_path: Path) -> None:
     """R18: another param_alpha gives another LoRA."""
     for door in DOORS:
@@ -208,6 +199,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", RESUMED.values(), ids=RESUMED.keys())
 def test_ten_straight_steps_equal_five_resume_and_five_bit_for_bit(flags, tmp_path: Path, changed: dict) -> None:
     cut = changed["save_every_n_steps"]
@@ -222,6 +214,7 @@ def test_ten_straight_steps_equal_five_resume_and_five_bit_for_bit(flags, tmp_pa
     assert [record for record in records(resumed) if record["step"] > cut] == kept
 
 
+@pytest.mark.slow
 def test_resuming_in_the_same_folder_leaves_one_straight_log(flags, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert SPLoRA.main(flags(max_train_steps=6, save_every_n_steps=3, save_state=True)) == 0
@@ -358,6 +351,7 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(flags, tmp_path: Path, monk
     assert [r["loss"] for r in records(tmp_path / "out") if r["step"] == 2 and "loss" in r][0] in ("inf", "nan")
 
 
+@pytest.mark.slow
 def test_mixed_bucket_shapes_train_with_a_pooled_attacker(flags, tmp_path: Path) -> None:
     folder = tiny.write_pictures(tmp_path / "mixed", 24, sizes=((16, 16), (32, 8), (8, 32)))
     assert (
@@ -376,6 +370,7 @@ def test_mixed_bucket_shapes_train_with_a_pooled_attacker(flags, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -392,6 +387,7 @@ def test_other_ways_to_train_run_and_move_the_lora(flags, tmp_path: Path, option
     assert any(written[name].abs().sum() > 0 for name in written if "lora_up" in name)
 
 
+@pytest.mark.slow
 def test_a_split_file_gives_two_methods_the_same_sides(flags, tmp_path: Path) -> None:
     assert SPLoRA.main(flags(output_dir=tmp_path / "one", inclusion="bernoulli", seed=3)) == 0
     assert PLoRA.main(flags(output_dir=tmp_path / "two", seed=99, split_file=tmp_path / "one" / "split.json")) == 0
@@ -402,6 +398,7 @@ def test_a_split_file_gives_two_methods_the_same_sides(flags, tmp_path: Path) ->
     assert sides[0] == sides[1]
 
 
+@pytest.mark.slow
 def test_non_members_may_come_from_a_folder_of_their_own(flags, tmp_path: Path) -> None:
     others = tiny.write_pictures(tmp_path / "others", 8, first=500)
     assert SPLoRA.main(flags(nonmember_data_dir=others)) == 0
@@ -418,6 +415,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(flags, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_keep_last_removes_older_files_and_states(flags, tmp_path: Path) -> None:
     """save_last_n_steps 2 with files every 2 steps keeps what is less than 2 steps old: as in kohya, one file."""
     assert SPLoRA.main(flags(max_train_steps=9, save_every_n_steps=2, save_last_n_steps=2, save_state=True)) == 0
@@ -426,6 +424,7 @@ def test_keep_last_removes_older_files_and_states(flags, tmp_path: Path) -> None
     assert files == {"last-step00000008"} and states == {"last-step00000008", "last"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flags, tmp_path: Path) -> None:
     arguments = flags(max_train_steps=100000)
     process = subprocess.Popen(
@@ -451,6 +450,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130_and_the_run_can_go_on(flag
     assert records(tmp_path / "out")[-1]["step"] == done + 2
 
 
+@pytest.mark.slow
 def test_an_input_error_ends_the_script_with_status_2_and_no_traceback(flags, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "SPLoRA.py", *flags(network_dim=0)], cwd=ROOT, capture_output=True, text=True

@@ -7,8 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import SPLoRA
-from tests.doors.test_data_doors import two_datasets
-from tests.doors.test_doors import assert_same_tensors, records
+from tests.helpers.runs import assert_same_tensors, records, two_datasets
 
 NETWORKS = {
     "LoCon": ["--network_module", "networks.lora", "--network_args", "conv_dim=2", "conv_alpha=1"],
@@ -22,6 +21,7 @@ RUN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
 def test_a_run_with_everything_on_resumed_in_the_middle_equals_the_straight_run(
     flags, tmp_path: Path, pictures: Path, network: list[str]

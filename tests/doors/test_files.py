@@ -24,8 +24,8 @@ from library.errors import InputError
 from library.file_table import Place
 from library.options.resolve import read_config
 from library.tensor_files import owners_file, read_tensors, write_whole
-from tests.data.test_data_sources import from_dataset, write_parquet
 from tests.helpers import audit_run
+from tests.helpers.data_toy import from_dataset, write_parquet
 from tools import files_page
 
 # Words that stand nowhere else: in the path, in the output folder's name, in names of groups, files and captions
@@ -53,6 +53,7 @@ def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory, open_uma
         model_folder, place, output_dir=out, max_train_epochs=2, save_every_n_epochs=1,
         save_state="true", sample_prompts=place / "prompts.txt", sample_at_first="true", ema_decay=0.9,
         cache_latents_to_disk="true", cache_dir=place / "cache", inclusion="fixed",
+        train_batch_size=40,
     )  # fmt: skip
     flags = ["--generated_images", 1, "--generation_captions", 4, "--generation_steps", 2, "--shadow_transfer"]
     told = ["--stamp", "--publishable", place / "OUT"]
@@ -78,6 +79,7 @@ def test_the_page_is_up_to_date() -> None:
     assert files_page.PAGE.read_text(encoding="utf-8") == files_page.page()
 
 
+@pytest.mark.slow
 def test_every_file_of_a_run_its_audit_and_its_cache_is_in_the_table_with_its_mode(whole: Path) -> None:
     assert check_place(whole, file_table.OUTPUT_DIR) > 60
     assert check_place(whole / "audit", file_table.AUDIT_DIR) > 30
@@ -101,6 +103,7 @@ def test_the_walk_fails_on_a_file_without_a_row_and_on_a_mode_that_differs(tmp_p
         check_place(tmp_path, file_table.OUTPUT_DIR)
 
 
+@pytest.mark.slow
 def test_every_row_is_needed_by_some_file_or_has_its_reason(whole: Path) -> None:
     """A row that nothing writes would be a promise about nothing."""
     names = [(path.relative_to(whole).as_posix(), path.is_dir()) for path in whole.rglob("*")]
@@ -116,6 +119,7 @@ def test_a_dataset_in_the_cache_is_in_the_table(tmp_path: Path, open_umask: None
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_what_a_comparison_writes_is_in_the_table(whole: Path, tmp_path: Path, monkeypatch, open_umask: None) -> None:
     """With trainings and audit that are there already."""
     output = tmp_path / "comparison"
@@ -145,6 +149,7 @@ def test_a_log_of_an_earlier_version_becomes_the_owners_alone_and_a_device_keeps
     assert log.stat().st_mode & 0o777 == 0o600 and os.stat("/dev/null").st_mode == device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
 def test_a_stamp_keeps_the_mode_of_the_file_and_replaces_an_earlier_stamp(whole: Path, tmp_path: Path, mode) -> None:
     file = tmp_path / "last.safetensors"
@@ -164,6 +169,7 @@ def drawn_open(content: bytes) -> bytes:
     return b"\n".join([content, *map(base64.b64decode, parts)])
 
 
+@pytest.mark.slow
 def test_nothing_that_is_shared_holds_a_name_a_caption_or_a_hash_of_split_or_picture(whole: Path) -> None:
     split = json.loads((whole / "split.json").read_text())["images"]
     hashes = [sides_hash((entry["pixels"], entry["side"]) for entry in split), *(entry["pixels"] for entry in split)]
@@ -182,6 +188,7 @@ def test_nothing_that_is_shared_holds_a_name_a_caption_or_a_hash_of_split_or_pic
     assert b"All attacks" not in figures and b"control: captions alone" in figures and b"wombatgroup" not in figures
 
 
+@pytest.mark.slow
 def test_what_is_published_has_n_and_interval_and_the_files_hash_and_no_score(whole: Path) -> None:
     folder = whole.parent / "OUT"
     told, kept = (json.loads((place / "findings.json").read_text()) for place in (folder, whole / "audit"))
@@ -198,6 +205,7 @@ def test_what_is_published_has_n_and_interval_and_the_files_hash_and_no_score(wh
     assert told["checkpoint_sha256"] in page and "Every attack" in page
 
 
+@pytest.mark.slow
 def test_published_rows_are_counts_by_side_and_fifth_under_numbers_of_chance(whole: Path) -> None:
     told = list(csv.DictReader((whole.parent / "OUT" / "scores.csv").read_text().splitlines()))
     kept = [row for row in csv.DictReader((whole / "audit" / "scores.csv").read_text().splitlines())
@@ -211,6 +219,7 @@ def test_published_rows_are_counts_by_side_and_fifth_under_numbers_of_chance(who
     assert Counter((row["side"], row["fifth"]) for row in told) == wanted
 
 
+@pytest.mark.slow
 def test_two_tellings_of_one_audit_share_no_number_and_no_order(whole: Path) -> None:
     scores = np.arange(8.0)
     candidates = publication.Candidates(
@@ -256,6 +265,7 @@ def test_a_folder_to_publish_into_must_be_fresh_and_apart_and_is_checked_first(t
         read_config("PLoRA", ["--publishable", "x"])
 
 
+@pytest.mark.slow
 def test_several_loras_are_published_by_number(whole: Path, tmp_path: Path) -> None:
     other = tmp_path / "kiwirun2"
     subprocess.run(["cp", "-rp", str(whole), str(other)], check=True)

@@ -53,6 +53,7 @@ def test_every_training_command_of_the_readme_is_understood(door: str, rest: str
         assert all("does not exist" in line for line in str(error).splitlines()), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["PLoRA", "SPLoRA"])
 def test_a_launcher_passes_flags_on_and_returns_the_status(door: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}

@@ -54,6 +54,7 @@ def test_a_module_among_the_pictures_is_refused_by_name_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_door_of_its_own_process_ends_with_status_2_and_runs_nothing(flags, pictures: Path, tmp_path: Path) -> None:
     """The module is reached through PYTHONPATH, and as a folder without a package below the working folder."""
     evil(pictures / f"{NAME}.py", tmp_path / "ran")

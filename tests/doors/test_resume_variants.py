@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import SPLoRA
-from tests.doors.test_doors import assert_same_tensors, records
+from tests.helpers.runs import assert_same_tensors, records
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "average, Prodigy, huber, pyramid noise and looks by steps": {
@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS.keys())
 def test_ten_straight_steps_equal_five_resume_and_five(flags, tmp_path: Path, changed: dict[str, Any]) -> None:
     (tmp_path / "prompts.txt").write_text("walrus001 --s 2\n")

@@ -17,8 +17,8 @@ from library.data.examples import Example
 from library.diffusion.model_files import load_model
 from library.seeding import StreamKey
 from networks.lora import create_network
-from tests.doors.test_doors import assert_same_tensors
 from tests.helpers import tiny
+from tests.helpers.runs import assert_same_tensors
 
 SEEDS = range(64)  # stands for the 2^31 that a stranger tries in minutes
 TRUE_SEED = 41
@@ -106,6 +106,7 @@ def pool_of(out: Path) -> list[str]:
     return sorted(entry["pixels"] for entry in json.loads((out / "split.json").read_text())["images"])
 
 
+@pytest.mark.slow
 def test_the_old_way_gave_every_membership_away(train, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attack can win: the draws of earlier versions, rebuilt here, fall to it whole."""
     old_start = lambda key, *purpose: torch.manual_seed(old_seed(key.seed, *purpose))  # noqa: E731
@@ -117,6 +118,7 @@ def test_the_old_way_gave_every_membership_away(train, model_folder: Path, monke
     assert best == TRUE_SEED and score > 0.5 and right == POOL
 
 
+@pytest.mark.slow
 def test_a_published_lora_ends_the_attack_at_chance(train, model_folder: Path) -> None:
     out = train("new")
     for start in (seed_the_old_way, seed_with_a_guess):
@@ -125,6 +127,7 @@ def test_a_published_lora_ends_the_attack_at_chance(train, model_folder: Path) -
         assert score < 0.2 and abs(right - POOL / 2) < 12  # 3.1 standard deviations of a fair coin
 
 
+@pytest.mark.slow
 def test_whoever_has_the_secret_finds_the_start(train, model_folder: Path) -> None:
     """The correlation is a test that can succeed on the new file too."""
     out = train("known")
@@ -133,6 +136,7 @@ def test_whoever_has_the_secret_finds_the_start(train, model_folder: Path) -> No
     assert correlation(published, model_folder, lambda seed: seed_with_a_guess(seed, secret), TRUE_SEED) > 0.5
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_have_nothing_in_common(train) -> None:
     one, other = (train(name, split_secret_file=None) for name in ("one", "other"))
     sides = [
@@ -149,6 +153,7 @@ def test_two_runs_with_one_seed_have_nothing_in_common(train) -> None:
     assert abs(float(np.corrcoef(*downs)[0, 1])) < 0.1
 
 
+@pytest.mark.slow
 def test_one_seed_on_one_split_is_one_run_bit_for_bit(train, tmp_path: Path) -> None:
     first = train("first", split_secret_file=None)
     second = train("second", split_file=first / "split.json")
@@ -170,6 +175,7 @@ def test_a_published_start_comes_from_the_whole_key(tmp_path: Path) -> None:
     assert drawn.tolist() == [int(word) % 2**31 for word in twister.random_raw(6)[1::2]]
 
 
+@pytest.mark.slow
 def test_a_file_of_the_run_does_not_hold_the_secret(train) -> None:
     out = train("quiet", save_state=True, logging_dir=None)
     secret = json.loads((out / "split.json").read_text())["secret"]

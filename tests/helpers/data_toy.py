@@ -1,9 +1,11 @@
 """Subsets, examples and pictures for the tests of data: rules from the options' defaults, with changes by name."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from library.data.batches import Pictures
 from library.data.examples import Example
@@ -90,3 +92,33 @@ def byte_tokens(captions: list[str]) -> torch.Tensor:
     """[B, 1, 77] bytes of the captions, cut or padded with 0."""
     rows = [list(caption.encode()[:77]) + [0] * (77 - len(caption.encode())) for caption in captions]
     return torch.tensor(rows)[:, None]
+
+
+def picture_bytes(index: int, kind: str = "PNG") -> bytes:
+    """An encoded picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (index * 20, 0, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_parquet(file: Path, count: int = 4, **more: list) -> Path:
+    """A parquet file as the hub has them: pictures as bytes, captions, a person."""
+    import datasets
+
+    rows = {
+        "image": [{"bytes": picture_bytes(index, ["PNG", "JPEG"][index % 2]), "path": None} for index in range(count)],
+        "text": [f"walrus {index}" for index in range(count)],
+        "person": [index // 2 for index in range(count)],
+        **more,
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), **{name: datasets.Value("string") for name in rows if name != "image"}}
+    )
+    rows["person"] = [str(value) for value in rows["person"]]
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+    return file
+
+
+def from_dataset(name: object, cache: Path, **changed: object) -> list[Example]:
+    """Candidates of a dataset."""
+    return read_sources(*pick_rules(config(dataset_name=str(name), cache_dir=str(cache), **changed))).candidates

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.seeding import stream_seed
+from library.seeding import stream, stream_seed
 
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 UNET = {
@@ -99,3 +99,11 @@ def write_pictures(
         write_picture(place / f"quokka{index:03d}.png", index, sizes[index % len(sizes)])
         (place / f"quokka{index:03d}.txt").write_text(f"walrus{index:03d}, ocelot picture\n")
     return folder
+
+
+def unet_output(unet) -> torch.Tensor:
+    """The UNet on fixed input."""
+    with torch.no_grad():
+        return unet(
+            torch.randn(2, 4, 8, 8, generator=stream(5)), 300, torch.randn(2, 77, 16, generator=stream(6))
+        ).sample

@@ -22,6 +22,7 @@ from networks.lora import create_network, create_network_from_weights
 from networks.lora_args import Dropouts
 from networks.lora_module import LoRAModule
 from networks.lora_targets import text_targets, unet_targets
+from tests.helpers.tiny import unet_output
 
 NO_DROPOUT = Dropouts(0.0, 0.0, 0.0)
 
@@ -34,14 +35,6 @@ def filled(model, rank: int = 3, alpha: float = 1.5):
         for index, lora in enumerate(network.modules_of_both()):
             lora.lora_up.weight.copy_(0.3 * torch.randn(lora.lora_up.weight.shape, generator=stream(1, index)))
     return network
-
-
-def unet_output(unet) -> torch.Tensor:
-    """The UNet on fixed input."""
-    with torch.no_grad():
-        return unet(
-            torch.randn(2, 4, 8, 8, generator=stream(5)), 300, torch.randn(2, 77, 16, generator=stream(6))
-        ).sample
 
 
 def test_an_sd15_sized_model_has_exactly_264_modules_under_kohyas_names() -> None:

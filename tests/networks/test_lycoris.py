@@ -21,8 +21,8 @@ from library.seeding import stream
 from library.tensor_files import read_tensors
 from networks import lora, lycoris_args, protocol
 from networks.weight_change import merge_weights
-from tests.doors.test_doors import assert_same_tensors
-from tests.networks.test_lora import unet_output
+from tests.helpers.runs import assert_same_tensors
+from tests.helpers.tiny import unet_output
 
 kohya = pytest.importorskip("lycoris.kohya")
 LYCORIS = "lycoris.kohya"
@@ -50,6 +50,7 @@ ALGORITHMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "kinds"), ALGORITHMS, ids=lambda value: str(value))
 def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path, arguments, kinds) -> None:
     """LyCORIS rewrites its state_dict (the scalar goes into a factor): states hold the raw tensors instead."""
@@ -70,6 +71,7 @@ def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path,
     assert sum(1 for name in {key.partition(".")[0] for key in tensors} if name.startswith("lora_te_")) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "prefixes"),
     [({"network_train_unet_only": True, "mixed_precision": "bf16", "gradient_checkpointing": True}, {"lora_unet"}),
@@ -119,6 +121,7 @@ def test_other_forms_merge_to_the_live_output_too(model_folder, arguments: list[
     assert (unet_output(merged.unet) - ours).norm() < 1e-5 * ours.norm() < (base - ours).norm()
 
 
+@pytest.mark.slow
 def test_diffusers_does_not_load_loha_and_lokr_and_the_run_says_so(
     flags, model_folder, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -29,9 +29,9 @@ from library.tensor_files import read_tensors, tensor_hash
 from networks import protocol
 from networks.base_weights import merge_base_weights
 from networks.lora import create_network, create_network_from_weights
-from tests.doors.test_doors import assert_same_tensors, records
 from tests.helpers import tiny
-from tests.networks.test_lora import unet_output
+from tests.helpers.runs import assert_same_tensors, records
+from tests.helpers.tiny import unet_output
 
 CPU = torch.device("cpu")
 MIXED = {"conv_dim": "3", "conv_alpha": "2", "block_dims": "0,1,2,3,4,5,6,7,8", "block_alphas": "1,2,3,4,5,6,7,8,9"}
@@ -247,11 +247,12 @@ def test_network_args_in_the_header_are_known_keys_that_name_no_file(model_folde
     assert json.loads(stated["ss_network_args"]) == {"conv_dim": "3", "mid_lr_weight": "0.5"}
     given = {"preset": "/home/anna/own.toml", "algo": "loha", "name": "anna", "factor": "-1"}
     lycoris = dataclasses.replace(rules(), network_module="lycoris.kohya")
-    assert json.loads(protocol._stated(lycoris, given, {})["ss_network_args"]) == {"algo": "loha", "factor": "-1"}
+    assert json.loads(protocol.stated_facts(lycoris, given, {})["ss_network_args"]) == {"algo": "loha", "factor": "-1"}
     given["preset"] = "own.toml"
-    assert "own" not in protocol._stated(lycoris, given, {})["ss_network_args"]
+    assert "own" not in protocol.stated_facts(lycoris, given, {})["ss_network_args"]
 
 
+@pytest.mark.slow
 def test_locon_dropouts_blocks_and_norms_resume_exactly_through_the_door(flags, tmp_path: Path) -> None:
     """10 = 5 + resume + 5, cut inside an epoch, with all of it on; the figures are in the log."""
     more = ["--network_args", "conv_dim=2", "rank_dropout=0.2", "module_dropout=0.2", "loraplus_lr_ratio=4",
@@ -322,6 +323,7 @@ def test_training_starts_from_network_weights_and_checks_that_they_fit(
         start()
 
 
+@pytest.mark.slow
 def test_base_weights_shift_the_fingerprint_and_the_audit_merges_the_same(flags, model_folder, tmp_path: Path) -> None:
     """An audit of the folder finds base and LoRA together; without base_weights the base is another, and it says so."""
     base = written_lora(model_folder, tmp_path / "base.safetensors", conv_dim="3")

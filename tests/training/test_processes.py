@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.multiprocessing as processes
 
@@ -26,6 +27,7 @@ def average_in_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:
     processes.spawn(average_in_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):
@@ -72,6 +74,7 @@ def overflow_in_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_an_overflow_of_one_process_is_skipped_by_all_and_their_loras_stay_the_same(tmp_path: Path) -> None:
     processes.spawn(overflow_in_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):
@@ -89,6 +92,7 @@ def agree_in_process(rank: int, folder: str, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_processes_take_the_main_processs_secret(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -114,6 +118,7 @@ def stop_in_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ctrl_c_that_reaches_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     processes.spawn(stop_in_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):

@@ -59,7 +59,9 @@ class Block(nn.Module):
             width = inputs
             for name, outputs, kernel, stride in branch:
                 if name.endswith("b"):  # beside the "a" before it, not after it
-                    width = self.get_submodule(name[:-1] + "a").conv.in_channels
+                    forked = self.get_submodule(name[:-1] + "a")
+                    assert isinstance(forked, Convolution)
+                    width = forked.conv.in_channels
                 self.add_module(name, Convolution(width, outputs, kernel, stride))
                 width = outputs
         if pooled:

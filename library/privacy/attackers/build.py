@@ -31,10 +31,14 @@ class ProxyAttacker(nn.Module):
         self.latent_shape = (channels, height, width)
         self.pooled = pooled
         self.layers = nn.Sequential(
-            nn.Linear(channels * height * width, 512), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(512, 256), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(channels * height * width, 512),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.Dropout(dropout),
             nn.Linear(256, 2),
-        )  # fmt: skip
+        )
 
     def forward(self, error_map: Tensor) -> Tensor:
         """Logits [B, 2] (non-member, member) of squared-error maps [B, C, h, w].
