@@ -183,7 +183,7 @@ def test_a_resumed_run_sets_the_old_audit_aside_and_says_so(flags, tmp_path: Pat
     said = capsys.readouterr().err
     for name in ("audit", "last-audit"):
         assert not (out / name).exists() and (out / f"{name}.old-1" / "findings.json").read_text() == "old"
-        assert f"'{out / name}' belongs to the LoRA before this run; it is now '{out / name}.old-1' now" in said
+        assert f"'{out / name}' belongs to the LoRA before this run; it is now '{out / name}.old-1'" in said
     assert (out / "audit.old-1").stat().st_mode & 0o777 == 0o700
 
 
