@@ -51,7 +51,7 @@ ALGORITHMS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "kinds"), ALGORITHMS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("arguments", "kinds"), ALGORITHMS, ids=lambda value: str(sorted(value)))
 def test_six_steps_equal_three_and_three_through_the_door(flags, tmp_path: Path, arguments, kinds) -> None:
     """LyCORIS rewrites its state_dict (the scalar goes into a factor): states hold the raw tensors instead."""
     more = ["--network_args", *arguments, "--scale_weight_norms", "0.5"] if "algo=loha" in arguments else [
