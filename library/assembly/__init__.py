@@ -1,1 +1,1 @@
-"""What a training needs from several rooms at once: the run, the game, validation, outputs."""
+"""What needs several rooms at once: run, game, validation and outputs of a training; the questions of an audit."""
