@@ -15,7 +15,7 @@ from library import seeding
 from library.assembly.pictures import EncodingRules, encode_pictures
 from library.audit.statistics.intervals import hanley_mcneil_error
 from library.audit.statistics.metrics import auc
-from library.data import read_pictures, split, training_set
+from library.data import read_pictures, split_file, training_set
 from library.data.batches import MemberBatches, Pictures
 from library.diffusion import model_files
 from library.diffusion.denoising import Denoiser
@@ -68,7 +68,7 @@ def main() -> None:
     config = resolve.read_config(door, ["--config_file", str(out / "config.toml")], lambda text: None)
     torch.set_num_threads(1)
     found = read_pictures.read_sources(*read_pictures.pick_rules(config))
-    sides = split.reuse_split(out / "split.json", found.candidates, split.new_secret())
+    sides = split_file.reuse_split(out / "split.json", found.candidates, split_file.new_secret())
     model = model_files.open_base(pick(config, model_files.ModelRules), torch.float32)
     rows = training_set.build_training_set(sides, [], 1.0, model.side_multiple())
     key = sides.key(config.seed)

@@ -10,7 +10,7 @@ from library.assembly.previews import Painter
 from library.assembly.run import Run
 from library.assembly.step_flops import mfu_of_one
 from library.assembly.training import Training
-from library.data.split import write_split
+from library.data.split_file import write_split
 from library.diffusion.memory import AdviceRules, out_of_memory_explained
 from library.diffusion.previews import PreviewRules
 from library.lora_files import metadata

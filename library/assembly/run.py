@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.read_pictures import Sources, pick_rules, read_sources
-from library.data.split import Split, SplitRules, new_secret, open_split
+from library.data.split import Split
+from library.data.split_file import SplitRules, new_secret, open_split
 from library.data.training_set import TrainingSet, build_training_set
 from library.diffusion import memory
 from library.diffusion.latent_diffusion import LatentDiffusion

@@ -11,8 +11,7 @@ from library.data.augmentation import face_of, face_range
 from library.data.caption_metadata import Captioned, read_metadata
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
-from library.data.folders import caption_file, caption_in, pictures_in
-from library.data.groups import group_rule
+from library.data.folders import caption_file, caption_in, group_rule, pictures_in
 from library.data.masks import MaskFinder
 from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules

@@ -11,7 +11,8 @@ import pytest
 
 from library.audit.targets.candidates import find_candidates
 from library.data.duplicates import near_duplicates
-from library.data.split import SIDES, Split, SplitRules, draw_split, new_secret, open_split, reuse_split, write_split
+from library.data.split import SIDES, Split, draw_split
+from library.data.split_file import SplitRules, new_secret, open_split, reuse_split, write_split
 from library.errors import InputError
 from library.options.declarations import Config
 from library.rules import pick

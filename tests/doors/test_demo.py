@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from library.data.split import SIDES, draw_split, read_secret
+from library.data.split import SIDES, draw_split
+from library.data.split_file import read_secret
 from library.diffusion.model_files import load_model
 from library.diffusion.prompt_files import read_prompts
 from library.diffusion.text import encode_text, tokenize

@@ -111,7 +111,7 @@ def test_the_old_way_gave_every_membership_away(train, model_folder: Path, monke
     """The attack can win: the draws of earlier versions, rebuilt here, fall to it whole."""
     old_start = lambda key, *purpose: torch.manual_seed(old_seed(key.seed, *purpose))  # noqa: E731
     monkeypatch.setattr("library.assembly.run.seed_published", old_start)
-    monkeypatch.setattr(split, "draw_split", old_split)
+    monkeypatch.setattr("library.data.split_file.draw_split", old_split)
     out = train("old")
     best, score, right = play(out, model_folder, pool_of(out), seed_the_old_way)
     print(f"old way: seed {best}, correlation {score:.3f}, {right} of {POOL} memberships right")

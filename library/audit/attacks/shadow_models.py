@@ -15,7 +15,7 @@ import toml
 from numpy.typing import NDArray
 
 from library.audit.targets.candidate_table import Candidates
-from library.data.split import FORMAT, read_split_file
+from library.data.split_file import FORMAT, read_split_file
 from library.errors import InputError
 from library.seeding import StreamKey, keyed_digest, numpy_stream, stream_seed
 from library.tensor_files import private_folder, write_whole

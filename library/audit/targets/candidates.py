@@ -19,7 +19,8 @@ from library.data.buckets import assign_buckets
 from library.data.examples import Example
 from library.data.latents import encoded_moments
 from library.data.read_pictures import pick_rules, read_split_pictures
-from library.data.split import SIDES, read_split_file, sides_hash
+from library.data.split import SIDES, sides_hash
+from library.data.split_file import read_split_file
 from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.vae import posterior_encoder
 from library.errors import Faults, InputError, shortened
