@@ -107,6 +107,22 @@ def warn_of_readers(path: Path) -> None:
         logger.warning("'%s' reveals the members, and others may read it; protect it with chmod 600", path)
 
 
+def warn_of_weak_split(path: Path, content: dict) -> None:
+    """Say what makes a split file tell more than it should: its permissions, or that it has no secret.
+
+    Args:
+        content: of ``read_split_file``.
+    """
+    warn_of_readers(path)
+    if content["format"] == 1:
+        logger.warning(
+            "split_file '%s' was written by an earlier version, which drew the sides from its seed: anyone who has the "
+            "pictures and a LoRA of an earlier version on this split can find the sides by trying seeds. Draw a new "
+            "split for a LoRA that you publish, and do not publish an old one (docs/threat_model.md)",
+            path,
+        )
+
+
 def split_of_state(state: Path, split_file: str | None) -> str:
     """The split file of a resumed run: its own, else the given one.
 
@@ -164,14 +180,7 @@ def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) 
         InputError: a file that is not a split; missing pictures of the split; pictures that are not in it.
     """
     content = read_split_file(Path(path))
-    warn_of_readers(Path(path))
-    if content["format"] == 1:
-        logger.warning(
-            "split_file '%s' was written by an earlier version, which drew the sides from its seed: anyone who has the "
-            "pictures and a LoRA of an earlier version on this split can find the sides by trying seeds. Draw a new "
-            "split for a LoRA that you publish, and do not publish an old one (docs/threat_model.md)",
-            path,
-        )
+    warn_of_weak_split(Path(path), content)
     side_of = {entry["pixels"]: (entry["side"], entry["group"]) for entry in content["images"]}
     here = {example.pixels for example in examples}
     faults = Faults()

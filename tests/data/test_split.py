@@ -196,6 +196,9 @@ def test_a_split_file_says_with_which_shares_it_was_drawn_and_old_files_are_stil
     old = reuse_split(tmp_path / "old.json", split.in_order(), secret_of(5))
     assert old.nonmember_share is None and old.hash() == split.hash() and old.secret == secret_of(5)
     assert "was written by an earlier version, which drew the sides from its seed" in caplog.text
+    caplog.clear()
+    assert find_candidates(tmp_path / "old.json", split.in_order()).split_hash == split.hash()
+    assert "can find the sides by trying seeds" in caplog.text, "an audit of an old folder says so, too"
 
 
 def rules(**changed: object) -> SplitRules:

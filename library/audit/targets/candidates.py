@@ -20,7 +20,7 @@ from library.data.examples import Example
 from library.data.latents import encoded_moments
 from library.data.read_pictures import pick_rules, read_split_pictures
 from library.data.split import SIDES, sides_hash
-from library.data.split_file import read_split_file
+from library.data.split_file import read_split_file, warn_of_weak_split
 from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.vae import posterior_encoder
 from library.errors import Faults, InputError, shortened
@@ -86,6 +86,7 @@ def find_candidates(split_file: Path, examples: Sequence[Example]) -> CandidateS
         InputError: a split of other pictures; pictures missing or changed since training, by name.
     """
     content = read_split_file(split_file)
+    warn_of_weak_split(split_file, content)
     here = {example.pixels: example for example in examples}
     names = {example.path.name: example for example in examples}
     entries = sorted(content["images"], key=lambda entry: (SIDES.index(entry["side"]), entry["pixels"]))
