@@ -1,155 +1,52 @@
 """Stable PrivateLoRA: LoRA against a proxy attacker, objective L / (beta + alpha * CE) (arXiv 2402.11989 eq. 10)."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from library import seeding, tensor_files, toml_config
-from library.assembly.game import Game, GameRules, LossRules, NoiseRules
-from library.assembly.painter import Painter
-from library.assembly.pictures import EncodingRules, encode_pictures
-from library.check import Faults
-from library.data import dataset_config, duplicates, lineup, sources, split
-from library.diffusion import compiling, memory, model_files, previews
-from library.privacy import objectives
-from library.rules import pick
-from library.training import average, checkpoints, course, device, interruption, memory_advice, messages, metadata
-from library.training import optimizers, output_folder, records, sample_folder, saver, schedules, state, stepping
-from library.training import trackers
-from networks import protocol
+from library.assembly.outputs import open_outputs
+from library.assembly.run import open_run
+from library.assembly.training import open_training
+from library.options import resolve
+from library.privacy.objectives import ratio_objective
 
 DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
     """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
-    config = toml_config.read_config(DOOR, arguments)
-    options, seed = toml_config.weight_options(DOOR, config), config.seed
-    accelerator = device.open_accelerator(config.mixed_precision, config.ddp_timeout)
-    say, is_main = accelerator.print, accelerator.is_main_process
-    messages.show_library_messages(wanted=is_main, level=config.console_log_level)
-    folder = output_folder.choose_folder(config.output_dir, config.output_name, DOOR, config.resume)
-    size = dataset_config.main_resolution(config.dataset_config, config.resolution)
-    game_rules, log_rules = pick(config, GameRules), pick(config, trackers.LogRules)
-
-    # Who is a member, and of what model: whatever is wrong is said before anything is written
-    faults = Faults()
-    with faults.gathered():
-        output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
-        trackers.check_trackers(log_rules)
-    with faults.gathered():
-        optimizers.check_optimizer(pick(config, optimizers.OptimizerRules))
-    with faults.gathered():
-        found = sources.read_sources(*sources.pick_rules(config))
-        pool = found.candidates + found.outsiders
-        sides = split.reuse_split(config.split_file, pool) if config.split_file else split.draw_split(
-            found.candidates, found.outsiders, nonmember_share=config.nonmember_share, aux_share=config.aux_share,
-            inclusion=config.inclusion, seed=seed)
-        sides.require_aux(game_rules.images_per_side() if config.k_steps else 1)
-    with faults.gathered():
-        model = model_files.open_base(pick(config, model_files.ModelRules), stepping.DTYPES[config.mixed_precision])
-        with faults.gathered():
-            prompts = previews.prompts_for(model, pick(config, previews.PreviewRules), size, seed)
-        torch.manual_seed(seeding.stream_seed(seed, "network"))
-        network, stated = protocol.inject(pick(config, protocol.NetworkRules), model, accelerator.device, options)
-    faults.raise_if_any()
-    duplicates.warn_of_near_duplicates(sides)
-    rows = lineup.line_up(sides, found.regularisation, config.prior_loss_weight, model.side_multiple())
-    repeats = rows.member_uses()
-    plan = course.plan_course(
-        rows.steps_per_epoch(accelerator.num_processes, config.gradient_accumulation_steps),
-        config.max_train_steps, config.max_train_epochs)
-    saved = state.read_state(config.resume, options, rows.hash())
-
-    # How the LoRA is trained
-    groups = protocol.parameter_groups(network, model, config.text_encoder_lr, config.unet_lr, config.learning_rate)
-    optimizer = optimizers.build_optimizer(network, groups, pick(config, optimizers.OptimizerRules))
-    schedule = schedules.build_schedule(optimizer, pick(config, schedules.ScheduleRules), plan.total_steps)
-    ema = average.begin_average(config.ema_decay, optimizer)
-    batch = course.BatchSize(rows.largest_batch(), config.gradient_accumulation_steps, accelerator.num_processes)
-    say(messages.split_in_words(sides.sizes(), sides.inclusion),
-        plan.in_words(repeats, batch, config.max_train_epochs), sep="\n")
+    config = resolve.read_config(DOOR, arguments)
+    run = open_run(DOOR, config)  # the split, the model with its network, the plan
+    run.say(run.summary())
     if config.dry_run:
-        say(memory.estimate_in_words(model, max(rows.sizes), optimizers.trained_numbers(optimizer),
-            rows.largest_batch(), pick(config, memory.MemoryRules)),
-            toml_config.explained_toml(DOOR, config, arguments), sep="\n")
+        run.say(run.forecast(arguments))
         return 0
+    training = open_training(run)  # latents, both players of the game, what they have learnt so far
+    game, accelerator = training.game, run.accelerator
 
-    # The proxy attacker, and the pictures that both players look at
-    model.prepare(accelerator.device, full_precision_vae=config.no_half_vae,
-                  gradient_checkpointing=config.gradient_checkpointing)
-    pictures = encode_pictures(rows, model, pick(config, EncodingRules), steps_per_epoch=plan.steps_per_epoch,
-                               total_steps=plan.total_steps, seed=seed)
-    game = Game.begin(accelerator, model, pictures, sides, rows.common_size(size), seed, game_rules,
-                      pick(config, NoiseRules), pick(config, LossRules))
-    compiling.compile_unet(model, pick(config, compiling.CompileRules), size)
-    optimizer, guard, done = accelerator.prepare(optimizer), interruption.FiniteGuard(), saved["done"]
-    players = state.Players(network, optimizer, schedule, game.proxy, game.attacker, accelerator.scaler, ema)
-    state.load_players(config.resume, players)
-    game.watch.remember(saved["checks"])
-
-    settle = partial(protocol.after_step, network, config.scale_weight_norms, accelerator.device)
-
-    # What is written, and when
-    about = pick(config, metadata.FileRules)
-
-    def facts(done: int) -> dict[str, str]:
-        return metadata.written(
-            metadata.network_facts(about, stated, size, model.scheduler.config.prediction_type, model.file_hashes),
-            metadata.privacy_facts(DOOR, options, epochs=plan.epochs(done), exposures=plan.exposures(done, repeats),
-                                   verdict=game.watch.word(), base_fingerprint=model.fingerprint),
-            metadata.full_facts(about, len(repeats), plan.total_steps),
-            no_metadata=config.no_metadata, full=config.metadata == "full")
-
-    writer = saver.Saver(folder, plan, pick(config, checkpoints.KeepRule), players, config.save_precision,
-                         config.save_state, config.save_state_on_train_end, options, rows.hash(), facts,
-                         game.watch.checks, is_main)
-    painter = Painter(accelerator, model, prompts, players, folder, pick(config, previews.PreviewRules))
-    if is_main:
-        output_folder.make_folder(folder, clear=config.overwrite and not config.resume)
-        split.write_split(sides, folder.split())
-        tensor_files.write_whole(folder.config(), toml_config.resolved_toml(DOOR, config), private=True)
-
-    # The game
-    short_of_memory = memory_advice.out_of_memory_explained(pick(config, memory_advice.AdviceRules))
-    with short_of_memory, interruption.StopSignal() as stop, records.Recorder(
-            folder, log_rules, total=plan.total_steps, done=done, images_per_step=game.members.images_per_step(),
-            mfu_of_one=game.mfu_of_one(config.gradient_checkpointing), active=is_main) as recorder:
-        if done == 0:
-            recorder.epoch(0, 0, game.check_aux(0, players))
-            painter.show("base", 0, recorder, wanted=config.sample_at_first)
-        for step in range(done, plan.total_steps):
-            seeding.seed_modules(seed, step, accelerator.process_index)
+    with open_outputs(run, training) as outputs:  # log, LoRA files, states, previews
+        for step in range(training.done, run.plan.total_steps):
+            training.seed_step(step)
             figures = game.attacker_turn(step) if config.update_order == "attacker_first" else {}
-            parts = recorder.speed.waiting(game.members.of_step, step)
-            sums = torch.zeros(3, device=accelerator.device)
-            for part, images in enumerate(parts):
-                protocol.before_pass(network, model, starts_epoch=part == 0 and plan.starts_epoch(step))
-                adaptation, attack_loss = game.member_losses(images, step, part)
-                loss = objectives.ratio_objective(adaptation, attack_loss, config.param_alpha, config.param_beta)
-                accelerator.backward(loss / len(parts))
-                sums += torch.stack([loss, adaptation, attack_loss]).detach() / len(parts)
-            figures |= stepping.take_step(accelerator, players, config.max_grad_norm, sums, guard, settle)
+            batches = outputs.timed(game.members.of_step, step)
+            losses = training.no_losses()
+            for part, batch in enumerate(batches):
+                training.before_pass(step, part)
+                adaptation, attack_loss = game.member_losses(batch, step, part)  # L and CE, [] each
+                loss = ratio_objective(adaptation, attack_loss, config.param_alpha, config.param_beta)
+                accelerator.backward(loss / len(batches))
+                losses += torch.stack([loss, adaptation, attack_loss]).detach() / len(batches)
+            figures |= training.take_step(losses)
             figures |= game.attacker_turn(step) if config.update_order == "lora_first" else {}
-            done, epoch = step + 1, plan.epoch_of(step)
-            recorder.step(done, epoch, figures)
-            if plan.look_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
-                recorder.epoch(done, epoch, game.check_aux(epoch, players))
-            writer.after_step(done)
-            painter.show(plan.stage(done, config.sample_every_n_epochs), done, recorder,
-                         wanted=plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps))
-            if guard.is_lost() or (stop.asked(accelerator) and done < plan.total_steps):
-                recorder.tell(guard.report(done, figures), writer.stopped(DOOR, done, lost=guard.is_lost()))
-                return 1 if guard.is_lost() else 130
-        writer.finish(done)
-        painter.show("final", done, recorder)
-    if is_main:
-        say(recorder.in_words(), game.watch.verdict(),
-            messages.how_to_use(folder, sample_folder.write_sheet(folder)), sep="\n")
+            outputs.after_step(step + 1, figures)
+            status = outputs.stopped(step + 1, figures)
+            if status is not None:
+                return status
+        outputs.finish()
+    run.say(outputs.summary())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(toml_config.run(main))
+    sys.exit(resolve.run(main))

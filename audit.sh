@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Audits one or more LoRAs: bash audit.sh OUTPUT_DIR [OUTPUT_DIR ...]. The report lies in OUTPUT_DIR/audit/report.html.
+# Audits one or more LoRAs: bash audit.sh OUTPUT_DIR [OUTPUT_DIR ...]. The report is OUTPUT_DIR/audit/report.html.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

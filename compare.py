@@ -10,19 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import toml
+from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
+from library.errors import InputError
+from library.options import resolve
+from library.options.comparison_plan import read_plan
+from library.plain_text import plain
 
-from library import toml_config
-from library.audit.comparison import comparison_rows, markdown, read_findings
-from library.check import InputError
-from library.tensor_files import write_whole
-
+# library.tensor_files imports torch, which takes seconds: functions import it when they write a file
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``compare.py --config_file FILE [--output_dir DIR]``; finished LoRAs of an earlier call are kept."""
+    """Train, audit, and write the table; finished LoRAs of an earlier call are kept."""
     plan, output = read_plan(arguments)
+    from library.tensor_files import write_whole
+
     started = time.monotonic()
     trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
     train_all(trained, output, plan["compare"].get("jobs", 1))
@@ -30,13 +32,9 @@ def main(arguments: list[str]) -> int:
         if "checkpoint_of" in run:
             take_checkpoint(run, output)
     folders = [output / run["name"] for run in plan["runs"]]
-    options = [word for name, value in plan["audit"].items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise InputError("the audit stopped; its message stands above")
+    audit_all(folders, plan["audit"])
     titles = [run.get("title", run["name"]) for run in plan["runs"]]
-    named = {title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)}
-    rows = comparison_rows(named)
+    rows = comparison_rows({title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)})
     table = markdown(rows)
     write_whole(output / "table.md", table)
     write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
@@ -44,28 +42,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
-    """The comparison's TOML and its output folder. Raises: InputError with everything that is wrong."""
-    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    unknown = [name for name in given if name not in ("--config_file", "--output_dir")]
-    if unknown or len(arguments) % 2 or "--config_file" not in given:
-        words = " ".join(arguments) or "nothing"
-        raise InputError(f"compare.py takes --config_file FILE and --output_dir DIR, got {words}")
-    try:
-        plan = toml.loads(Path(given["--config_file"]).read_text(encoding="utf-8"))
-    except (OSError, toml.TomlDecodeError) as error:
-        raise InputError(f"config_file '{given['--config_file']}' cannot be read: {error}") from error
-    runs = plan.get("runs", [])
-    names = [run.get("name") for run in runs]
-    if not runs or None in names or len(set(names)) < len(names):
-        raise InputError("a comparison needs [[runs]] with names that differ")
-    plan.setdefault("audit", {})
-    output = given.get("--output_dir") or plan.setdefault("compare", {}).get("output_dir") or "output/compare"
-    return plan, Path(output)
+def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> None:
+    """Run the audit of all LoRAs in one process. Raises: InputError when it fails."""
+    options = [word for name, value in audit_options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InputError("the audit failed; see its message above")
 
 
 def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
-    """Train what is not there yet; the first run draws the split, the others reuse it, ``jobs`` at a time."""
+    """Train what is not there yet, ``jobs`` at a time; the first run draws the split, the others reuse it."""
     waiting = [run for run in runs if not finished(run, output)]
     at_work: dict[str, subprocess.Popen[bytes]] = {}
     split = output / runs[0]["name"] / "split.json"
@@ -79,29 +65,33 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
                 if at_work.pop(name).returncode != 0:
                     raise InputError(f"training '{name}' stopped; see {output / name}.txt")
                 mark_finished(next(run for run in runs if run["name"] == name), output)
-                print(f"trained {name}", flush=True)
+                print(f"trained {plain(name)}", flush=True)
     finally:  # whatever stops the comparison stops its trainings too; each saves what it has
         for process in at_work.values():
             process.terminate()
 
 
 def start_training(run: dict[str, Any], output: Path, split: Path | None) -> subprocess.Popen[bytes]:
-    """Start one door in its own process, one torch thread each, its words in a file beside the folder.
+    """Start one trainer in its own process with one torch thread; its output goes to a file beside the folder.
 
     The file is 0600: a warning on the terminal may name a private picture.
     """
+    from library.tensor_files import owners_file
+
     own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
     own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     output.mkdir(parents=True, exist_ok=True)
-    print(f"training {run['name']}", flush=True)
-    with open(output / f"{run['name']}.txt", "wb", opener=lambda path, how: os.open(path, how, 0o600)) as words:
+    print(f"training {plain(run['name'])}", flush=True)
+    with open(output / f"{run['name']}.txt", "wb", opener=owners_file) as words:
         command = [sys.executable, str(HERE / f"{run['door']}.py"), *flags, "--overwrite"]
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def mark_finished(run: dict[str, Any], output: Path) -> None:
     """Note with which settings a training came to its end."""
+    from library.tensor_files import write_whole
+
     write_whole(output / f"{run['name']}.trained.json", json.dumps(run, sort_keys=True))
 
 
@@ -112,7 +102,7 @@ def finished(run: dict[str, Any], output: Path) -> bool:
 
 
 def take_checkpoint(run: dict[str, Any], output: Path) -> None:
-    """An early stop: the LoRA file of an earlier epoch, in an output folder of its own."""
+    """Copy the LoRA file of an earlier epoch into an output folder of its own: an early stop."""
     source, target = output / run["checkpoint_of"], output / run["name"]
     files = sorted(source.glob(f"*-{int(run['epoch']):06d}.safetensors"))
     if not files:
@@ -126,6 +116,6 @@ def take_checkpoint(run: dict[str, Any], output: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        sys.exit(toml_config.run(main))
+        sys.exit(resolve.run(main))
     except KeyboardInterrupt:
         sys.exit(130)

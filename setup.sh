@@ -2,7 +2,7 @@
 # Keeps the active environment (a GPU box keeps its own torch); else makes .venv here and installs requirements.txt, once.
 
 _missing() { # what to give to pip so that an interpreter will do
-    "$1" library/environment.py missing 2>/dev/null || echo "python>=3.11"
+    "$1" tools/environment.py missing 2>/dev/null || echo "python>=3.11"
 }
 
 _setup() {
@@ -47,4 +47,4 @@ _setup() {
 }
 
 _setup
-python library/environment.py versions
+python tools/environment.py versions

@@ -1,4 +1,5 @@
-"""The suite's library: four rooms (data, diffusion, privacy, training), assembly and audit above, the ground below."""
+"""The suite's library: assembly and options above audit, audit above four rooms (data, diffusion, privacy, training),
+lora_files and the ground below them."""
 
 import logging
 

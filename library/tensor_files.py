@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from library.check import InputError
+from library.errors import InputError
 
 
 def private_folder(path: Path) -> Path:
@@ -21,11 +22,19 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def write_whole(path: Path, data: bytes | str, private: bool = False) -> None:
+def owners_file(path: str, how: int) -> int:
+    """An opener for ``open()``: the file is its owner's alone (0600), also where it was there with another mode."""
+    handle = os.open(path, how, 0o600)
+    if stat.S_ISREG(os.fstat(handle).st_mode):  # never the mode of a device
+        os.fchmod(handle, 0o600)
+    return handle
+
+
+def write_whole(path: Path, data: bytes | str, private: bool = True) -> None:
     """Write under a temporary name, flush to disk, rename: a reader finds the old file or the new one.
 
     Args:
-        private: mode 0600 from the first byte on (files that name private images or decode to them).
+        private: mode 0600 from the first byte on; False (for what is made to be shared) leaves the mode to the umask.
     """
     content = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -44,9 +53,7 @@ def write_whole(path: Path, data: bytes | str, private: bool = False) -> None:
         raise
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], private: bool = False
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], private: bool = True) -> None:
     """Write a safetensors file whole; tensors are made contiguous and brought to the CPU."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, save(plain, dict(metadata)), private=private)

@@ -1,1 +1,1 @@
-"""Networks that are injected into the frozen model, and tools on their files."""
+"""Networks that are put into the frozen model by kohya's module protocol, and what their files add to its weights."""

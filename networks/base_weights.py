@@ -1,25 +1,25 @@
-"""LoRA files merged into the base before anything else sees it: training, audit and shadow runs alike."""
+"""Merges LoRA files into the base model before its use, in training, audit and shadow runs."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.lora_files.format import with_alphas, with_client_names
 from library.tensor_files import not_finite, read_tensors, tensor_hash
-from library.training.lora_file import with_alphas, with_client_names
 from networks.weight_change import merge_weights
 
 
 def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[str]) -> None:
-    """Merge LoRA files into UNet and text encoder; the model's fingerprint then names this base and no other.
+    """Merge LoRA files into UNet and text encoder; the model's fingerprint then identifies the merged model.
 
     Args:
         model: with ``unet``, ``text_encoder`` and ``fingerprint``.
         multipliers: strength of each file; missing ones are 1.
 
     Raises:
-        InputError: what cannot be read or does not fit, file by file.
+        InputError: every file that cannot be read or does not fit.
     """
     faults = Faults()
     if len(multipliers) > len(files):
@@ -35,7 +35,7 @@ def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[s
         tensors = with_alphas(with_client_names(read_tensors(Path(file))[0]))
         broken = not_finite(tensors)
         if broken:
-            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; it is broken")
+            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; the file is damaged")
             continue
         try:
             merge_weights(model.unet, model.text_encoder, tensors, strength)

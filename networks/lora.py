@@ -1,4 +1,4 @@
-"""LoRA and LoCon behind kohya's module protocol: the network of low-rank layers, fresh or from a file."""
+"""LoRA and LoCon with kohya's module protocol: the network of low-rank layers, fresh or from a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.lora_files.format import kind_of, modules_of
 from library.tensor_files import not_finite, read_tensors
-from library.training.lora_file import kind_of, modules_of
 from networks.lora_args import (
     KNOWN,
     RANKS,
@@ -19,7 +19,7 @@ from networks.lora_args import (
     read_dropouts,
     read_learning,
     read_ranks,
-)  # fmt: skip
+)
 from networks.lora_module import LoRAModule
 from networks.lora_targets import UNET_PREFIX, Blocks, all_layers, blocks_of, checked_targets
 from networks.weight_change import merge_weights
@@ -38,7 +38,7 @@ class LoRANetwork(nn.Module):
         self.blocks = blocks
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool, apply_unet: bool) -> None:
-        """Inject into the parts asked for; the other part gets no LoRA and none in the file."""
+        """Inject into the selected parts; the other part gets no LoRA, and the file has none for it."""
         self.text_encoder_loras = self.text_encoder_loras if apply_text_encoder else []
         self.unet_loras = self.unet_loras if apply_unet else []
         for lora in self.modules_of_both():
@@ -50,7 +50,7 @@ class LoRANetwork(nn.Module):
         return self.text_encoder_loras + self.unet_loras
 
     def remove(self) -> None:
-        """Take every module out of the model again."""
+        """Remove every module from the model."""
         for lora in self.modules_of_both():
             lora.remove()
 
@@ -62,7 +62,7 @@ class LoRANetwork(nn.Module):
         merge_weights(unet, text_encoder, weights_sd, multiplier)
 
     def load_weights(self, file: str | Path) -> dict[str, list[str]]:
-        """Fill from a LoRA file, alphas too; returns the tensors that are missing there and those of no module here."""
+        """Load a LoRA file with its alphas; returns the tensors that it lacks and those without a module here."""
         tensors = read_tensors(Path(file))[0]
         for lora in self.modules_of_both():
             tensors.setdefault(f"{lora.lora_name}.alpha", torch.tensor(float(lora.rank)))  # what every client assumes
@@ -82,7 +82,7 @@ class LoRANetwork(nn.Module):
     def prepare_optimizer_params(
         self, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
     ) -> list[dict[str, Any]]:
-        """Parameter groups with their learning rates, up factors apart where LoRA+ is on; a rate of 0 has no group."""
+        """Parameter groups with learning rates, with LoRA+ also groups of up factors; a rate of 0 has no group."""
         plan, weights = self.learning, self.learning.block_weights
         text_rate = learning_rate if text_encoder_lr is None else text_encoder_lr
         unet_rate = learning_rate if unet_lr is None else unet_lr
@@ -101,7 +101,7 @@ class LoRANetwork(nn.Module):
         self.requires_grad_(True)
 
     def on_epoch_start(self, text_encoder: Any, unet: Any) -> None:
-        """Training mode, in which dropout acts."""
+        """Switch to training mode, with dropout."""
         self.train()
 
     def get_trainable_params(self) -> list[nn.Parameter]:
@@ -109,7 +109,7 @@ class LoRANetwork(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def apply_max_norm_regularization(self, max_norm: float, device: Any = None) -> tuple[int, float, float]:
-        """Scale down every module whose change is longer than ``max_norm`` (Frobenius, scale included).
+        """Scale down every module whose weight change has a norm above ``max_norm`` (Frobenius, with its scale).
 
         Returns:
             Modules scaled, and the mean and the largest norm after scaling.
@@ -148,11 +148,11 @@ def create_network(
     """A fresh LoRA for transformers and text encoder, with ``conv_dim`` for resnets and samplers too (LoCon).
 
     Args:
-        network_args: texts; networks/lora_args.py names them.
+        network_args: texts; see networks/lora_args.py.
 
     Raises:
-        InputError: every argument that is unknown or wrong; or a number of layers found that differs from the one
-            that the model's config implies.
+        InputError: all unknown or wrong arguments; a number of layers that differs from the one that the model's
+            config implies.
     """
     faults, blocks = Faults(), blocks_of(unet)
     check_known(network_args, KNOWN, "networks.lora", faults)
@@ -223,22 +223,24 @@ def create_network_from_weights(
 
 
 def _fitting_names(weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module], file: Any) -> list[str]:
-    """Module names of a file, once every one of them has a layer here and every tensor is finite."""
+    """Module names of a file, after a check that each has a layer here and that every tensor is finite."""
     bad = not_finite(weights)
     if bad:
-        raise InputError(f"'{file}' has NaN or Inf in {len(bad)} tensors: {shortened(bad, 3)}; it is broken")
+        raise InputError(
+            f"'{file}' has NaN or infinity in {len(bad)} tensors: {shortened(bad, 3)}; the file is damaged"
+        )
     modules = modules_of(weights)
     others = {kind_of(frozenset(parts)) or "" for name, parts in modules.items() if name in layers} - {"LoRA", ""}
     if others:
         raise InputError(
-            f"'{file}' holds modules of the kind {' and '.join(sorted(others))}; networks.lora and the audit read "
-            "LoRA and LoCon"
+            f"'{file}' holds modules of the kind {' and '.join(sorted(others))}; networks.lora and the audit support "
+            "only LoRA and LoCon"
         )
     names = sorted(modules)
     strange = [name for name in names if name not in layers or f"{name}.lora_down.weight" not in weights]
     if strange or not names:
         raise InputError(
             f"'{file}' does not fit this model: {len(strange)} of {len(names)} modules have no layer here: "
-            f"{shortened(strange, 3)}; it was made for another base model, or is no LoRA"
+            f"{shortened(strange, 3)}; it was made for another base model, or it is not a LoRA"
         )
     return names

@@ -1,11 +1,11 @@
-"""``network_args`` of networks.lora: texts in, one checked plan of ranks, dropouts and learning rates out."""
+"""``network_args`` of networks.lora: reads texts into a checked plan of ranks, dropouts and learning rates."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 from networks.lora_targets import Blocks
 
 RANKS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -16,7 +16,7 @@ LEARNING = (
 DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 KNOWN = (*RANKS, *DROPOUTS, *LEARNING)
 
-COURSES: Mapping[str, Callable[[float], float]] = {
+CURVES: Mapping[str, Callable[[float], float]] = {
     "sine": lambda place: math.sin(math.pi / 2 * place),
     "cosine": lambda place: math.sin(math.pi / 2 * (1 - place)),
     "linear": lambda place: place,
@@ -27,7 +27,7 @@ COURSES: Mapping[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Chances (0..1) that something of a module is left out of one forward pass; 0 = never."""
+    """Probabilities (0..1) that a part of a module is dropped in a forward pass; 0 = never."""
 
     neuron: float  # an entry of the low-rank activation
     rank: float  # one rank, for one picture
@@ -36,7 +36,7 @@ class Dropouts:
 
 @dataclass(frozen=True)
 class LearningPlan:
-    """Learning-rate factors of one network."""
+    """Factors of the learning rates of one network."""
 
     unet_up_ratio: float | None  # LoRA+ (arXiv 2402.12354): rate of the up factors over that of the down factors
     text_up_ratio: float | None
@@ -45,7 +45,7 @@ class LearningPlan:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Rank and alpha of every layer; a rank of 0 leaves a layer out."""
+    """Rank and alpha of every layer; a layer of rank 0 has no LoRA."""
 
     text: tuple[int, float]
     linear: list[tuple[int, float]]  # of each UNet block: linear layers and 1x1 convolutions
@@ -53,20 +53,20 @@ class RankPlan:
 
 
 class ArgumentReader:
-    """Reads texts as numbers and lists of numbers; what is wrong becomes a fault."""
+    """Reads texts as numbers and lists of numbers, and collects faults."""
 
     def __init__(self, given: Mapping[str, Any], faults: Faults) -> None:
         self.given = {name: str(value).strip() for name, value in given.items() if value is not None}
         self.faults = faults
 
     def refuse(self, names: tuple[str, ...], reason: str) -> None:
-        """Fault for each of the names that was given."""
+        """Add a fault for each of the names that is given."""
         for name in names:
             if name in self.given:
                 self.faults.add(f"network_args: {name} {reason}")
 
     def number(self, name: str, *, least: float, most: float = math.inf, whole: bool = False) -> float | None:
-        """One number, or None where it was not given or is wrong."""
+        """One number; None if it is not given or wrong."""
         if name not in self.given:
             return None
         values = self._numbers(name, self.given[name], least=least, most=most, whole=whole)
@@ -82,25 +82,25 @@ class ArgumentReader:
         values = self._numbers(name, self.given[name], least=0, most=math.inf, whole=whole)
         if values is not None and len(values) != blocks.total:
             self.faults.add(
-                f"network_args: {name} needs {blocks.total} values for this UNet ({blocks.in_words()}), "
+                f"network_args: {name} needs {blocks.total} values for this UNet ({blocks.summary()}), "
                 f"got {len(values)}"
             )
             return None
         return values
 
     def weights(self, name: str, count: int) -> list[float] | None:
-        """``count`` weights, or a course by name ("cosine+.25" adds a base)."""
+        """``count`` weights, or a curve by name ("cosine+.25" adds a base)."""
         if name not in self.given:
             return None
         text = self.given[name]
-        course, plus, base = text.partition("+")
-        if course in COURSES and count > 1:
+        curve, plus, base = text.partition("+")
+        if curve in CURVES and count > 1:
             added = self._numbers(name, base, least=0, most=math.inf) if plus else [0.0]
-            return [COURSES[course](i / (count - 1)) + added[0] for i in range(count)] if added else None
+            return [CURVES[curve](i / (count - 1)) + added[0] for i in range(count)] if added else None
         if "," not in text and not _is_number(text):
-            words = f"one of {', '.join(COURSES)} (with '+0.25' for a base) or " if count > 1 else ""
+            words = f"one of {', '.join(CURVES)} (with '+0.25' for a base) or " if count > 1 else ""
             self.faults.add(
-                f"network_args: {name} must be {words}{count} numbers, got {text!r}{did_you_mean(course, COURSES)}"
+                f"network_args: {name} must be {words}{count} numbers, got {text!r}{did_you_mean(curve, CURVES)}"
             )
             return None
         values = self._numbers(name, text, least=0, most=math.inf)
@@ -111,7 +111,7 @@ class ArgumentReader:
 
     def _numbers(self, name: str, text: str, *, least: float, most: float, whole: bool = False) -> list[float] | None:
         try:
-            values = [float(piece or 0) for piece in text.split(",")]  # kohya reads an empty place as 0
+            values = [float(piece or 0) for piece in text.split(",")]  # kohya reads an empty entry as 0
         except ValueError:
             self.faults.add(f"network_args: {name} must be numbers, separated by commas, got {text!r}")
             return None
@@ -126,18 +126,19 @@ class ArgumentReader:
 
 
 def check_known(given: Mapping[str, Any], known: tuple[str, ...], module: str, faults: Faults) -> None:
-    """A fault for each key that the module does not know."""
+    """Add a fault for each key that the module does not have."""
     for name in given:
         if name not in known:
             faults.add(f"network_args: {module} has no '{name}'{did_you_mean(name, known)}")
 
 
 def read_dropouts(reader: ArgumentReader, neuron_dropout: float | None) -> Dropouts:
-    """Chances from network_args; ``dropout`` there and network_dropout are the same thing."""
+    """Probabilities from network_args; ``dropout`` there and network_dropout are the same."""
     stated = reader.number("dropout", least=0, most=0.95)
     if stated and neuron_dropout and stated != neuron_dropout:
         reader.faults.add(
-            f"network_args: dropout {stated:g} and network_dropout {neuron_dropout:g} are the same thing; leave one out"
+            f"network_args: dropout {stated:g} and network_dropout {neuron_dropout:g} set the same probability; leave "
+            "one out"
         )
     return Dropouts(
         stated or neuron_dropout or 0.0,
@@ -147,7 +148,7 @@ def read_dropouts(reader: ArgumentReader, neuron_dropout: float | None) -> Dropo
 
 
 def read_learning(reader: ArgumentReader, blocks: Blocks) -> LearningPlan:
-    """LoRA+ ratios and the learning-rate weights of the blocks; parts without weights keep 1."""
+    """LoRA+ ratios and the learning-rate weights of the blocks; parts without weights have 1."""
     both, unet, text = (
         reader.number(name, least=1e-3)
         for name in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
@@ -158,7 +159,9 @@ def read_learning(reader: ArgumentReader, blocks: Blocks) -> LearningPlan:
     ]
     threshold = reader.number("block_lr_zero_threshold", least=0) or 0.0
     if not any(name in reader.given for name, _, _ in parts):
-        reader.refuse(("block_lr_zero_threshold",), "acts on block weights; give down_lr_weight and its like")
+        reader.refuse(
+            ("block_lr_zero_threshold",), "acts on block weights; give down_lr_weight, mid_lr_weight or up_lr_weight"
+        )
         return LearningPlan(unet or both, text or both, None)
     listed = [weight for _, weights, count in parts for weight in (weights or [1.0] * count)]
     return LearningPlan(unet or both, text or both, [weight if weight > threshold else 0.0 for weight in listed])
@@ -170,7 +173,7 @@ def read_ranks(
     """Rank and alpha of each kind of layer in each block.
 
     Args:
-        weights: learning-rate weights of the blocks; a block of weight 0 gets no LoRA.
+        weights: learning-rate weights of the blocks; a block of weight 0 has no LoRA.
     """
     dims = reader.per_block("block_dims", blocks, whole=True) or [network_dim] * blocks.total
     alphas = reader.per_block("block_alphas", blocks) or [network_alpha] * blocks.total

@@ -1,6 +1,7 @@
 """One low-rank layer beside a frozen one: what it computes, its dropouts, its norm."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ class LoRAModule(nn.Module):
         self.rank = rank
         self.multiplier = multiplier
         if isinstance(layer, nn.Conv2d):
-            self.lora_down: nn.Module = nn.Conv2d(
-                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False
+            kernel, stride = cast("tuple[int, int]", layer.kernel_size), cast("tuple[int, int]", layer.stride)
+            padding = cast("str | tuple[int, int]", layer.padding)
+            self.lora_down: nn.Conv2d | nn.Linear = nn.Conv2d(
+                layer.in_channels, rank, kernel, stride, padding, bias=False
             )
-            self.lora_up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+            self.lora_up: nn.Conv2d | nn.Linear = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         elif isinstance(layer, nn.Linear):
             self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
             self.lora_up = nn.Linear(rank, layer.out_features, bias=False)

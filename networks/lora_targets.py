@@ -1,4 +1,4 @@
-"""Which layers of UNet and text encoder take a LoRA, their names in the file, and the block that each belongs to."""
+"""The layers of UNet and text encoder that take a LoRA, their names in the file, and the block of each."""
 
 import re
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from library.check import InputError
+from library.diffusion.families.recognise import TRAINED, family_of_unet
+from library.errors import InputError
 
 UNET_PREFIX = "lora_unet"
-TEXT_PREFIX = "lora_te_text_model_encoder_layers"
 TEXT_LAYERS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
@@ -20,7 +20,7 @@ PLACE = re.compile(rf"{UNET_PREFIX}_(down|up)_blocks_(\d+)_(attentions|resnets|d
 
 @dataclass(frozen=True)
 class Blocks:
-    """kohya's blocks of a UNet: SD 1.x and 2.x have 12 down (the first holds no LoRA), 1 mid and 12 up."""
+    """kohya's blocks of a UNet: SD 1.x and 2.x have 12 down (the first without LoRA), 1 mid and 12 up."""
 
     per_level: int  # blocks a level: its resnets and one sampler
     down: int
@@ -28,11 +28,11 @@ class Blocks:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all blocks."""
         return self.down + 1 + self.up
 
     def index_of(self, lora_name: str) -> int:
-        """Block of a UNet module, 0 .. total - 1; what lies before all blocks is in the first, conv_out in the last."""
+        """Block of a UNet module, 0 .. total - 1; layers before all blocks count as the first, conv_out as the last."""
         found = PLACE.match(lora_name)
         if found is None:
             if lora_name.startswith(f"{UNET_PREFIX}_mid_block_"):
@@ -42,13 +42,13 @@ class Blocks:
         within = self.per_level * level + (self.per_level - 1 if part.endswith("samplers") else number)
         return 1 + within if way == "down" else self.down + 1 + within
 
-    def in_words(self) -> str:
-        """For messages that ask for one value a block."""
+    def summary(self) -> str:
+        """The counts, for messages that ask for one value per block."""
         return f"{self.down} down, 1 mid, {self.up} up"
 
 
 def blocks_of(unet: Any) -> Blocks:
-    """The blocks that follow from a UNet's config: conv_in, then layers_per_block and a sampler for each level."""
+    """The blocks of a UNet from its config: conv_in, then layers_per_block and a sampler for each level."""
     per_level = int(unet.config.layers_per_block) + 1
     levels = len(unet.config.block_out_channels)
     return Blocks(per_level, per_level * levels, per_level * levels)
@@ -64,7 +64,7 @@ def unet_targets(unet: Any) -> dict[str, nn.Module]:
 
 
 def locon_targets(unet: Any) -> dict[str, nn.Module]:
-    """What LoCon adds: convolutions and time projections of resnets and samplers (86 on SD 1.5)."""
+    """The layers that LoCon adds: convolutions and time projections of resnets and samplers (86 in SD 1.5)."""
     return {
         unet_name(path): layer
         for path, layer in unet.named_modules()
@@ -72,11 +72,15 @@ def locon_targets(unet: Any) -> dict[str, nn.Module]:
     }
 
 
-def text_targets(text_encoder: Any) -> dict[str, nn.Module]:
-    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called."""
+def text_targets(text_encoder: Any, prefix: str) -> dict[str, nn.Module]:
+    """The text encoder's attention and MLP layers; names come from a table, whatever the module tree is called.
+
+    Args:
+        prefix: the family's, before the number of a layer.
+    """
     inner = getattr(text_encoder, "text_model", text_encoder)
     return {
-        f"{TEXT_PREFIX}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
+        f"{prefix}_{index}_{path.replace('.', '_')}": layer.get_submodule(path)
         for index, layer in enumerate(inner.encoder.layers)
         for path in TEXT_LAYERS
     }
@@ -88,20 +92,20 @@ def unet_name(path: str) -> str:
 
 
 def checked_targets(unet: Any, text_encoder: Any, *, with_locon: bool) -> tuple[dict[str, nn.Module], ...]:
-    """Targets of UNet and text encoder, once their counts agree with the numbers that the configs imply.
+    """Targets of UNet and text encoder, after a check of their counts against the configs.
 
     Raises:
-        InputError: a part where they differ, with both numbers.
+        InputError: a part with another count, with both numbers.
     """
     locon = locon_targets(unet) if with_locon else {}
-    text = text_targets(text_encoder)
+    text = text_targets(text_encoder, family_of_unet(unet.config).lora_text_prefix)
     for count, expected, part in (
         (len(unet_targets(unet)), expected_transformer_count(unet), "UNet"),
         (len(locon), expected_locon_count(unet) if with_locon else 0, "UNet (LoCon)"),
         (len(text), text_encoder.config.num_hidden_layers * len(TEXT_LAYERS), "text encoder"),
     ):
         if count != expected:
-            raise InputError(f"{part}: {count} layers for LoRA were found, its config implies {expected}")
+            raise InputError(f"the {part} has {count} layers for LoRA, but its config implies {expected}")
     both = unet_targets(unet) | locon
     order = [unet_name(path) for path, _ in unet.named_modules()]
     return {name: both[name] for name in order if name in both}, text
@@ -113,7 +117,7 @@ def expected_transformer_count(unet: Any) -> int:
     depth = config.transformer_layers_per_block
     if not isinstance(depth, int):
         raise InputError(
-            "transformer_layers_per_block of the UNet differs from level to level; SD 1.x and 2.x are trained"
+            f"transformer_layers_per_block of the UNet differs from level to level; this suite trains {TRAINED}"
         )
     per_block = config.layers_per_block
     down = sum(per_block for kind in config.down_block_types if kind.startswith("CrossAttn"))
@@ -122,7 +126,7 @@ def expected_transformer_count(unet: Any) -> int:
 
 
 def expected_locon_count(unet: Any) -> int:
-    """3 layers a resnet, a shortcut where its channels change (always on the way up), a convolution a sampler."""
+    """3 layers for each resnet, a shortcut if its channels change (always on the way up), 1 for each sampler."""
     config = unet.config
     channels, per_block = list(config.block_out_channels), config.layers_per_block
     levels = len(channels)
@@ -133,11 +137,11 @@ def expected_locon_count(unet: Any) -> int:
 
 
 def all_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
-    """Every Linear and Conv2d that a kohya file may name."""
+    """Every Linear and Conv2d that a kohya file can name."""
     layers = {
         unet_name(path): layer for path, layer in unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
     }
-    return layers | text_targets(text_encoder)
+    return layers | text_targets(text_encoder, family_of_unet(unet.config).lora_text_prefix)
 
 
 def _is_linear_like(layer: nn.Module) -> bool:

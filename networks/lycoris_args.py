@@ -1,11 +1,11 @@
-"""What lycoris.kohya takes in network_args and does not check itself, and its traps (read and measured in 4.1.3)."""
+"""Checks of network_args that lycoris.kohya does not make itself, and ways around its faults (version 4.1.3)."""
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 from networks.lora_args import check_known
 
 MODULE = "lycoris.kohya"
@@ -17,9 +17,9 @@ KNOWN = (
 )  # fmt: skip
 ALGORITHMS = ("lora", "locon", "loha", "lokr", "glora", "full", "diag-oft", "boft")
 REFUSED = {
-    "dylora": "it draws from Python's own random numbers, so a resumed run would not be the same run",
+    "dylora": "it uses Python's own random numbers, so a resumed run would differ",
     "ia3": "its preset in LyCORIS 4.1.3 finds no layer of Stable Diffusion, and the network is empty",
-    "tlora": "its files are read by no client named here",
+    "tlora": "no client that this suite names reads its files",
 }
 TIME_EMBEDDING = "TimestepEmbedding"
 WITH_UP_FACTORS = ("lora", "locon")
@@ -27,21 +27,21 @@ IGNORE_DROPOUT = ("loha", "lokr")  # unless bypass_mode is on
 
 
 def check_lycoris(given: Mapping[str, str], network_dropout: float, from_weights: bool, faults: Faults) -> None:
-    """Faults of arguments that LyCORIS would swallow or misread.
+    """Add a fault for each argument that LyCORIS would ignore or misread.
 
     Args:
-        from_weights: everything comes from a file, and LyCORIS ignores what else is given.
+        from_weights: everything comes from a file, and LyCORIS ignores other arguments.
     """
     if from_weights and (given or network_dropout):
         faults.add(
-            f"dim_from_weights: {MODULE} takes its modules from the file alone; leave network_args and "
+            f"dim_from_weights: {MODULE} takes its modules only from the file; leave network_args and "
             "network_dropout out"
         )
         return
     check_known(given, KNOWN, MODULE, faults)
     algo = given.get("algo", "lora").lower()
     if algo in REFUSED:
-        faults.add(f"network_args: algo={algo} is not taken: {REFUSED[algo]}; use one of {', '.join(ALGORITHMS)}")
+        faults.add(f"network_args: algo={algo} is not supported: {REFUSED[algo]}; use one of {', '.join(ALGORITHMS)}")
     elif algo not in ALGORITHMS:
         faults.add(
             f"network_args: {MODULE} has no algo '{algo}'{did_you_mean(algo, ALGORITHMS)} ({', '.join(ALGORITHMS)})"
@@ -49,19 +49,19 @@ def check_lycoris(given: Mapping[str, str], network_dropout: float, from_weights
     bypasses = given.get("bypass_mode", "false").lower() != "false"
     if algo in IGNORE_DROPOUT and not bypasses and (network_dropout or float_or_zero(given.get("dropout"))):
         faults.add(
-            f"network_dropout does nothing to algo={algo} unless bypass_mode=True stands in network_args; use "
+            f"network_dropout has no effect on algo={algo} unless network_args has bypass_mode=True; use "
             "rank_dropout or module_dropout, or set bypass_mode"
         )
     for name in given:
         if name.startswith("loraplus_") and algo not in WITH_UP_FACTORS:
-            faults.add(f"network_args: {name} acts on up factors, and algo={algo} has none; leave it out")
+            faults.add(f"network_args: {name} acts on up factors, which algo={algo} does not have; leave it out")
     if given.get("decompose_both", "True").lower() == "false":
-        faults.add("network_args: LyCORIS takes decompose_both=False for True; leave it out to switch it off")
+        faults.add("network_args: LyCORIS reads decompose_both=False as True; leave it out to switch it off")
 
 
 @contextmanager
 def sound_presets(module: Any) -> Iterator[None]:
-    """While it lasts, no preset names the time embedding's layers twice: by class and by name 4.1.3 trips over them."""
+    """Presets that name the time embedding's layers once: version 4.1.3 fails if both class and name are listed."""
     before, network = module.PRESET, module.LycorisNetworkKohya
     listed = network.UNET_TARGET_REPLACE_MODULE
     module.PRESET = {name: _named_once(preset) for name, preset in before.items()}
@@ -80,7 +80,7 @@ def _named_once(preset: Any) -> Any:
 
 
 def float_or_zero(text: str | None) -> float:
-    """A number, or 0 for what is none (LyCORIS itself then refuses it)."""
+    """A number, or 0 for other texts (which LyCORIS itself refuses)."""
     try:
         return float(text or 0)
     except ValueError:
@@ -88,5 +88,5 @@ def float_or_zero(text: str | None) -> float:
 
 
 def quieten() -> None:
-    """LyCORIS reports every default of its own on the terminal; only its errors are shown."""
+    """Show only errors of LyCORIS, which reports each of its defaults on the terminal."""
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
-"""Putting a network into a model by kohya's module protocol, whatever module it comes from."""
+"""Puts a network of any module into a model, with kohya's module protocol."""
 
 import copy
+import dataclasses
 import inspect
 import json
 import logging
@@ -9,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,22 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
+from library.key_values import split_pair
+from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
+from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import not_finite, read_tensors, write_tensors
-from library.training.lora_file import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
+from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
 OWN = "networks.lora"
 NEEDED = ("apply_to", "prepare_optimizer_params", "prepare_grad_etc", "on_epoch_start", "get_trainable_params")
 KNOWN_ARGS = {OWN: lora_args.KNOWN, lycoris_args.MODULE: lycoris_args.KNOWN}
+LYCORIS_WAY_OUT = "pip install lycoris-lora==4.1.3"
 PLAIN = (bool, int, float, str, list, dict, tuple, set, type(None))
 
 
 @dataclass(frozen=True)
 class NetworkRules:
-    """Options that say which network is put in, and what it starts from."""
+    """Options of the network and of the weights that it starts from."""
 
     network_module: str
     network_args: list[str]
@@ -47,6 +51,7 @@ class NetworkRules:
     gradient_checkpointing: bool
     base_weights: list[str]
     base_weights_multiplier: list[str]
+    dry_run: bool  # imports only networks.lora and lycoris.kohya
 
 
 def inject(
@@ -59,17 +64,16 @@ def inject(
         options: for modules that have ``prepare_network``, as attributes of its one argument.
 
     Returns:
-        The network on the device, and what the file is to state of it: ss_network_dim, _alpha and _args.
+        The network on the device, and its metadata: ss_network_dim, ss_network_alpha and ss_network_args.
 
     Raises:
-        InputError: a module that lacks a needed call, by name; wrong network_args; files that do not fit.
+        InputError: a module without a needed function, by name; wrong network_args; files that do not fit.
     """
     faults = Faults()
+    rules = faults.attempt(with_stand_in, rules) or rules
     given = read_pairs(rules.network_args, faults)
-    with faults.gathered():
-        merge_base_weights(model, rules.base_weights, rules.base_weights_multiplier)
-    with faults.gathered():
-        network = _create(rules, given, model)
+    faults.attempt(merge_base_weights, model, rules.base_weights, rules.base_weights_multiplier)
+    network: Any = faults.attempt(_create, rules, given, model)
     faults.raise_if_any()
     _require_calls(network, rules)
     if hasattr(network, "prepare_network"):
@@ -85,32 +89,48 @@ def inject(
         check_lora({name: value.detach() for name, value in state.items()})
     except BrokenNetworkError as error:
         raise InputError(
-            f"network_module '{rules.network_module}' makes a network that clients misread: {error}"
+            f"network_module '{rules.network_module}' makes a network that clients would misread: {error}"
         ) from error
     network.to(device)
-    return network, _stated(rules, given, state)
+    return network, stated_facts(rules, given, state)
+
+
+def with_stand_in(rules: NetworkRules) -> NetworkRules:
+    """The rules; in --dry_run with a LoRA of the same rank instead of a module that is not imported there."""
+    wanted = Wanted("network_module", rules.network_module, rules.network_module, rules.dry_run)
+    if not rules.dry_run or wanted.is_listed():
+        return rules
+    imported(wanted)  # reports that it is not imported, or refuses its name
+    return dataclasses.replace(
+        rules,
+        network_module=OWN,
+        network_args=[],
+        network_weights=None,
+        dim_from_weights=False,
+        scale_weight_norms=None,
+    )
 
 
 def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
-    """``["conv_dim=8", "algo=loha"]`` -> texts by key; what is no pair, or stands twice, is a fault."""
+    """``["conv_dim=8", "algo=loha"]`` -> texts by key; a text that is not a pair and a repeated key are faults."""
     given: dict[str, str] = {}
     for pair in pairs:
-        name, equals, text = (piece.strip() for piece in pair.partition("="))
-        if not equals or not name:
-            faults.add(f"network_args: '{pair}' is no key=value, e.g. conv_dim=8")
-        elif name in given:
-            faults.add(f"network_args: '{name}' stands twice")
+        found = split_pair(pair)
+        if found is None:
+            faults.add(f"network_args: '{pair}' is not key=value, e.g. conv_dim=8")
+        elif found[0] in given:
+            faults.add(f"network_args: '{found[0]}' is given twice")
         else:
-            given[name] = text
+            given[found[0]] = found[1]
     return given
 
 
 def parameter_groups(
-    network: Any, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+    network: Network, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
 ) -> list[dict[str, Any]]:
-    """The network's parameter groups with their learning rates; what is in no group is frozen.
+    """The network's parameter groups with their learning rates; other parameters are frozen.
 
-    Older modules take two rates, newer ones three or one for each text encoder; some describe their groups as well.
+    Older modules take two rates, newer ones three or one per text encoder; some return descriptions of the groups too.
     """
     if hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs"):
         rates = None if text_encoder_lr is None else [text_encoder_lr]
@@ -131,7 +151,7 @@ def parameter_groups(
     return groups
 
 
-def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
+def before_pass(network: Network, model: Any, *, starts_epoch: bool) -> None:
     """Training mode, in which dropouts act, and the module's own hooks."""
     network.train()
     if starts_epoch:
@@ -140,8 +160,8 @@ def before_pass(network: Any, model: Any, *, starts_epoch: bool) -> None:
         network.on_step_start(model.text_encoder, model.unet)
 
 
-def after_step(network: Any, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
-    """Max-norm regularisation where it is on, with its figures; then evaluation mode for all that only looks."""
+def after_step(network: Network, scale_weight_norms: float | None, device: torch.device) -> dict[str, float]:
+    """Max-norm regularisation if it is on, with its figures; then evaluation mode for checks and previews."""
     figures: dict[str, float] = {}
     if scale_weight_norms is not None:
         scaled, mean, largest = network.apply_max_norm_regularization(scale_weight_norms, device)
@@ -150,14 +170,19 @@ def after_step(network: Any, scale_weight_norms: float | None, device: torch.dev
     return figures
 
 
-def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
-    """The module's network with kohya's arguments; whatever it objects to is an input error."""
+def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Network:
+    """The module's network with kohya's arguments; its errors become input errors."""
     name = rules.network_module
     try:
-        module = import_module(name)
-    except ImportError as error:
-        way_out = "pip install lycoris-lora==4.1.3" if name == lycoris_args.MODULE else f"use {OWN}"
+        module = imported(Wanted("network_module", name, name, rules.dry_run))
+    except NotImportedError as error:
+        if name != lycoris_args.MODULE:
+            raise
+        raise InputError(f"network_module '{name}' needs lycoris-lora: {LYCORIS_WAY_OUT} ({error})") from error
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
+        way_out = LYCORIS_WAY_OUT if name == lycoris_args.MODULE else f"use {OWN}"
         raise InputError(f"network_module '{name}' cannot be imported ({error}); {way_out}") from error
+    assert module is not None  # with_stand_in replaces modules that are not imported
     maker = "create_network_from_weights" if rules.dim_from_weights else "create_network"
     if not hasattr(module, maker):
         raise InputError(f"network_module '{name}' has no {maker}; use {OWN}")
@@ -180,11 +205,11 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Any:
             return module.create_network_from_weights(1.0, file, *parts, weights_sd=tensors, **arguments)[0]
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise InputError(f"network_module '{name}' did not take its network_args {given} ({reason})") from error
+        raise InputError(f"network_module '{name}' does not accept its network_args {given} ({reason})") from error
 
 
-def _require_calls(network: Any, rules: NetworkRules) -> None:
-    """Raises: InputError with every call that this run needs and the network lacks."""
+def _require_calls(network: Network, rules: NetworkRules) -> None:
+    """Raises: InputError with all functions that this run needs and the network lacks."""
     wanted = [
         *NEEDED,
         *(["load_weights"] if rules.network_weights else []),
@@ -198,18 +223,18 @@ def _require_calls(network: Any, rules: NetworkRules) -> None:
         raise InputError(f"network_module '{rules.network_module}' lacks {', '.join(lacking)}; use {OWN}")
 
 
-def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
-    """Fill the network from network_weights. Modules that the file lacks start fresh, and that is said.
+def _load_weights(network: Network, rules: NetworkRules, both_parts: bool) -> None:
+    """Load network_weights into the network; a warning names modules that the file lacks, which start fresh.
 
     Raises:
-        InputError: tensors of the file that no module takes, or of another rank.
+        InputError: tensors without a module in the network, or of another rank.
     """
     file = Path(str(rules.network_weights))
     own = network.state_dict()
     tensors = with_alphas(with_client_names(read_tensors(file)[0]))
     broken = not_finite(tensors)
     if broken:
-        raise InputError(f"network_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; it is broken")
+        raise InputError(f"network_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; the file is damaged")
     if not any(name.startswith("lora_te_text_model_") for name in own):
         tensors = _in_live_names(tensors)
     with tempfile.TemporaryDirectory() as place:  # 0700: names as this network wants them, by kohya's own call
@@ -237,17 +262,17 @@ def _load_weights(network: Any, rules: NetworkRules, both_parts: bool) -> None:
 
 
 def _two_lists(found: Any) -> tuple[list[str], list[str]]:
-    """Missing and unexpected names from what load_weights returned: torch's pair, or a table of those that exist."""
+    """Missing and unexpected names in the result of load_weights: torch's pair, or a table."""
     if isinstance(found, Mapping):
         return list(found.get("missing keys", [])), list(found.get("unexpected keys", []))
     if isinstance(found, Iterable) and not isinstance(found, str):
         missing, unexpected = found
         return list(missing), list(unexpected)
-    raise InputError("network_module: load_weights does not say what it did not load; use networks.lora")
+    raise InputError("network_module: load_weights does not report which tensors it did not load; use networks.lora")
 
 
 def _named_for(text_encoder: Any, module: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors under the names that a module expects: ours from a table, others from the live module tree."""
+    """A file's tensors under the names that a module expects: ours from a table, others from the module tree."""
     return tensors if module == OWN or hasattr(text_encoder, "text_model") else _in_live_names(tensors)
 
 
@@ -255,10 +280,10 @@ def _in_live_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("lora_te_text_model_", "lora_te_", 1): value for name, value in tensors.items()}
 
 
-def _stated(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
-    """What the file says of the network: the options, or the truth of the tensors where they came from a file.
+def stated_facts(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata about the network, from the options, or from its tensors if they came from a file.
 
-    Of network_args only keys that are known, and of their values only such that cannot name a file.
+    Only known keys of network_args are stated, and only values that cannot name a file.
     """
     dim, alpha = str(rules.network_dim), str(rules.network_alpha)
     if rules.network_weights:
@@ -273,7 +298,7 @@ def _stated(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, T
 
 @contextmanager
 def class_state_kept(module: ModuleType) -> Iterator[None]:
-    """Give the classes that a third-party module shows their plain attributes back: LyCORIS stores presets on them."""
+    """Restore the attributes of a module's classes afterwards: LyCORIS stores presets in them."""
     package = module.__name__.partition(".")[0]
     classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__.startswith(package)]
     before = {kind: _plain_attributes(kind) for kind in classes}

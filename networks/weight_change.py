@@ -1,4 +1,4 @@
-"""What a module of a LoRA file adds to a layer's weight, by its kind, and adding it to a model."""
+"""The weight change of a LoRA file's module, by its kind, and its addition to a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.check import InputError, shortened
-from library.training.lora_file import kind_of, modules_of
+from library.errors import InputError, shortened
+from library.lora_files.format import kind_of, modules_of
 from networks.lora_targets import all_layers
 
 
 def weight_change(parts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """The change [*shape] (fp32) that a module stands for at strength 1.
+    """The weight change [*shape] (fp32) of a module at strength 1.
 
     LoRA: alpha/r up down. LoHa (arXiv 2108.06098): alpha/r (w1_a w1_b) * (w2_a w2_b), elementwise. LoKr (arXiv
     2309.14859): w1 (x) w2, either of them a product of two. "mid", "t1", "t2" are the cores of a Tucker form.
@@ -22,12 +22,12 @@ def weight_change(parts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         shape: of the layer's weight, [out, in] or [out, in, k, k].
 
     Raises:
-        InputError: kinds whose change is not a sum to the weight, or unknown ones.
+        InputError: kinds that do not add to the weight, and unknown ones.
     """
     values = {name: value.float() for name, value in parts.items()}
     kind = kind_of(frozenset(values))
     if "dora_scale" in values:
-        raise InputError("a DoRA module rescales the layer's weight and cannot be merged by adding")
+        raise InputError("a DoRA module rescales the layer's weight, so it cannot be merged by addition")
     if kind == "LoRA":
         up, down = values["lora_up.weight"].flatten(1), values["lora_down.weight"].flatten(1)
         return (up @ down * (values["alpha"] / down.shape[0])).reshape(shape)
@@ -42,7 +42,7 @@ def weight_change(parts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         return _kronecker(values, shape)
     if kind == "full difference":
         return values["diff"].reshape(shape)
-    raise InputError(f"modules of the kind {kind or 'unknown'} cannot be merged by adding")
+    raise InputError(f"modules of the kind {kind or 'unknown'} cannot be merged by addition")
 
 
 def _factored(values: Mapping[str, Tensor], name: str, core: str) -> Tensor:
@@ -67,10 +67,10 @@ def _kronecker(values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
 
 @torch.no_grad()
 def merge_weights(unet: Any, text_encoder: Any, tensors: Mapping[str, Tensor], multiplier: float) -> None:
-    """Add ``multiplier`` times every module's change to the layer of its name: one rounding to the layer's dtype.
+    """Add ``multiplier`` times every module's change to the layer of its name, with one rounding to the layer's dtype.
 
     Raises:
-        InputError: modules that have no layer here, or whose change has another shape; nothing is changed then.
+        InputError: modules without a layer here or with another shape; the model is then unchanged.
     """
     layers = all_layers(unet, text_encoder)
     by_module = modules_of(tensors)
@@ -78,7 +78,7 @@ def merge_weights(unet: Any, text_encoder: Any, tensors: Mapping[str, Tensor], m
     if strange or not by_module:
         raise InputError(
             f"{len(strange)} of {len(by_module)} modules have no layer here: {shortened(strange, 3)}; the file was "
-            "made for another base model, or is no LoRA"
+            "made for another base model, or it is not a LoRA"
         )
     changes: list[tuple[Tensor, Tensor]] = []
     for name, parts in by_module.items():

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 warnings.filterwarnings("ignore", message=".*SwigPy.*")
 
-from tests import tiny  # noqa: E402
+from tests.helpers import keys, tiny  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
 
@@ -38,6 +38,8 @@ def flags(model_folder: Path, pictures: Path, tmp_path: Path) -> Callable[..., l
             "output_dir": tmp_path / "out", "max_train_steps": 3, "train_batch_size": 2, "network_dim": 2,
             "learning_rate": "1e-2", "seed": 7, "inclusion": "fixed", "attack_lr": "1e-3", "save_precision": "float",
         }  # fmt: skip
+        if changed.get("split_file") is None:
+            options["split_secret_file"] = keys.write_secret(tmp_path)
         options |= changed
         arguments = []
         for name, value in options.items():
@@ -54,5 +56,6 @@ def flags(model_folder: Path, pictures: Path, tmp_path: Path) -> Callable[..., l
 def fresh_process_state() -> None:
     """What a door sets for its whole process does not reach the next test."""
     logging.getLogger("library").handlers = []
+    logging.getLogger("library").setLevel(logging.NOTSET)
     AcceleratorState._reset_state()
     PartialState._reset_state()

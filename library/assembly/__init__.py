@@ -1,1 +1,1 @@
-"""Where the rooms meet: pieces that need several of them at once. They take plain values, never the config."""
+"""What needs several rooms at once: run, game, validation and outputs of a training; the questions of an audit."""

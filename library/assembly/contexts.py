@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.check import InputError
 from library.data.batches import Batch, Pictures
 from library.diffusion.denoising import Denoiser
+from library.errors import InputError
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # captions encoded at once
@@ -27,7 +27,7 @@ class Contexts:
         """Text states [B, T, D] in the UNet's dtype."""
         if self.table is None:
             return self.denoiser.context(batch.tokens, batch.token_weights)
-        return self.table[[self.entries[row] for row in batch.rows]].to(self.denoiser.unet.device)
+        return self.table[[self.entries[row] for row in batch.indices]].to(self.denoiser.unet.device)
 
 
 def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, insist: bool) -> Contexts:

@@ -7,36 +7,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from library.assembly.contexts import Contexts, open_contexts
+from library.assembly.contexts import Contexts
 from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
-from library.data.split import Split
-from library.diffusion.arithmetic import CHECKPOINTED_STEP, STEP, forward_flops, peak_flops
-from library.diffusion.denoising import Denoiser, fixed_draws
+from library.diffusion.denoising import Denoiser
 from library.diffusion.loss import LossRules, adaptation_loss
-from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.noise import Draw, NoiseRules, draw_noise
-from library.privacy.proxy import ProxyAttacker, attacker_losses, frozen, member_cross_entropy, membership_margin
-from library.privacy.vigilance import Vigilance, check_proxy
-from library.seeding import stream
-from library.training.state import Players
-from library.training.stepping import average_gradients
-
-__all__ = ["Game", "GameRules", "LossRules", "NoiseRules"]
+from library.diffusion.noise import NoiseRules, draw_noise
+from library.privacy.attackers.build import ProxyAttacker, frozen
+from library.privacy.attackers.losses import attacker_losses, member_cross_entropy
+from library.seeding import StreamKey, stream
+from library.training.optimizer_step import average_gradients
 
 
 @dataclass(frozen=True)
 class GameRules:
-    """Who plays how often, on how many pictures, and how the proxy attacker is made and judged."""
+    """Who plays how often, on how many pictures, and how the proxy attacker is judged; the fields are options."""
 
     train_batch_size: int  # images per device and pass of the LoRA step
-    gradient_accumulation_steps: int
-    clip_skip: int
-    cache_text_encoder_outputs: bool  # insist on text states made once
     k_steps: int  # attacker steps per LoRA step; 0 = no attacker
     attack_batch_size: int | None  # images per side in an attacker step; None: train_batch_size
-    attack_lr: float
-    attack_weight_decay: float
-    attack_dropout: float
     attack_eval_draws: int  # fixed (timestep, noise) pairs per image in a check
     separate_noise: bool
     proxy_mode: str
@@ -49,58 +37,21 @@ class GameRules:
 
 @dataclass(frozen=True)
 class Game:
-    """Both players' view of one run. Every draw is a function of the seed, the step and a named purpose."""
+    """Both players' view of one run. Every draw is a function of the key, the step and a named purpose."""
 
     accelerator: Accelerator
     pictures: Pictures
     members: MemberBatches
     aux_members: AuxCycle
     aux_non_members: AuxCycle
-    watch: Vigilance  # the checks of the proxy so far
     denoiser: Denoiser
     contexts: Contexts
     proxy: ProxyAttacker
     attacker: Any  # the proxy's optimizer
-    seed: int
+    key: StreamKey
     rules: GameRules
     noise: NoiseRules
     loss: LossRules  # of L alone; the proxy sees the squared error as it is
-
-    @classmethod
-    def begin(
-        cls, accelerator: Accelerator, model: LatentDiffusion, pictures: Pictures, split: Split, size: tuple[int, int],
-        seed: int, rules: GameRules, noise: NoiseRules, loss: LossRules,
-    ) -> "Game":  # fmt: skip
-        """A fresh proxy attacker with its Adam, facing this model and these pictures.
-
-        Args:
-            size: training resolution (width, height) in pixels; the side that maps of mixed shapes are pooled to.
-        """
-        proxy = ProxyAttacker(model.latent_shape(size), pooled=not pictures.one_shape(), dropout=rules.attack_dropout)
-        proxy.to(accelerator.device)
-        denoiser = Denoiser(
-            model.unet, model.text_encoder, model.scheduler,
-            latent_scale=model.vae.config.scaling_factor, clip_skip=rules.clip_skip,
-        )  # fmt: skip
-        return cls(
-            accelerator=accelerator,
-            pictures=pictures,
-            members=MemberBatches(
-                pictures, accumulation=rules.gradient_accumulation_steps, seed=seed,
-                rank=accelerator.process_index, processes=accelerator.num_processes,
-            ),
-            aux_members=AuxCycle(split.rows("members-aux"), seed, "members-aux"),
-            aux_non_members=AuxCycle(split.rows("non-members-aux"), seed, "non-members-aux"),
-            watch=Vigilance(),
-            denoiser=denoiser,
-            contexts=open_contexts(accelerator, denoiser, pictures, insist=rules.cache_text_encoder_outputs),
-            proxy=proxy,
-            attacker=torch.optim.Adam(proxy.parameters(), lr=rules.attack_lr, weight_decay=rules.attack_weight_decay),
-            seed=seed,
-            rules=rules,
-            noise=noise,
-            loss=loss,
-        )  # fmt: skip
 
     def attacker_turn(self, step: int) -> dict[str, float]:
         """``k_steps`` Adam steps of the proxy on aux members + aux non-members, the diffusion model frozen.
@@ -160,80 +111,8 @@ class Game:
 
     def _difference(self, batch: Batch, *purpose: str | int) -> tuple[Tensor, Tensor]:
         """Prediction - target [B, C, h, w] and timesteps [B]; every draw comes from this purpose's stream."""
-        generator = stream(self.seed, "noise", *purpose)
+        generator = stream(self.key, "noise", *purpose)
         scaled = self.denoiser.scaled(batch.latents(generator))
         draw = draw_noise(self.noise, scaled, self.denoiser.timestep_count(), generator)
         with self.accelerator.autocast():
             return self.denoiser.difference(scaled, self.contexts.of(batch), draw), draw.timesteps
-
-    @torch.no_grad()
-    def check_aux(self, epoch: int, players: Players) -> dict[str, Any]:
-        """Look at both aux sides under fixed noise: the proxy's balanced accuracy and the adaptation losses.
-
-        Timesteps and plain noise belong to the picture, so the figures of all looks and all runs are comparable. The
-        weights are those that a file would hold (the average, where one is kept), without dropout.
-
-        Returns:
-            Figures for the log, with the images they rest on; the proxy's check joins ``watch``.
-        """
-        was_training = self.proxy.training
-        self.proxy.eval()
-        losses: dict[str, Any] = {"weights": players.shown_weights()}
-        margins: dict[str, Tensor] = {}
-        for name, cycle in (("members_aux", self.aux_members), ("non_members_aux", self.aux_non_members)):
-            with players.shown():
-                looks = self._fixed_look(cycle.rows)
-            margins[name], loss = (self._by_picture(cycle.rows, values) for values in looks)
-            losses |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
-        self.proxy.train(was_training)
-        if not self.rules.k_steps:
-            return losses
-        check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
-        self.watch.checks.append(check)
-        return {"proxy_balanced_accuracy": check.balanced_accuracy, **losses}
-
-    def _by_picture(self, rows: list[int], values: Tensor) -> Tensor:
-        """Means [pictures] of values [rows]: a picture that several datasets show counts once."""
-        places: dict[str, list[int]] = {}
-        for place, row in enumerate(rows):
-            places.setdefault(self.pictures.examples[row].pixels, []).append(place)
-        return torch.stack([values[same].mean() for same in places.values()])
-
-    def _fixed_look(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Mean margin and mean loss of each row over the fixed draws, each [rows]."""
-        margin, loss = torch.zeros(len(rows)), torch.zeros(len(rows))
-        place = {row: index for index, row in enumerate(rows)}
-        steps = self.denoiser.timestep_count()
-        draws = self.rules.attack_eval_draws
-        for draw in range(draws):
-            for batch in self.pictures.plain_batches(rows, max(8, self.rules.images_per_side())):
-                names = [self.pictures.examples[row].pixels for row in batch.rows]
-                generators = [stream(0, "fixed look", name, draw) for name in names]
-                timesteps, noise = fixed_draws(generators, draw, draws, tuple(batch.mean.shape[1:]), steps)
-                scaled = self.denoiser.scaled(batch.mean.float())
-                with self.accelerator.autocast():
-                    difference = self.denoiser.difference(scaled, self.contexts.of(batch), Draw(timesteps, noise, None))
-                error_map = difference.square()
-                spots = [place[row] for row in batch.rows]
-                loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / draws
-                if self.rules.k_steps:
-                    margin[spots] += membership_margin(self.proxy, error_map).cpu() / draws
-        return margin, loss
-
-    def mfu_of_one(self, gradient_checkpointing: bool) -> float:
-        """Share of all GPUs' peak that one member image a second takes, attacker's passes included; 0 = not known.
-
-        Text encoder, looks and previews are not counted, so the true share is a little higher.
-        """
-        unet, rules = self.denoiser.unet, self.rules
-        peak = peak_flops(self.accelerator.device, unet.dtype)
-        if peak is None:
-            return 0.0
-        latent = self.pictures.shape(0)[1:]
-        forward = forward_flops(unet, (latent[0], latent[1]), self.denoiser.text_encoder.config.hidden_size)
-        passes = CHECKPOINTED_STEP if gradient_checkpointing else STEP
-        if rules.k_steps:
-            passes *= 2 if rules.separate_noise else 1
-            looked_at = 2 * rules.k_steps * rules.images_per_side()
-            passes += looked_at * self.accelerator.num_processes / self.members.images_per_step()
-        return forward * passes / (peak * self.accelerator.num_processes)

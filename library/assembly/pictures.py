@@ -7,13 +7,13 @@ import torch
 
 from library.data.batches import Pictures, Tokenize
 from library.data.examples import Example
+from library.data.latent_source import CachedLatents, FreshLatents, LatentSource
 from library.data.latents import Moments, View, encoded_views
-from library.data.lineup import Lineup
-from library.data.stills import FreshStills, KeptStills, Stills
-from library.diffusion.encoding import posterior_encoder
+from library.data.training_set import TrainingSet
 from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.text import tokenize, tokenize_weighted
-from library.seeding import stream
+from library.diffusion.text import read_captions
+from library.diffusion.vae import posterior_encoder
+from library.seeding import StreamKey, stream
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class EncodingRules:
 
 
 def encode_pictures(
-    lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, *, steps_per_epoch: int, total_steps: int, seed: int
+    training_set: TrainingSet,
+    model: LatentDiffusion,
+    rules: EncodingRules,
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+    key: StreamKey,
 ) -> Pictures:
     """Make the rows of a run ready for batches: latents once and for all, or the VAE at hand for every use.
 
@@ -39,26 +45,28 @@ def encode_pictures(
         steps_per_epoch, total_steps: of the run, for captions that change with its course.
     """
     return Pictures(
-        lineup,
-        _stills(lineup, model, rules, seed),
+        training_set,
+        _latent_source(training_set, model, rules, key),
         _tokenizer(model, rules),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        seed=seed,
+        key=key,
     )
 
 
-def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, seed: int) -> Stills:
+def _latent_source(
+    training_set: TrainingSet, model: LatentDiffusion, rules: EncodingRules, key: StreamKey
+) -> LatentSource:
     """Latents in memory, or fresh ones at each use."""
-    encode, rows = posterior_encoder(model.vae), list(zip(lineup.examples, lineup.sizes, strict=True))
+    encode, rows = posterior_encoder(model.vae), list(zip(training_set.examples, training_set.sizes, strict=True))
 
     def keep(example: Example, moments: Moments, mirrored: bool) -> Moments:
-        return kept_moments(example, moments, mirrored, rules.cache_latents_mode, seed)
+        return kept_moments(example, moments, mirrored, rules.cache_latents_mode, key)
 
     if not rules.cache_latents:
-        shapes = [model.latent_shape(size) for size in lineup.sizes]
-        return FreshStills(lineup.examples, lineup.sizes, shapes, encode, keep, rules.vae_batch_size)
-    mirrored = [row for row, example in enumerate(lineup.examples) if example.subset.looks.flip_aug]
+        shapes = [model.latent_shape(size) for size in training_set.sizes]
+        return FreshLatents(training_set.examples, training_set.sizes, shapes, encode, keep, rules.vae_batch_size)
+    mirrored = [row for row, example in enumerate(training_set.examples) if example.subset.looks.flip_aug]
     views = [View(example, size, False) for example, size in rows] + [View(*rows[row], True) for row in mirrored]
     moments = encoded_views(
         views,
@@ -70,10 +78,12 @@ def _stills(lineup: Lineup, model: LatentDiffusion, rules: EncodingRules, seed: 
     )
     kept = [keep(view.example, one, view.mirrored) for view, one in zip(views, moments, strict=True)]
     turned = dict(zip(mirrored, kept[len(rows) :], strict=True))
-    return KeptStills(lineup.examples, lineup.sizes, kept[: len(rows)], [turned.get(row) for row in range(len(rows))])
+    return CachedLatents(
+        training_set.examples, training_set.sizes, kept[: len(rows)], [turned.get(row) for row in range(len(rows))]
+    )
 
 
-def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, seed: int) -> Moments:
+def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, key: StreamKey) -> Moments:
     """The moments as the mode wants them: without spread, the later draws change nothing.
 
     Args:
@@ -84,13 +94,12 @@ def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, 
     mean = moments.mean
     if mode == "sample":
         words = ("mirrored",) if mirrored else ()
-        noise = torch.randn(mean.shape, generator=stream(seed, "posterior", example.pixels, *words))
+        noise = torch.randn(mean.shape, generator=stream(key, "posterior", example.pixels, *words))
         mean = (mean.float() + moments.std.float() * noise).half()
     return Moments(mean, torch.zeros_like(moments.std))
 
 
 def _tokenizer(model: LatentDiffusion, rules: EncodingRules) -> Tokenize:
     """Captions to tokens, with weights where captions are written with them."""
-    if rules.weighted_captions:
-        return lambda captions: tokenize_weighted(model.tokenizer, captions, rules.max_token_length)
-    return lambda captions: (tokenize(model.tokenizer, captions, rules.max_token_length), None)
+    weighted = rules.weighted_captions
+    return lambda captions: read_captions(model.tokenizer, captions, rules.max_token_length, weighted=weighted)

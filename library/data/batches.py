@@ -1,4 +1,4 @@
-"""Batches as pure functions of seed, epoch and step: members for the LoRA, endless aux cycles for the attacker."""
+"""Batches as pure functions of key, epoch and step: members for the LoRA, aux cycles for the attacker."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from library.data.captions import Moment, is_static, plain_caption, training_caption
-from library.data.lineup import BatchKey, Lineup
-from library.data.stills import Still, Stills
-from library.seeding import permutation, stream
+from library.data.latent_source import EncodedPicture, LatentSource
+from library.data.training_set import BatchKey, TrainingSet
+from library.seeding import StreamKey, permutation, stream
 
 # captions -> tokens [B, pieces, 77] and their weights, or None where all are 1
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
@@ -27,7 +27,7 @@ class Batch:
     is_member: Tensor  # [B] bool; regularisation images are not
     weights: Tensor  # [B] of the adaptation loss: 1, or prior_loss_weight for a regularisation image
     mask: Tensor | None  # [B, 1, h, w] 0 .. 1, weight of the adaptation loss per latent pixel; None = 1 everywhere
-    rows: tuple[int, ...]  # which pictures, as rows of the picture list
+    indices: tuple[int, ...]  # of the pictures in the training set
 
     def latents(self, generator: torch.Generator) -> Tensor:
         """A draw from the posterior, [B, C, h, w] fp32, unscaled."""
@@ -36,104 +36,104 @@ class Batch:
 
 
 class Pictures:
-    """The rows of a run as the model sees them; each row knows whether it is a member."""
+    """The pictures of a run as the model sees them; methods take their indices in the training set."""
 
     def __init__(
         self,
-        lineup: Lineup,
-        stills: Stills,
+        training_set: TrainingSet,
+        latent_source: LatentSource,
         tokenize: Tokenize,
         *,
         steps_per_epoch: int,
         total_steps: int,
-        seed: int,
+        key: StreamKey,
     ) -> None:
-        self.lineup = lineup
-        self.examples = lineup.examples
-        self.is_member = lineup.is_member
-        self.stills = stills
+        self.training_set = training_set
+        self.examples = training_set.examples
+        self.is_member = training_set.is_member
+        self.latent_source = latent_source
         self.tokenize = tokenize
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self.seed = seed
+        self.key = key
         self.static_captions = all(is_static(one.caption, one.subset.captions) for one in self.examples)
         plain = [plain_caption(one.caption, one.subset.captions) for one in self.examples]
         self._plain, self._plain_weights = tokenize(plain)
 
-    def shape(self, row: int) -> tuple[int, ...]:
+    def shape(self, index: int) -> tuple[int, ...]:
         """Latent shape [C, h, w] of a picture."""
-        return self.stills.shape(row)
+        return self.latent_source.shape(index)
 
     def one_shape(self) -> bool:
         """Whether all latents share one shape."""
-        return len({self.shape(row) for row in range(len(self.examples))}) == 1
+        return len({self.shape(index) for index in range(len(self.examples))}) == 1
 
-    def batch(self, rows: Sequence[int], step: int, *use: str | int) -> Batch:
-        """Put rows of one shape together for one optimizer step; ``use`` names the occasion that draws are made for."""
-        generators = [stream(self.seed, "look", row, step, *use) for row in rows]
-        tokens = [self._used_tokens(row, step, *use) for row in rows]
-        return self._together(rows, self.stills.of(rows, generators), tokens)
+    def batch(self, indices: Sequence[int], step: int, *use: str | int) -> Batch:
+        """One batch of pictures with one shape, for one step; ``use`` names the purpose of the random draws."""
+        generators = [stream(self.key, "look", index, step, *use) for index in indices]
+        tokens = [self._used_tokens(index, step, *use) for index in indices]
+        return self._together(indices, self.latent_source.of(indices, generators), tokens)
 
-    def batches_by_shape(self, rows: Sequence[int], most: int, step: int, *use: str | int) -> list[Batch]:
-        """Put rows of any shapes into batches of one shape with at most ``most`` pictures."""
-        return [self.batch(some, step, *use) for some in self._by_shape(rows, most)]
+    def batches_by_shape(self, indices: Sequence[int], most: int, step: int, *use: str | int) -> list[Batch]:
+        """Batches of one shape each, with at most ``most`` pictures, from pictures of any shape."""
+        return [self.batch(some, step, *use) for some in self._by_shape(indices, most)]
 
-    def plain_batches(self, rows: Sequence[int], most: int) -> list[Batch]:
-        """Rows as they are: whole captions, nothing dropped, shuffled, mirrored, recoloured or cropped by chance."""
+    def plain_batches(self, indices: Sequence[int], most: int) -> list[Batch]:
+        """Batches without augmentation: complete captions and centre crops, without any random draw."""
         return [
-            self._together(some, self.stills.of(some, None), [self._plain_tokens(row) for row in some])
-            for some in self._by_shape(rows, most)
+            self._together(some, self.latent_source.of(some, None), [self._plain_tokens(index) for index in some])
+            for some in self._by_shape(indices, most)
         ]
 
-    def plain_tokens(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, pieces, 77] of whole captions, and their weights where some are not 1; no picture is touched."""
-        return _stacked([self._plain_tokens(row) for row in rows])
+    def plain_tokens(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, pieces, 77] of complete captions, and their weights unless all are 1; no picture is read."""
+        return _stacked([self._plain_tokens(index) for index in indices])
 
-    def _by_shape(self, rows: Sequence[int], most: int) -> list[list[int]]:
+    def _by_shape(self, indices: Sequence[int], most: int) -> list[list[int]]:
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for row in rows:
-            by_shape.setdefault(self.shape(row), []).append(row)
+        for index in indices:
+            by_shape.setdefault(self.shape(index), []).append(index)
         return [same[start : start + most] for same in by_shape.values() for start in range(0, len(same), most)]
 
     def _together(
-        self, rows: Sequence[int], stills: Sequence[Still], tokens: Sequence[tuple[Tensor, Tensor | None]]
+        self, indices: Sequence[int], encoded: Sequence[EncodedPicture], tokens: Sequence[tuple[Tensor, Tensor | None]]
     ) -> Batch:
-        """One batch of rows, their looks and their tokens with weights."""
-        mean = torch.stack([still.moments.mean for still in stills])
-        masks = [still.mask for still in stills]
+        """One batch from latents and tokens with weights."""
+        mean = torch.stack([one_encoded.moments.mean for one_encoded in encoded])
+        masks = [one_encoded.mask for one_encoded in encoded]
         ids, weights = _stacked(tokens)
         full = torch.ones(1, *mean.shape[-2:])
         return Batch(
             mean=mean,
-            std=torch.stack([still.moments.std for still in stills]),
+            std=torch.stack([one_encoded.moments.std for one_encoded in encoded]),
             tokens=ids,
             token_weights=weights,
-            is_member=torch.tensor([self.is_member[row] for row in rows]),
-            weights=torch.tensor([self.lineup.weights[row] for row in rows]),
+            is_member=torch.tensor([self.is_member[index] for index in indices]),
+            weights=torch.tensor([self.training_set.weights[index] for index in indices]),
             mask=None
             if all(mask is None for mask in masks)
             else torch.stack([full if mask is None else mask for mask in masks]),
-            rows=tuple(rows),
+            indices=tuple(indices),
         )
 
-    def _plain_tokens(self, row: int) -> tuple[Tensor, Tensor | None]:
-        """Tokens of the whole caption."""
-        return self._plain[row], None if self._plain_weights is None else self._plain_weights[row]
+    def _plain_tokens(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens of the complete caption."""
+        return self._plain[index], None if self._plain_weights is None else self._plain_weights[index]
 
-    def _used_tokens(self, row: int, step: int, *use: str | int) -> tuple[Tensor, Tensor | None]:
+    def _used_tokens(self, index: int, step: int, *use: str | int) -> tuple[Tensor, Tensor | None]:
         """Tokens of one use of the caption."""
-        example = self.examples[row]
+        example = self.examples[index]
         rules = example.subset.captions
         if is_static(example.caption, rules):
-            return self._plain_tokens(row)
+            return self._plain_tokens(index)
         moment = Moment(step, step // self.steps_per_epoch + 1, self.total_steps)
-        text = training_caption(example.caption, rules, moment, stream(self.seed, "caption", row, step, *use))
+        text = training_caption(example.caption, rules, moment, stream(self.key, "caption", index, step, *use))
         tokens, weights = self.tokenize([text])
         return tokens[0], None if weights is None else weights[0]
 
 
 def _stacked(tokens: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """Tokens of several captions in one tensor; weights are None where all are 1."""
+    """Tokens of several captions in one tensor; weights are None if all are 1."""
     ids = torch.stack([one for one, _ in tokens])
     if all(weights is None for _, weights in tokens):
         return ids, None
@@ -141,74 +141,74 @@ def _stacked(tokens: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
 
 
 class MemberBatches:
-    """The LoRA's data: every row its uses an epoch (members, regularisation images), ordered by (seed, epoch)."""
+    """The LoRA's batches: members and regularisation images, each with its uses per epoch, ordered by (key, epoch)."""
 
     def __init__(
         self,
         pictures: Pictures,
         *,
         accumulation: int,
-        seed: int,
+        key: StreamKey,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self.pictures = pictures
         self.accumulation = accumulation  # passes per optimizer step
-        self.seed = seed
+        self.key = key
         self.rank = rank
         self.processes = processes
-        self.rows = [row for row, times in enumerate(pictures.lineup.uses) for _ in range(times)]
-        self.steps_per_epoch = pictures.lineup.steps_per_epoch(processes, accumulation)
+        self.indices = [index for index, times in enumerate(pictures.training_set.uses) for _ in range(times)]
+        self.steps_per_epoch = pictures.training_set.steps_per_epoch(processes, accumulation)
         self._order: tuple[int, list[list[int]]] = (-1, [])
 
-    def epoch_rows(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch as lists of rows: shuffled inside each dataset and size, cut, the list shuffled."""
+    def epoch_indices(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch as indices: shuffled within each dataset and size, divided, shuffled again."""
         by_key: dict[BatchKey, list[int]] = {}
-        for row in self.rows:
-            by_key.setdefault(self.pictures.lineup.batch_key(row), []).append(row)
+        for index in self.indices:
+            by_key.setdefault(self.pictures.training_set.batch_key(index), []).append(index)
         batches: list[list[int]] = []
         for key, same in sorted(by_key.items()):
-            order = permutation(len(same), self.seed, "epoch order", epoch, *key)
+            order = permutation(len(same), self.key, "epoch order", epoch, *key)
             shuffled = [same[index] for index in order]
             size = self.pictures.examples[same[0]].subset.batch_size
             batches += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-        return [batches[index] for index in permutation(len(batches), self.seed, "batch order", epoch)]
+        return [batches[index] for index in permutation(len(batches), self.key, "batch order", epoch)]
 
     def images_per_step(self) -> float:
-        """Images of an optimizer step, all processes together, on average over an epoch."""
-        return len(self.rows) / self.steps_per_epoch
+        """Images per optimizer step of all processes together, averaged over an epoch."""
+        return len(self.indices) / self.steps_per_epoch
 
     def of_step(self, step: int) -> list[Batch]:
-        """The batches of an optimizer step (counted from 0) on this process; the last of an epoch may hold fewer.
+        """The batches of an optimizer step (counted from 0) on this process; the last of an epoch may be smaller.
 
-        With several processes the batch list is dealt out in turn; an incomplete round is filled from its front, so
-        that every process has equally many.
+        Several processes take the batches in turn; an incomplete round is filled from the front of the list, so that
+        every process has the same number.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, self.epoch_rows(epoch))
+            self._order = (epoch, self.epoch_indices(epoch))
         order = self._order[1]
         rounds = math.ceil(len(order) / self.processes)
         dealt = [order[turn % len(order)] for turn in range(self.rank, rounds * self.processes, self.processes)]
         mine = dealt[place * self.accumulation : (place + 1) * self.accumulation]
-        return [self.pictures.batch(rows, step, part, self.rank) for part, rows in enumerate(mine)]
+        return [self.pictures.batch(indices, step, part, self.rank) for part, indices in enumerate(mine)]
 
 
 class AuxCycle:
-    """An endless cycle over one aux side, reshuffled whenever it wraps; two of them are drawn from independently."""
+    """An endless cycle over one aux side, with a new order in each round; two cycles are independent."""
 
-    def __init__(self, rows: Sequence[int], seed: int, side: str) -> None:
-        self.rows = list(rows)
-        self.seed = seed
+    def __init__(self, indices: Sequence[int], key: StreamKey, side: str) -> None:
+        self.indices = list(indices)
+        self.key = key
         self.side = side
         self._order: tuple[int, list[int]] = (-1, [])  # of the cycle in use
 
     def take(self, start: int, count: int) -> list[int]:
-        """Rows at positions start .. start + count - 1 of the endless sequence."""
+        """Indices at positions start .. start + count - 1 of the endless sequence."""
         taken: list[int] = []
         for position in range(start, start + count):
-            cycle, place = divmod(position, len(self.rows))
+            cycle, place = divmod(position, len(self.indices))
             if self._order[0] != cycle:
-                self._order = (cycle, permutation(len(self.rows), self.seed, "aux order", self.side, cycle))
-            taken.append(self.rows[self._order[1][place]])
+                self._order = (cycle, permutation(len(self.indices), self.key, "aux order", self.side, cycle))
+            taken.append(self.indices[self._order[1][place]])
         return taken

@@ -1,15 +1,15 @@
-"""Aspect buckets: which training size a picture of any shape gets."""
+"""Aspect buckets: the training size of a picture of any shape."""
 
 import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from library.check import Faults, InputError
 from library.data.examples import Example
-from library.data.subsets import BucketRules
+from library.data.subset_rules import BucketRules
+from library.errors import Faults, InputError
 
-HEAVY_CROP = 0.2  # share of the scaled picture's area that is cut away
+HEAVY_CROP = 0.2  # cropped share of the scaled picture's area
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +26,7 @@ def check_multiple(name: str, value: int, multiple: int) -> None:
 
 
 def bucket_sizes(resolution: tuple[int, int], smallest: int, largest: int, step: int) -> list[tuple[int, int]]:
-    """All (width, height) whose area stays within that of the resolution, kohya's set.
+    """All (width, height) whose area is at most that of the resolution; kohya's set.
 
     512 x 512 with sides of 256 .. 1024 in steps of 64 gives 17 buckets.
     """
@@ -41,7 +41,7 @@ def bucket_sizes(resolution: tuple[int, int], smallest: int, largest: int, step:
 
 
 def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket of the picture's own size, else the one whose aspect ratio is nearest on a log scale."""
+    """The bucket of the picture's own size, else the one with the nearest aspect ratio on a log scale."""
     if (width, height) in sizes:
         return (width, height)
     aspect = math.log(width / height)
@@ -49,9 +49,9 @@ def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tup
 
 
 def shrunk_bucket(width: int, height: int, resolution: tuple[int, int], step: int) -> tuple[int, int]:
-    """Bucket without enlarging: shrink only above the target area, then floor both sides to the step.
+    """The bucket without enlarging: shrink only above the target area, then round both sides down to the step.
 
-    To shrink, one side is rounded to the step and the other follows; of both ways the smaller log aspect error wins.
+    To shrink, one side is rounded to the step and the other follows, in the way with the smaller log aspect error.
     """
     area = resolution[0] * resolution[1]
     if width * height <= area:
@@ -69,7 +69,7 @@ def shrunk_bucket(width: int, height: int, resolution: tuple[int, int], step: in
 
 
 def _rounded(length: float, step: int) -> int:
-    """A length in whole steps, at least one."""
+    """A length rounded to whole steps, at least one."""
     return max(step, int(length + 0.5) // step * step)
 
 
@@ -78,7 +78,7 @@ def _log_error(width: float, height: float, aspect: float) -> float:
 
 
 def training_size(example: Example) -> tuple[int, int]:
-    """The training size (width, height) of a picture under its own rules."""
+    """The training size (width, height) of a picture by its own rules."""
     rules = example.subset.buckets
     resolution = parse_resolution(rules.resolution)
     if not rules.enable_bucket:
@@ -93,15 +93,14 @@ def assign_buckets(examples: Sequence[Example], multiple: int) -> list[tuple[int
     """The training size (width, height) of each picture.
 
     Args:
-        multiple: the model's own step in pixels; resolutions and buckets must keep to it.
+        multiple: resolutions and bucket sides must be multiples of this many pixels.
 
     Raises:
-        InputError: sizes that the model cannot take, of all datasets at once.
+        InputError: sizes that the model cannot take, for all datasets at once.
     """
     faults = Faults()
     for rules in dict.fromkeys(example.subset.buckets for example in examples):
-        with faults.gathered():
-            _check_rules(rules, multiple)
+        faults.attempt(_check_rules, rules, multiple)
     faults.raise_if_any()
     known: dict[tuple[BucketRules, int, int], tuple[int, int]] = {}
     for example in examples:
@@ -125,17 +124,17 @@ def _check_rules(rules: BucketRules, multiple: int) -> None:
     if min(min(size) for size in sizes) <= 0:
         raise InputError(
             f"no bucket fits resolution {resolution} with sides {rules.min_bucket_reso}..{rules.max_bucket_reso} "
-            f"in steps of {step}; set min_bucket_reso, max_bucket_reso and bucket_reso_steps to suit it"
+            f"in steps of {step}; change min_bucket_reso, max_bucket_reso or bucket_reso_steps"
         )
     for name, side in (("min_bucket_reso", rules.min_bucket_reso), ("max_bucket_reso", rules.max_bucket_reso)):
         check_multiple(name, side, multiple)
 
 
 def report_buckets(examples: Sequence[Example], sizes: Sequence[tuple[int, int]], uses: Sequence[int]) -> None:
-    """Say how many pictures are enlarged or lose much to the crop, and which buckets never fill a batch.
+    """Log how many pictures are enlarged or heavily cropped, and which buckets never fill a batch.
 
     Args:
-        uses: of each picture in an epoch; 0 for what is not trained on.
+        uses: of each picture in an epoch; 0 if it is not trained on.
     """
     enlarged = sum(
         size[0] > example.width or size[1] > example.height for example, size in zip(examples, sizes, strict=True)
@@ -144,20 +143,22 @@ def report_buckets(examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
     if enlarged:
         logger.info("%d of %d images are smaller than their training size and are enlarged", enlarged, len(examples))
     if cropped:
-        logger.info("%d of %d images lose more than %.0f %% to the crop", cropped, len(examples), 100 * HEAVY_CROP)
+        logger.info(
+            "%d of %d images lose more than %.0f %% of their area to the crop", cropped, len(examples), 100 * HEAVY_CROP
+        )
     counts: Counter[tuple[int, int, tuple[int, int]]] = Counter()
     for example, size, times in zip(examples, sizes, uses, strict=True):
         counts[example.subset.dataset, example.subset.batch_size, size] += times
     thin = [f"{size[0]}x{size[1]} ({count})" for (_, most, size), count in sorted(counts.items()) if 0 < count < most]
     if thin:
         logger.warning(
-            "%d buckets hold fewer images an epoch than a batch takes, so their batches stay short: %s",
+            "%d buckets have fewer images per epoch than a batch, so their batches are smaller: %s",
             len(thin),
             ", ".join(thin[:10]) + (" ..." if len(thin) > 10 else ""),
         )
 
 
 def cropped_share(example: Example, size: tuple[int, int]) -> float:
-    """Share of a picture's area that is cut away when it is scaled to cover its training size."""
+    """Share of a picture's area that is cropped when it is scaled to cover its training size."""
     scale = max(size[0] / example.width, size[1] / example.height)
     return 1 - size[0] * size[1] / (example.width * scale * example.height * scale)

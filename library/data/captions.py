@@ -1,4 +1,4 @@
-"""What a caption becomes each time it is used, step by step in kohya's order."""
+"""How a caption changes each time it is used, step by step in kohya's order."""
 
 import math
 import re
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from library.data.subsets import CaptionRules
+from library.data.subset_rules import CaptionRules
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
-OPEN, CLOSE = "\ue000", "\ue001"  # private characters that stand for {{ and }} while wildcards are read
+OPEN, CLOSE = "\ue000", "\ue001"  # private characters that replace {{ and }} while wildcards are read
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def training_caption(caption: str, rules: CaptionRules, moment: Moment, generato
 
     Args:
         caption: as written; several lines where ``enable_wildcard`` reads them all.
-        generator: drawn from in this fixed order, and only for rules that are on.
+        generator: draws in this fixed order, and only for rules that are on.
     """
     if is_dropped(rules, moment.epoch, generator):
         return ""
@@ -42,26 +42,26 @@ def training_caption(caption: str, rules: CaptionRules, moment: Moment, generato
 
 
 def plain_caption(caption: str, rules: CaptionRules) -> str:
-    """The whole caption with prefix and suffix: nothing dropped or shuffled, the first line, the first alternatives."""
+    """The complete caption with prefix and suffix, its first line and the first alternatives, without random draws."""
     return rejoined(choose_wildcards(affixed(caption, rules), rules, None), rules)
 
 
 def is_static(caption: str, rules: CaptionRules) -> bool:
-    """Whether every use of the caption gives the same text."""
+    """Whether the caption has the same text at every use."""
     drops = rules.caption_dropout_rate > 0 or rules.caption_dropout_every_n_epochs > 0
     chooses = rules.enable_wildcard and ("\n" in caption or WILDCARD.search(affixed(caption, rules)) is not None)
     return not (drops or chooses or has_flexible_parts(rules))
 
 
 def affixed(caption: str, rules: CaptionRules) -> str:
-    """The caption with prefix and suffix on every line, since each line is a caption of its own."""
+    """The caption with prefix and suffix on every line, since each line is a separate caption."""
     lines = caption.split("\n") if rules.enable_wildcard else caption.split("\n")[:1]
     ends = (rules.caption_prefix, rules.caption_suffix)
     return "\n".join(" ".join(part for part in (ends[0], line, ends[1]) if part) for line in lines)
 
 
 def is_dropped(rules: CaptionRules, epoch: int, generator: torch.Generator) -> bool:
-    """Whether this use goes without a caption: by chance, or because it is an n-th epoch."""
+    """Whether this use has an empty caption: at random, or because it is an n-th epoch."""
     by_chance = rules.caption_dropout_rate > 0 and _coin(generator) < rules.caption_dropout_rate
     every = rules.caption_dropout_every_n_epochs
     return by_chance or (every > 0 and epoch % every == 0)
@@ -71,7 +71,7 @@ def choose_wildcards(caption: str, rules: CaptionRules, generator: torch.Generat
     """One line of several and one of ``{a|b}``, innermost braces first; ``{{`` and ``}}`` are plain braces.
 
     Args:
-        generator: None takes the first of everything.
+        generator: None selects the first line and alternatives.
     """
     if not rules.enable_wildcard:
         return caption
@@ -84,12 +84,12 @@ def choose_wildcards(caption: str, rules: CaptionRules, generator: torch.Generat
 
 
 def has_flexible_parts(rules: CaptionRules) -> bool:
-    """Whether anything is done to the parts of a caption."""
+    """Whether a rule changes the parts of a caption."""
     return rules.shuffle_caption or rules.caption_tag_dropout_rate > 0 or rules.token_warmup_step > 0
 
 
 def caption_parts(caption: str, rules: CaptionRules) -> tuple[list[str], list[str], list[str]]:
-    """Fixed head, flexible parts and fixed tail: cut by keep_tokens_separator, else behind keep_tokens."""
+    """Fixed head, flexible parts and fixed tail, divided by keep_tokens_separator, else after keep_tokens."""
     cut = rules.keep_tokens_separator
     if cut and cut in caption:
         head, flexible, *tail = (_split(piece, rules) for piece in caption.split(cut, 2))
@@ -99,7 +99,7 @@ def caption_parts(caption: str, rules: CaptionRules) -> tuple[list[str], list[st
 
 
 def warmed_up_parts(count: int, rules: CaptionRules, moment: Moment) -> int:
-    """How many of ``count`` flexible parts are used: from token_warmup_min up to all, in even steps of the warm-up."""
+    """How many of ``count`` flexible parts are used: the warm-up increases them evenly from token_warmup_min to all."""
     length = rules.token_warmup_step
     warmup = math.floor(length * moment.total_steps) if length < 1 else length
     if moment.step >= warmup:
@@ -109,7 +109,7 @@ def warmed_up_parts(count: int, rules: CaptionRules, moment: Moment) -> int:
 
 
 def kept_tags(parts: list[str], rate: float, generator: torch.Generator) -> list[str]:
-    """The parts that an independent coin for each leaves in."""
+    """The parts that remain after an independent draw for each."""
     if rate <= 0:
         return parts
     coins = torch.rand(len(parts), generator=generator).tolist()
@@ -117,7 +117,7 @@ def kept_tags(parts: list[str], rate: float, generator: torch.Generator) -> list
 
 
 def rejoined(caption: str, rules: CaptionRules) -> str:
-    """A caption whose parts stay as they are; the marks that cut it are taken out."""
+    """A caption with unchanged parts, without its separator marks."""
     if rules.keep_tokens_separator and rules.keep_tokens_separator in caption:
         head, flexible, tail = caption_parts(caption, rules)
         caption = ", ".join(head + flexible + tail)
@@ -125,7 +125,7 @@ def rejoined(caption: str, rules: CaptionRules) -> str:
 
 
 def with_secondary_separator(caption: str, rules: CaptionRules) -> str:
-    """The secondary separator turned into the caption separator: what it held together was moved as one part."""
+    """Replace the secondary separator, which kept parts together, by the caption separator."""
     if not rules.secondary_separator:
         return caption
     return caption.replace(rules.secondary_separator, rules.caption_separator)

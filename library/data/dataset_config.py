@@ -10,13 +10,13 @@ from typing import Any
 
 import toml
 
-from library.check import Faults, InputError, did_you_mean
+from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
-from library.data.looks import METHODS
+from library.errors import Faults, InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# Kinds of values; the word stands in messages
+# Kinds of values, as messages name them
 TRUTH, WHOLE, NUMBER, TEXT, FOLDER, FILE = (
     "true or false", "a whole number", "a number", "a text", "a folder", "a file",
 )  # fmt: skip
@@ -44,14 +44,14 @@ MOST = {"caption_dropout_rate": 1, "caption_tag_dropout_rate": 1}
 
 _VALIDATION = (
     "the four-sided split already holds images out (nonmember_share, --split_file); aux_loss_every_n_epochs and "
-    "aux_loss_every_n_steps say how often its aux sides are looked at"
+    "aux_loss_every_n_steps set how often validation runs on its aux sides"
 )
-# Not taken, unless the value asks for nothing
+# Not supported, unless the value asks for nothing
 REFUSED = {
     "validation_split": _VALIDATION,
     "validation_seed": _VALIDATION,
     "network_multiplier": "every dataset trains the LoRA at full strength; leave it out or set 1.0",
-    "custom_attributes": "its targets (diff_output_preservation) are not trained; use regularisation images (is_reg)",
+    "custom_attributes": "its targets (diff_output_preservation) are not supported; use regularisation images (is_reg)",
 }
 NOTHING: dict[str, tuple[Any, ...]] = {
     "network_multiplier": (1, 1.0),
@@ -64,7 +64,7 @@ COMMAND_LINE = ("max_token_length", "prior_loss_weight", "masked_loss", "weighte
 
 @dataclass(frozen=True)
 class SubsetEntry:
-    """One subset with every value that holds for it."""
+    """One subset with all its values."""
 
     where: str  # e.g. "datasets[0].subsets[1]"
     dataset: int
@@ -72,10 +72,10 @@ class SubsetEntry:
 
 
 def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetEntry]:
-    """Every subset; a value is looked up in subset, dataset, general, and then in ``fallback`` (the command line).
+    """Every subset; values come from subset, dataset, general, and then ``fallback`` (the command line).
 
     Raises:
-        InputError: unknown, misplaced, refused or mistyped keys and paths that do not exist, all at once.
+        InputError: all unknown, misplaced, refused or mistyped keys, and paths that do not exist.
     """
     content = _parsed(file)
     faults = Faults()
@@ -86,7 +86,7 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
     general = _read_table(content.get("general", {}), "general", shared, file, faults)
     datasets = content.get("datasets", [])
     if not isinstance(datasets, list) or not datasets:
-        faults.add("no [[datasets]]; give at least one, with [[datasets.subsets]]")
+        faults.add("it has no [[datasets]]; give at least one, with [[datasets.subsets]]")
         datasets = []
     entries: list[SubsetEntry] = []
     for index, dataset in enumerate(datasets):
@@ -101,17 +101,17 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
                 SubsetEntry(spot, index, {**outer, **_read_table(subset, spot, ANYWHERE | SUBSET_KEYS, file, faults)})
             )
         if not own:
-            faults.add(f"{here}: no [[datasets.subsets]]; give at least one, with image_dir or metadata_file")
+            faults.add(f"{here} has no [[datasets.subsets]]; give at least one, with image_dir or metadata_file")
         entries += _checked_subsets(own, here, faults)
     if faults.messages:
-        raise InputError("\n".join(f"dataset_config '{file}': {message}" for message in faults.messages))
+        raise InputError(*(f"dataset_config '{file}': {message}" for message in faults.messages))
     return entries
 
 
 def main_resolution(dataset_config: str | None, resolution: str) -> tuple[int, int]:
-    """(width, height) in pixels of the run: of the first dataset where a dataset_config says it.
+    """(width, height) in pixels of the run: of the first dataset if the dataset_config states it.
 
-    A faulty file leaves the option's own value; ``read_dataset_config`` is what reports it.
+    With a faulty file it is the option's value; ``read_dataset_config`` reports the faults.
     """
     try:
         content = _parsed(Path(dataset_config)) if dataset_config else {}
@@ -130,7 +130,7 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise InputError(f"dataset_config '{file}' cannot be read ({type(error).__name__})") from error
     except (ValueError, IndexError, TypeError) as error:  # of both parsers
         kind = "JSON" if file.suffix.lower() == ".json" else "TOML"
-        raise InputError(f"dataset_config '{file}' is no valid {kind}: {error}") from error
+        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"dataset_config '{file}' must hold one object with 'datasets'")
     return content
@@ -152,15 +152,20 @@ def _read_table(table: Any, where: str, known: Mapping[str, str], file: Path, fa
             read = _typed(name, value, known[name], where, file, faults)
             if read is not None:
                 values[name] = read
-        elif name in DATASET_KEYS:
-            faults.add(f"{where}: '{name}' belongs to [[datasets]] or [general], not to a subset")
-        elif name in SUBSET_KEYS:
-            faults.add(f"{where}: '{name}' belongs to [[datasets.subsets]]")
-        elif name in COMMAND_LINE:
-            faults.add(f"{where}: '{name}' holds for the whole run; give it in config_file or as --{name}")
         else:
-            faults.add(f"{where}: unknown '{name}'{did_you_mean(name, [*known, *REFUSED])}")
+            faults.add(f"{where}: {_misplaced(name, known)}")
     return values
+
+
+def _misplaced(name: str, known: Mapping[str, str]) -> str:
+    """Where a key belongs that this table does not take."""
+    if name in DATASET_KEYS:
+        return f"'{name}' belongs to [[datasets]] or [general], not to a subset"
+    if name in SUBSET_KEYS:
+        return f"'{name}' belongs to [[datasets.subsets]]"
+    if name in COMMAND_LINE:
+        return f"'{name}' holds for the whole run; give it in config_file or as --{name}"
+    return f"unknown '{name}'{did_you_mean(name, [*known, *REFUSED])}"
 
 
 def _typed(name: str, value: Any, kind: str, where: str, file: Path, faults: Faults) -> Any:
@@ -217,24 +222,26 @@ def _span(value: Any) -> str | None:
 
 
 def _existing(name: str, value: str, kind: str, where: str, file: Path, faults: Faults) -> Path | None:
-    """A path as written from the working directory, else from beside the config file, which is said."""
+    """A path relative to the working directory, else to the folder of the config file, which is logged."""
     for path in (Path(value).expanduser(), file.parent / value):
         if path.is_dir() if kind == FOLDER else path.is_file():
             if path != Path(value).expanduser():
-                logger.info("%s: %s is taken from beside the dataset_config file", where, name)
+                logger.info("%s: %s is read relative to the dataset_config file", where, name)
             return path
-    faults.add(f"{where}: {name} '{value}' is not {kind}, from the working directory or beside the dataset_config")
+    faults.add(
+        f"{where}: {name} '{value}' is not {kind}, neither in the working directory nor beside the dataset_config"
+    )
     return None
 
 
 def _checked_subsets(subsets: list[SubsetEntry], where: str, faults: Faults) -> list[SubsetEntry]:
-    """The subsets of one dataset without repeated folders, once they are of one kind and have what they need."""
+    """The subsets of one dataset without repeated folders, after checks of each and of all together."""
     kept: list[SubsetEntry] = []
     seen: set[Path] = set()
     fine_tune = [entry for entry in subsets if entry.values.get("metadata_file")]
     if fine_tune and len(fine_tune) < len(subsets):
         faults.add(
-            f"{where}: subsets with metadata_file and subsets without do not mix in one dataset, as in kohya; "
+            f"{where}: one dataset cannot have subsets with and without metadata_file, as in kohya; "
             "make two [[datasets]]"
         )
     for entry in subsets:
@@ -243,15 +250,15 @@ def _checked_subsets(subsets: list[SubsetEntry], where: str, faults: Faults) -> 
         if place is None and not any(message.startswith(f"{entry.where}:") for message in faults.messages):
             faults.add(f"{entry.where}: image_dir is needed (or metadata_file)")
         if values.get("metadata_file") and values.get("is_reg"):
-            faults.add(f"{entry.where}: is_reg goes with image_dir, not with metadata_file")
+            faults.add(f"{entry.where}: is_reg needs image_dir instead of metadata_file")
         if values.get("enable_bucket") and values.get("min_bucket_reso", 0) > values.get("max_bucket_reso", 0):
             faults.add(f"{entry.where}: min_bucket_reso is above max_bucket_reso")
         if place is not None and place.resolve() in seen:
-            logger.warning("%s: '%s' stands twice in one dataset; the second is left out", entry.where, place)
+            logger.warning("%s: '%s' is given twice in one dataset; the second is ignored", entry.where, place)
             continue
         if place is not None:
             seen.add(place.resolve())
         kept.append(entry)
     if kept and all(entry.values.get("is_reg") for entry in kept):
-        faults.add(f"{where}: regularisation images alone; a dataset needs a subset to train on")
+        faults.add(f"{where} has only regularisation images; a dataset needs a subset to train on")
     return kept

@@ -1,26 +1,26 @@
-"""Near duplicates across sides: pictures so alike that one leaks for the other."""
+"""Near duplicates across sides: pictures so similar that one reveals the other."""
 
 import logging
 
 import numpy as np
 
-from library.check import shortened
 from library.data.split import SIDES, Split
+from library.errors import shortened
 
-MOST_PICTURES = 20_000  # all pairs of more take minutes
+MOST_PICTURES = 20_000  # comparing all pairs of more takes minutes
 logger = logging.getLogger(__name__)
 
 
 def warn_of_near_duplicates(split: Split) -> None:
-    """Name near duplicates across member and non-member sides, so that the person can give them one group."""
+    """Log near duplicates across member and non-member sides, so that they can be put into one group."""
     pairs = near_duplicates(split)
     if pairs is None:
-        logger.warning("near duplicates were not looked for: more than %d pictures", MOST_PICTURES)
+        logger.warning("near duplicates were not searched, since there are more than %d pictures", MOST_PICTURES)
     elif pairs:
         names = shortened([f"{member} ~ {non_member}" for member, non_member in pairs], 5)
         logger.warning(
-            "%d near-duplicate pairs lie across member and non-member sides (--group_by keeps such pictures "
-            "together): %s",
+            "%d near-duplicate pairs have one picture among the members and one among the non-members (--group_by "
+            "keeps such pictures together): %s",
             len(pairs),
             names,
         )
@@ -30,7 +30,7 @@ def near_duplicates(split: Split, most_bits: int = 3) -> list[tuple[str, str]] |
     """File names of pairs across member and non-member sides whose difference hashes differ in few bits.
 
     Args:
-        most_bits: largest Hamming distance of the 64-bit hashes that still counts as near.
+        most_bits: largest Hamming distance of the 64-bit hashes that counts as near.
 
     Returns:
         Pairs (member, non-member), nearest first; None when there are too many pictures to compare.

@@ -1,4 +1,4 @@
-"""One captioned picture, and what identifies it: the hash of its decoded pixels."""
+"""One captioned picture, identified by the hash of its decoded pixels."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from library.data.subsets import Subset
+from library.data.subset_rules import Subset
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture as the split sees it. ``pixels`` is its identity; the path only says where it lay."""
+    """A picture as the split sees it. ``pixels`` identifies it; the path is only where it was found."""
 
     path: Path
     caption: str  # as written, without prefix and suffix; several lines where wildcards are on
@@ -22,22 +22,22 @@ class Example:
     height: int  # pixels
     pixels: str  # SHA-256 (hex) of the decoded RGB pixels and their size
     brightness_signs: int  # 64-bit difference hash, for near duplicates
-    subset: Subset  # the rules that it is used under
-    mask: Path | None  # picture whose red channel weighs the loss; None: no mask, or the picture's own alpha
+    subset: Subset  # its rules
+    mask: Path | None  # picture whose red channel weights the loss; None: no mask, or the picture's own alpha
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Decode a picture to RGB, turned as its EXIF orientation says.
+    """Decode a picture to RGB, turned by its EXIF orientation.
 
     Raises:
-        OSError, SyntaxError, ValueError: what Pillow raises for a corrupt file.
+        OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
     """
     with Image.open(path) as file:
         return ImageOps.exif_transpose(file).convert("RGB")
 
 
 def alpha_channel(path: Path) -> Image.Image | None:
-    """The alpha channel of a picture (mode L), turned as its EXIF orientation says; None where it has none."""
+    """The alpha channel of a picture (mode L), turned by its EXIF orientation; None if it has none."""
     with Image.open(path) as file:
         if not file.has_transparency_data:
             return None

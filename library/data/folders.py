@@ -1,11 +1,14 @@
-"""Kohya folders (<repeats>_<class>), flat folders, and the caption files beside their pictures."""
+"""Kohya folders (<repeats>_<class>), flat folders, the caption files beside their pictures, and groups of pictures."""
 
+import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
@@ -30,27 +33,32 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
     """The folders to read, or an error that says which folder the person probably meant."""
     if not folder.is_dir():
         raise InputError(f"{option_name} '{folder}' is not a folder")
-    direct = len(pictures_in(folder))
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-    named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if flat:
-        if not direct:
+        if not pictures_in(folder):
             raise InputError(
                 f"{option_name} '{folder}' has no pictures directly in it; without --flat_data_dir its "
                 "<repeats>_<class> folders are read"
             )
         return [PictureFolder(folder, 1, "")]
-    if named:
-        empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
-        if empty:
-            logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
-        passed_over = [child.name for child in children if child not in named and pictures_in(child)]
-        if passed_over:
-            raise InputError(
-                f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
-                "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
-            )
-        return [_named_folder(child) for child in named]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
+    if not named:
+        _explain_folder(folder, children, option_name)
+    empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
+    if empty:
+        logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
+    passed_over = [child.name for child in children if child not in named and pictures_in(child)]
+    if passed_over:
+        raise InputError(
+            f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
+            "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
+        )
+    return [_named_folder(child) for child in named]
+
+
+def _explain_folder(folder: Path, children: list[Path], option_name: str) -> NoReturn:
+    """Raises: InputError with the reason why a folder without <repeats>_<class> children cannot be read."""
+    direct = len(pictures_in(folder))
     if direct and REPEATS_CLASS.fullmatch(folder.resolve().name):
         raise InputError(
             f"{option_name} '{folder}' is itself a <repeats>_<class> folder; give its parent "
@@ -76,12 +84,20 @@ def _named_folder(path: Path) -> PictureFolder:
     match = REPEATS_CLASS.fullmatch(path.name)
     assert match is not None
     if int(match[1]) < 1:
-        raise InputError(f"folder '{path}' has 0 repeats; write at least 1_ in front, or move it away")
+        raise InputError(f"folder '{path}' has 0 repeats; begin its name with at least 1_, or move it away")
     return PictureFolder(path, int(match[1]), match[2].strip())
 
 
 def caption_file(path: Path, caption_extension: str | None) -> Path | None:
-    """The caption file beside a picture: of the ending given, else .txt, else .caption."""
+    """The caption file beside a picture: with the given ending, else .txt, else .caption.
+
+    Raises:
+        InputError: an ending that is not one of a file name, since it could lead into another folder.
+    """
+    if caption_extension and not re.fullmatch(r"\.?[\w.-]+", caption_extension):
+        raise InputError(
+            f"caption_extension must be the ending of a file's name, such as .txt, got {caption_extension!r}"
+        )
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
         file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
         if file.is_file():
@@ -90,10 +106,10 @@ def caption_file(path: Path, caption_extension: str | None) -> Path | None:
 
 
 def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
-    """The caption that a file holds; an empty or unreadable file is a fault and gives ''.
+    """The caption in a file; an empty or unreadable file is a fault and gives ''.
 
     Args:
-        every_line: keep all lines that say something (wildcards draw one of them); else the first line alone.
+        every_line: keep all lines that are not empty, for wildcards; else only the first line.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -107,8 +123,34 @@ def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
 
 
 def caption_lines(text: str, every_line: bool) -> str:
-    """The first line of a text, or all its lines that say something."""
+    """The first line of a text, or all lines that are not empty."""
     lines = [line.strip() for line in text.splitlines()]
     if every_line:
         return "\n".join(line for line in lines if line)
     return lines[0] if lines else ""
+
+
+def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | None]:
+    """A function from a picture's path to its group; None means a group of its own.
+
+    Raises:
+        InputError: a JSON file that is missing, or is not an object of texts.
+    """
+    beside = folder / "groups.json"
+    if group_by == "none" or (group_by is None and not beside.is_file()):
+        return lambda path: None
+    if group_by == "folder":
+        return lambda path: path.parent.name
+    if group_by == "name":
+        return lambda path: re.split(r"[_-]", path.stem)[0]
+    file = beside if group_by is None else Path(group_by)
+    if not file.is_file():
+        raise InputError(f"group_by must be 'folder', 'name', 'none' or a JSON file {{stem: group}}, got '{group_by}'")
+    try:
+        groups = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"group_by '{file}' is not JSON: {error}") from error
+    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
+        raise InputError(f"group_by '{file}' must be one JSON object of texts, {{stem: group}}")
+    logger.info("groups of pictures are read from '%s'", file.name)
+    return lambda path: groups.get(path.stem)

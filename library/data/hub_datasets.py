@@ -1,4 +1,4 @@
-"""Hugging Face datasets as files: every picture's own bytes in the cache, captions in a private file beside them."""
+"""Hugging Face datasets as files: the pictures' own bytes in the cache, captions in a private file beside them."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from library.check import Faults, InputError, shortened
 from library.data.folders import caption_lines
+from library.errors import Faults, InputError, shortened
 from library.tensor_files import private_folder, write_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """What names a dataset and the columns that matter."""
+    """A dataset and its columns."""
 
     name: str
     config_name: str | None
@@ -31,13 +31,13 @@ class DatasetSource:
 
 
 def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -> Path:
-    """Lay a dataset's pictures and captions down as files; returns the metadata file that names them.
+    """Write a dataset's pictures and captions to files; returns the metadata file that names them.
 
-    Pictures keep their own bytes and are never encoded again; those that already lie in a local folder stay there.
+    Pictures keep their bytes and are not encoded again; those in a local folder stay there.
     Folders are 0700, files 0600.
 
     Args:
-        every_line: keep every line of a caption (wildcards draw one of them).
+        every_line: keep every line of a caption, for wildcards.
 
     Raises:
         InputError: a dataset that cannot be opened; missing columns; rows without picture or caption.
@@ -69,7 +69,10 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
         )
     for what, numbers in without.items():
         if numbers:
-            faults.add(f"dataset_name '{source.name}': {len(numbers)} rows have no {what}: rows {shortened(numbers)}")
+            faults.add(
+                f"dataset_name '{source.name}': {len(numbers)} rows have no {what}: rows {shortened(numbers)}; remove "
+                "or complete them"
+            )
     faults.raise_if_any()
     metadata = folder / f"captions-{'all' if every_line else 'first'}-lines.jsonl"
     write_whole(metadata, "".join(json.dumps(entry) + "\n" for entry in entries), private=True)
@@ -77,13 +80,16 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
 
 
 def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]], list[str]]:
-    """Rows, pictures undecoded, and the column names. Local files are read where they lie, without a copy."""
+    """Rows with pictures that are not decoded, and the column names. Local files are read without a copy."""
     import datasets  # slow to import
 
     path = Path(source.name).expanduser()
     try:
         if path.exists():
-            rows = _local(path, source.split, private_folder(cache / ".locks"))
+            locks = private_folder(cache / ".locks")
+            rows = _local(path, source.split, locks)
+            for lock in locks.rglob("*.lock"):
+                lock.chmod(0o600)  # its name contains the dataset's path
         elif HUB_ID.fullmatch(source.name):
             rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
         else:
@@ -99,7 +105,7 @@ def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]],
 
 
 def _local(path: Path, split: str, cache: Path) -> Any:
-    """A parquet file, a folder of parquet files, or an imagefolder; streamed: ``cache`` gets lock files alone."""
+    """A parquet file, a folder of parquet files, or an imagefolder; streamed; ``cache`` gets only lock files."""
     import datasets
 
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
@@ -114,21 +120,21 @@ def _local(path: Path, split: str, cache: Path) -> Any:
 
 
 def _of_split(files: list[Path], split: str) -> list[Path]:
-    """The parquet files of a split, told from their names (``train-00000-of-00002.parquet``); all where none is named.
+    """The parquet files of a split by their names (``train-00000-of-00002.parquet``); all if no name has a split.
 
     Raises:
-        InputError: files that are named after other splits alone.
+        InputError: files whose names have only other splits.
     """
     names = {file: re.split(r"[-_.]", file.stem)[0] for file in files}
     chosen = [file for file in files if names[file] == split]
     others = sorted({name for name in names.values() if name in ("train", "test", "validation", "val")})
     if not chosen and others and len(files) > 1:
-        raise InputError(f"dataset_split '{split}' has no parquet file here; there are {shortened(others)}")
+        raise InputError(f"dataset_split '{split}' has no parquet file here; use one of {shortened(others)}")
     return chosen or files
 
 
 def _explained(source: DatasetSource, path: Path, error: Exception) -> str:
-    """Why a dataset cannot be opened, and the way out."""
+    """The reason why a dataset cannot be opened, and the way out."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if path.exists():
         return f"dataset_name '{source.name}' cannot be read as a dataset (split '{source.split}'): {reason}"
@@ -145,7 +151,7 @@ def _place(name: str) -> str:
 
 
 def _laid_down(value: Any, folder: Path) -> Path | None:
-    """The file of one picture: where it lies already, or its bytes under their own hash; None without a picture."""
+    """The file of one picture: its local file, or its bytes named by their hash; None without a picture."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):

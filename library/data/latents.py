@@ -1,4 +1,4 @@
-"""Latents encoded once, kept as the moments of the VAE's posterior, with a fingerprint of what made them."""
+"""Latents that are encoded once: moments of the VAE's posterior, cached under a hash of their inputs."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from library.check import InputError
+from library.data.augmentation import plain_pixels
 from library.data.examples import Example
-from library.data.looks import plain_pixels
+from library.errors import InputError
 from library.tensor_files import private_folder, read_tensors, write_tensors
 
 FORMAT = 2
@@ -33,7 +33,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class View:
-    """One picture at one training size, in the centre crop, as it is or mirrored."""
+    """One picture at one training size, in the centre crop, mirrored or not."""
 
     example: Example
     size: tuple[int, int]  # (width, height) in pixels, multiples of the VAE's factor
@@ -54,7 +54,7 @@ def encoded_moments(
     batch_size: int,
     cache_dir: Path | None,
 ) -> list[Moments]:
-    """Moments of every picture as it is, from the disk cache where it has them."""
+    """Moments of every picture without mirroring, from the disk cache if it has them."""
     views = [View(example, size, False) for example, size in zip(examples, sizes, strict=True)]
     return encoded_views(
         views, encode, vae_fingerprint=vae_fingerprint, batch_size=batch_size, cache_dir=cache_dir, rebuild=False
@@ -70,29 +70,31 @@ def encoded_views(
     cache_dir: Path | None,
     rebuild: bool,
 ) -> list[Moments]:
-    """Moments of every view, from the disk cache where the fingerprint fits, else from the VAE.
+    """Moments of every view, from the disk cache if it has them, else from the VAE.
 
     Args:
         vae_fingerprint: hash of the VAE's weights and dtype.
-        cache_dir: None keeps latents in memory only.
-        rebuild: encode anew whatever the cache has.
+        cache_dir: None keeps latents only in memory.
+        rebuild: encode again, whatever the cache has.
 
     Raises:
-        InputError: a picture whose latents are not finite even in a second pass.
+        InputError: a picture whose latents are not finite even in fp32.
     """
     folder = None if cache_dir is None else private_folder(private_folder(cache_dir) / "latents")
     hashes: dict[Path, str] = {}
     keys = [_cache_key(view, vae_fingerprint, hashes) if folder else "" for view in views]
     found: list[Moments | None] = [None if rebuild else _read_cache(folder, key) for key in keys]
-    open_rows = [row for row, moments in enumerate(found) if moments is None]
-    progress = tqdm(total=len(open_rows), desc="encoding latents", unit="image", leave=False)
-    for rows in _batches_of_one_size(open_rows, views, batch_size):
-        moments_of = encoded_pixels([views[row].pixels() for row in rows], [views[row].example for row in rows], encode)
-        for row, moments in zip(rows, moments_of, strict=True):
-            found[row] = moments
+    missing = [index for index, moments in enumerate(found) if moments is None]
+    progress = tqdm(total=len(missing), desc="encoding latents", unit="image", leave=False)
+    for indices in _batches_of_one_size(missing, views, batch_size):
+        moments_of = encoded_pixels(
+            [views[index].pixels() for index in indices], [views[index].example for index in indices], encode
+        )
+        for index, moments in zip(indices, moments_of, strict=True):
+            found[index] = moments
             if folder is not None:
-                write_tensors(folder / f"{keys[row]}.safetensors", vars(moments), {}, private=True)
-        progress.update(len(rows))
+                write_tensors(folder / f"{keys[index]}.safetensors", vars(moments), {}, private=True)
+        progress.update(len(indices))
     progress.close()
     return [moments for moments in found if moments is not None]
 
@@ -102,7 +104,7 @@ def encoded_pixels(pixels: Sequence[Tensor], examples: Sequence[Example], encode
 
     Args:
         pixels: [3, H, W] each.
-        examples: whose they are, for messages.
+        examples: their pictures, for messages.
 
     Raises:
         InputError: latents that are not finite, with the file's name.
@@ -112,41 +114,41 @@ def encoded_pixels(pixels: Sequence[Tensor], examples: Sequence[Example], encode
     for example, one in zip(examples, moments, strict=True):
         if not (torch.isfinite(one.mean).all() and torch.isfinite(one.std).all()):
             raise InputError(
-                f"the VAE gives NaN or Inf for '{example.path}'; use --no_half_vae or "
-                "mixed_precision bf16, or look at the picture"
+                f"the VAE gives NaN or infinity for '{example.path}'; use --no_half_vae or "
+                "mixed_precision bf16, or check the picture"
             )
     return moments
 
 
-def _batches_of_one_size(rows: list[int], views: Sequence[View], batch_size: int) -> list[list[int]]:
-    """Rows in batches that share one training size."""
+def _batches_of_one_size(indices: list[int], views: Sequence[View], batch_size: int) -> list[list[int]]:
+    """Indices in batches of one training size."""
     by_size: dict[tuple[int, int], list[int]] = {}
-    for row in rows:
-        by_size.setdefault(views[row].size, []).append(row)
+    for index in indices:
+        by_size.setdefault(views[index].size, []).append(index)
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 
 def _cache_key(view: View, vae_fingerprint: str, hashes: dict[Path, str]) -> str:
-    """SHA-256 over everything that shapes the latents: file bytes, VAE, size, crop, scaling, mirror, format.
+    """SHA-256 over all inputs of the latents: file bytes, VAE, size, crop, scaling, mirror, format.
 
     Args:
-        hashes: of files that were read before, filled on the way.
+        hashes: of files that were read before; new ones are added.
     """
     path = view.example.path
     if path not in hashes:
         hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-    looks = view.example.subset.looks
-    parts = [FORMAT, hashes[path], vae_fingerprint, view.size, "centre", looks.resize_interpolation, view.mirrored]
+    rules = view.example.subset.looks
+    parts = [FORMAT, hashes[path], vae_fingerprint, view.size, "centre", rules.resize_interpolation, view.mirrored]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _read_cache(folder: Path | None, key: str) -> Moments | None:
-    """Cached moments; a damaged file is made anew."""
+    """Cached moments; None if there is no file, or a damaged one."""
     if folder is None or not (folder / f"{key}.safetensors").is_file():
         return None
     try:
         tensors, _ = read_tensors(folder / f"{key}.safetensors")
         return Moments(tensors["mean"], tensors["std"])
     except (InputError, KeyError):
-        logger.warning("a latent cache file is damaged and is made anew")
+        logger.warning("the latent cache file '%s' is damaged and is rebuilt", folder / f"{key}.safetensors")
         return None

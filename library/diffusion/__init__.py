@@ -1,4 +1,4 @@
-"""The frozen latent diffusion model: loading, text, denoising error, previews, memory."""
+"""The frozen latent diffusion model: loading, text, noise, denoising error, loss, previews, memory."""
 
 from library.optional_packages import hide_broken
 

@@ -1,4 +1,4 @@
-"""torch.compile for the UNet's repeated blocks, tried out before the first step."""
+"""torch.compile for the UNet's repeated blocks, with a trial pass before the first step."""
 
 import logging
 import warnings
@@ -14,18 +14,18 @@ MOST_VARIANTS = 64  # of one block: a UNet level, with and without gradient, LoR
 
 @dataclass(frozen=True)
 class CompileRules:
-    """Whether and how."""
+    """Whether the UNet is compiled, and with which backend; the fields are options."""
 
     torch_compile: bool
     dynamo_backend: str
 
 
 def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, int]) -> bool:
-    """Compile each transformer block, whatever network sits in it; back to plain execution where that fails.
+    """Compile each transformer block with the network in it; if that fails, the run continues without compilation.
 
     Args:
         model: prepared, with its network injected.
-        size: training size (width, height) in pixels that the trial pass takes.
+        size: training size (width, height) in pixels of the trial pass.
 
     Returns:
         Whether the blocks are compiled.
@@ -33,7 +33,7 @@ def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, i
     if not rules.torch_compile:
         return False
     unet = model.unet
-    # Dynamo looks at .grad of whatever a block is given, and torch warns of that for a tensor that is no leaf
+    # Dynamo reads .grad of a block's inputs, and torch warns about that for a tensor that is not a leaf
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     try:
@@ -46,14 +46,16 @@ def compile_unet(model: LatentDiffusion, rules: CompileRules, size: tuple[int, i
             module._compiled_call_impl = None
         torch._dynamo.reset()
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        logger.warning("torch_compile: backend %s failed, the run goes on without it: %s", rules.dynamo_backend, reason)
+        logger.warning(
+            "torch_compile: backend %s failed, the run continues without compilation: %s", rules.dynamo_backend, reason
+        )
         return False
-    torch._dynamo.config.suppress_errors = True  # a later shape that fails runs uncompiled, and dynamo says so
+    torch._dynamo.config.suppress_errors = True  # a later shape that fails runs uncompiled, and dynamo logs it
     return True
 
 
 def _trial(model: LatentDiffusion, size: tuple[int, int]) -> None:
-    """One forward and backward pass that leaves neither gradients nor a trace in the streams of chance."""
+    """One forward and backward pass that changes neither gradients nor random streams."""
     unet = model.unet
     with torch.random.fork_rng(devices=[unet.device] if unet.device.type == "cuda" else []):
         latents = torch.zeros(1, *model.latent_shape(size), device=unet.device, dtype=unet.dtype, requires_grad=True)

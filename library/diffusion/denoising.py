@@ -1,4 +1,4 @@
-"""How wrong the model's prediction is: the difference whose square feeds the adaptation loss and the proxy attacker."""
+"""The error of the model's prediction; its square feeds the adaptation loss and the proxy attacker."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from library.diffusion.text import encode_text
 
 
 class Denoiser:
-    """A frozen latent diffusion model, with whatever a network has injected into it."""
+    """A frozen latent diffusion model with the network that is injected into it."""
 
     def __init__(self, unet: Any, text_encoder: Any, scheduler: Any, *, latent_scale: float, clip_skip: int) -> None:
         self.unet = unet
@@ -24,19 +24,19 @@ class Denoiser:
 
         Args:
             tokens: [B, pieces, 77].
-            token_weights: [B, pieces, 77], what each state is multiplied by; None = 1 everywhere.
+            token_weights: [B, pieces, 77], factors of the states; None = 1 everywhere.
         """
         states = encode_text(self.text_encoder, tokens.to(self.unet.device), self.clip_skip, token_weights)
         return states.to(self.unet.dtype)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Latents as the UNet knows them, [B, C, h, w]."""
+        """Latents in the UNet's scale, [B, C, h, w]."""
         return latents * self.latent_scale
 
     def difference(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
         """Prediction - target, [B, C, h, w] fp32; its square is the error map of arXiv 2402.11989 eq. 1.
 
-        The target is the model's own (noise or velocity); a perturbation of the input is no part of it.
+        The target is noise or velocity, as the model predicts; it does not include a perturbation of the input.
 
         Args:
             scaled: [B, C, h, w] scaled latents.

@@ -1,4 +1,4 @@
-"""A model in diffusers layout, part by part: every part that is wrong is reported."""
+"""Opens a model in diffusers layout, part by part; every wrong part is reported."""
 
 import json
 from pathlib import Path
@@ -9,29 +9,31 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from library.check import Faults, InputError
+from library.diffusion.families import sdxl
+from library.diffusion.families.recognise import TRAINED, family_of_unet
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.weight_files import compare_names, first_line, folder_fingerprint
+from library.errors import Faults, InputError
 
 NEEDED = ("unet", "vae", "text_encoder", "scheduler")
 TARGETS = ("epsilon", "v_prediction")
 
 
 def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None = None) -> LatentDiffusion:
-    """Read a diffusers folder of SD 1.x or 2.x.
+    """Read a diffusers folder of a family that this suite trains.
 
     Args:
-        tokenizer_folder: where the tokenizer lies; None: ``tokenizer`` in the folder.
+        tokenizer_folder: folder of the tokenizer; None: ``tokenizer`` in the model's folder.
 
     Raises:
-        InputError: models of another kind, by name; parts that are missing, damaged or misshapen, all at once.
+        InputError: models of another kind, by name; missing, damaged or misshapen parts, all at once.
     """
     tokenizer_folder = tokenizer_folder or folder / "tokenizer"
     absent = [name for name in NEEDED if not (folder / name).is_dir()]
     absent += [] if tokenizer_folder.is_dir() else ["tokenizer"]
     if absent:
         raise InputError(
-            f"'{folder}' is no diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
+            f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
         )
     check_kind(folder)
     faults = Faults()
@@ -53,7 +55,7 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
         scheduler=scheduler,
         fingerprint=folder_fingerprint(folder),
         file_hashes={},
-        is_v2=bool(unet.config.use_linear_projection),  # SD 1.x projects with 1x1 convolutions
+        family=family_of_unet(unet.config),
     )
 
 
@@ -64,20 +66,20 @@ def check_kind(folder: Path) -> None:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"'{file}' cannot be read: {first_line(error)}") from error
-    if (folder / "text_encoder_2").is_dir() or settings.get("addition_embed_type"):
-        raise InputError(f"'{folder}' is an SDXL model; this suite trains SD 1.x and SD 2.x")
+    if sdxl.is_sdxl_folder(folder, settings):
+        raise InputError(f"'{folder}' is an {sdxl.NAME} model; this suite trains {TRAINED}")
     channels, answers = settings.get("in_channels", 4), settings.get("out_channels", 4)
     if channels == 9:
         raise InputError(f"'{folder}' is an inpainting model (9 input channels); give the ordinary one")
     if channels != answers or settings.get("class_embed_type") or settings.get("num_class_embeds"):
         raise InputError(
-            f"'{folder}' is no plain text-to-image model: its UNet takes {channels} channels or a class besides the "
-            "text; give the ordinary one"
+            f"'{folder}' is not a plain text-to-image model: its UNet takes {channels} channels, or a class besides "
+            "the text; give the ordinary one"
         )
 
 
 def read_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
-    """One part from its folder, or None after a fault."""
+    """Read one part from its folder; None after a fault."""
     try:
         part, report = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,6 +1,6 @@
-"""Models named by hub id (owner/name): the files that are needed, kept in the hub's cache, offline from then on.
+"""Models named by hub id (owner/name): fetches the needed files into the hub's cache, from where they work offline.
 
-HF_HUB_OFFLINE and the cache's place (HF_HOME) are huggingface_hub's own business and count here as everywhere.
+huggingface_hub reads HF_HUB_OFFLINE and the cache's folder (HF_HOME) itself.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
-from library.check import InputError
 from library.diffusion.weight_files import first_line
+from library.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SETTINGS = ("model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "scheduler/*.json")
@@ -31,30 +31,31 @@ VAE = (
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no path here can be a repository of the hub."""
+    """Whether a name can be a repository of the hub: it has the form owner/name, and no such path exists."""
     return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
 
 
 def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
-    """The folder of a repository's files in the local cache, fetched first where they are not there.
+    """The folder of a repository's files in the local cache; missing files are fetched first.
 
     Raises:
-        InputError: what the hub or the cache said, and the way out.
+        InputError: the reason from the hub or the cache, and the way out.
     """
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
         raise InputError(
-            f"{option_name} '{name}' is no path here, and as a hub id it could not be opened: {_reason(error)}. "
+            f"{option_name} '{name}' does not exist as a path, and it cannot be opened as a hub id: {_reason(error)}. "
             "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
         ) from error
 
 
 def tokenizer_of(name: str, folder: Path, tokenizer_cache_dir: str | None) -> Path:
-    """Where the tokenizer of a fetched model lies: kept in ``tokenizer_cache_dir``, under the repository's name.
+    """The tokenizer's folder of a fetched model, copied to ``tokenizer_cache_dir`` under the repository's name.
 
     Args:
-        folder: of the fetched model; None for the dir leaves the tokenizer there.
+        folder: of the fetched model.
+        tokenizer_cache_dir: None leaves the tokenizer in that folder.
     """
     if tokenizer_cache_dir is None:
         return folder / "tokenizer"
@@ -65,12 +66,12 @@ def tokenizer_of(name: str, folder: Path, tokenizer_cache_dir: str | None) -> Pa
 
 
 def kept_tokenizer(name: str, tokenizer_cache_dir: str) -> Path:
-    """The folder that ``tokenizer_cache_dir`` has for a repository, as kohya names it."""
+    """The folder of a repository in ``tokenizer_cache_dir``, as kohya names it."""
     return Path(tokenizer_cache_dir) / name.replace("/", "_")
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a folder (the cache holds links: their content) under a temporary name, then rename it."""
+    """Copy a folder under a temporary name, then rename it; links of the cache are replaced by their content."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -83,6 +84,6 @@ def _copy_whole(source: Path, target: Path) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError):
         if huggingface_hub.constants.HF_HUB_OFFLINE:
-            return "HF_HUB_OFFLINE is set, and the local cache does not hold it"
-        return "the hub does not answer, and the local cache does not hold it"
+            return "HF_HUB_OFFLINE is set, and the local cache does not have it"
+        return "the hub does not answer, and the local cache does not have it"
     return first_line(error)

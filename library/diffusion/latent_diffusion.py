@@ -1,23 +1,25 @@
-"""A frozen latent diffusion model: its parts, what they fit, and what names them."""
+"""A frozen latent diffusion model: its parts, their sizes, and the hashes that identify it."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from library.diffusion.families.family import Family, Version
+
 
 @dataclass
 class LatentDiffusion:
-    """The parts of a frozen latent diffusion model, and the hashes that name its file."""
+    """The parts of a frozen latent diffusion model, and the hashes that identify its files."""
 
     tokenizer: Any
     text_encoder: Any
     vae: Any  # in fp32 until ``prepare``
     unet: Any
     scheduler: Any  # DDPMScheduler: the noise schedule and the prediction type
-    fingerprint: str  # SHA-256 (hex) over the weight files, a replaced VAE's included
+    fingerprint: str  # SHA-256 (hex) over the weight files, including a replaced VAE's
     file_hashes: dict[str, str]  # kohya's ss_sd_model_hash and ss_new_sd_model_hash; empty for a folder
-    is_v2: bool  # SD 2.x: OpenCLIP-H's text encoder, linear projections in the UNet
+    family: Family
 
     def latent_factor(self) -> int:
         """Pixels per latent side."""
@@ -29,23 +31,27 @@ class LatentDiffusion:
         return (self.unet.config.in_channels, size[1] // factor, size[0] // factor)
 
     def side_multiple(self) -> int:
-        """Pixel sides must be multiples of this, so that the UNet's levels fit together again."""
+        """Pixel sides must be multiples of this, so that the sizes of the UNet's levels match."""
         return self.latent_factor() * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def predicts_velocity(self) -> bool:
-        """Whether the UNet's answer is the velocity (arXiv 2202.00512), not the noise."""
+        """Whether the UNet predicts velocity (arXiv 2202.00512) instead of noise."""
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
-    def schedule_in_words(self) -> str:
-        """What the UNet predicts, and whether its schedule was rescaled to zero SNR: names caches of its answers."""
+    def version(self) -> Version:
+        """How a LoRA's metadata names this model."""
+        return self.family.version_of(velocity=self.predicts_velocity())
+
+    def schedule_summary(self) -> str:
+        """What the UNet predicts, and whether its schedule is rescaled to zero SNR; a key of answer caches."""
         rescaled = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
         return f"{self.scheduler.config.prediction_type}{' zero SNR' if rescaled else ''}"
 
     def prepare(self, device: torch.device, *, full_precision_vae: bool, gradient_checkpointing: bool) -> None:
-        """Move the parts to the device for training, the VAE in a dtype that it survives.
+        """Move the parts to the device for training, the VAE in a dtype in which it does not overflow.
 
         Args:
-            full_precision_vae: keep the VAE in fp32 whatever the other parts are in.
+            full_precision_vae: keep the VAE in fp32, whatever the dtype of the other parts.
             gradient_checkpointing: recompute activations of UNet and text encoder in the backward pass.
         """
         for part in (self.text_encoder, self.unet):
@@ -54,14 +60,15 @@ class LatentDiffusion:
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             checkpoint_text_encoder(self.text_encoder)
-            self.unet.train()  # no dropout or batch statistics in either, but checkpointing asks for the mode
+            self.unet.train()  # neither part has dropout or batch statistics, but checkpointing needs the training mode
             self.text_encoder.train()
 
 
 def checkpoint_text_encoder(text_encoder: Any) -> None:
-    """Recompute activations in the backward pass, in the one way that trains a LoRA behind frozen embeddings.
+    """Recompute activations in the backward pass, without reentrant checkpointing.
 
-    Reentrant checkpointing, the default before transformers 5, gives no gradient where no input asks for one.
+    The reentrant kind, transformers' default before version 5, gives no gradient if no input requires one, which is so
+    for a LoRA behind frozen embeddings.
     """
     renamed = hasattr(text_encoder, "activation_checkpointing_enable")  # the older name warns in 5.23
     enable = text_encoder.activation_checkpointing_enable if renamed else text_encoder.gradient_checkpointing_enable
@@ -74,7 +81,7 @@ def latent_factor(vae: Any) -> int:
 
 
 def vae_dtype(training: torch.dtype, device: torch.device, *, full_precision: bool) -> torch.dtype:
-    """The training dtype, but never fp16, whose range some VAEs leave: bf16 where the GPU has it, else fp32."""
+    """The training dtype, but never fp16, in which some VAEs overflow: bf16 if the GPU supports it, else fp32."""
     if full_precision:
         return torch.float32
     if training != torch.float16:

@@ -1,4 +1,4 @@
-"""The adaptation loss of a batch: per element, masked, averaged, weighted. The proxy attacker never sees any of it."""
+"""The adaptation loss of a batch: per element, masked, averaged, weighted by timestep."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library.diffusion.loss_weights import loss_weights
+MOST_SNR = 1000.0  # beyond it, a weight at the clean end would vanish or explode
 
 
 @dataclass(frozen=True)
 class LossRules:
-    """How an error becomes the adaptation loss L."""
+    """How an error becomes the adaptation loss L; the fields are options."""
 
     loss_type: str
     huber_schedule: str
@@ -67,7 +67,7 @@ def huber_threshold(timesteps: Tensor, scheduler: Any, rules: LossRules) -> Tens
     """c(t) [B] of the pseudo-Huber losses: from 1 at the clean end to huber_c at the noisy one.
 
     constant: s c. exponential: s c^(t / T). snr: (1 - c) / (1 + sigma_t)^2 + c with sigma = sqrt((1 - a) / a), which
-    has no scale s = huber_scale in kohya.
+    does not use the scale s = huber_scale, as in kohya.
     """
     if rules.huber_schedule == "constant":
         return torch.full(timesteps.shape, rules.huber_c * rules.huber_scale)
@@ -77,3 +77,60 @@ def huber_threshold(timesteps: Tensor, scheduler: Any, rules: LossRules) -> Tens
     signal = scheduler.alphas_cumprod.cpu()[timesteps.cpu()]
     sigma = ((1 - signal) / signal).sqrt()
     return (1 - rules.huber_c) / (1 + sigma) ** 2 + rules.huber_c
+
+
+def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """SNR(t) = a_t / (1 - a_t) of the noise schedule, [B]."""
+    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return signal / (1 - signal)
+
+
+def min_snr_weight(snr: Tensor, gamma: float, *, velocity: bool) -> Tensor:
+    """min(SNR, g) / SNR for noise, / (SNR + 1) for velocity (arXiv 2303.09556 eq. 4); 1 at SNR 0 for noise."""
+    return snr.clamp(max=gamma) / (snr + 1) if velocity else (gamma / snr).clamp(max=1)
+
+
+def debiased_weight(snr: Tensor, *, velocity: bool) -> Tensor:
+    """1 / sqrt(SNR) for noise, 1 / (SNR + 1) for velocity, SNR capped at 1000 (arXiv 2310.08442)."""
+    capped = snr.clamp(max=MOST_SNR)
+    return 1 / (capped + 1) if velocity else capped.rsqrt()
+
+
+def velocity_share(snr: Tensor) -> Tensor:
+    """SNR / (SNR + 1): the factor that gives a velocity loss the timestep weights of a noise loss."""
+    capped = snr.clamp(max=MOST_SNR)
+    return capped / (capped + 1)
+
+
+def loss_weights(
+    scheduler: Any,
+    timesteps: Tensor,
+    *,
+    min_snr_gamma: float | None,
+    debiased_estimation_loss: bool,
+    scale_v_pred_loss_like_noise_pred: bool,
+    v_pred_like_loss: float | None,
+) -> Tensor:
+    """Product of the selected weights, [B]; ones if none is selected. The arguments are options.
+
+    Args:
+        timesteps: [B].
+        v_pred_like_loss: w; factor 1 + w (SNR + 1) / SNR, SNR capped at 1000.
+
+    Raises:
+        ValueError: a weight that is not finite, which happens for a noise model at SNR 0.
+    """
+    snr = signal_to_noise(scheduler, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    weights = torch.ones_like(snr)
+    if min_snr_gamma:
+        weights = weights * min_snr_weight(snr, min_snr_gamma, velocity=velocity)
+    if scale_v_pred_loss_like_noise_pred:
+        weights = weights * velocity_share(snr)
+    if v_pred_like_loss:
+        weights = weights * (1 + v_pred_like_loss / velocity_share(snr))
+    if debiased_estimation_loss:
+        weights = weights * debiased_weight(snr, velocity=velocity)
+    if timesteps.device.type == "cpu" and not torch.isfinite(weights).all():
+        raise ValueError(f"the loss weight at timesteps {timesteps.tolist()} is not finite: SNR {snr.tolist()}")
+    return weights

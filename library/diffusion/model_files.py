@@ -1,4 +1,4 @@
-"""Opening a latent diffusion model from a diffusers folder, a single SD 1.x / 2.x file, or a hub id."""
+"""Opens a latent diffusion model from a diffusers folder, a single file, or a hub id."""
 
 import hashlib
 import logging
@@ -9,20 +9,19 @@ import torch
 import transformers
 from diffusers import DDPMScheduler
 
-from library.check import Faults, InputError
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import check_kind, open_folder
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.single_file import SD2_FOLDER, SD15_FOLDER, open_single_file
+from library.diffusion.single_file import open_single_file
 from library.diffusion.vae_files import open_vae
+from library.errors import Faults, InputError
 
-__all__ = ["SD15_FOLDER", "SD2_FOLDER", "LatentDiffusion", "ModelRules", "load_model", "open_base"]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelRules:
-    """What a person says of the base model."""
+    """Options about the base model."""
 
     pretrained_model_name_or_path: str
     v2: bool
@@ -36,30 +35,36 @@ class ModelRules:
 def open_base(
     rules: ModelRules, dtype: torch.dtype = torch.float32, config_folder: Path | None = None
 ) -> LatentDiffusion:
-    """Open the base that the options name, and check what they say of it.
+    """Open the base model of the options, and check them against it.
 
     Args:
         dtype: of the frozen UNet and text encoder; the VAE stays in fp32 until ``prepare``.
-        config_folder: dimensions and tokenizer for a single file; None takes those shipped.
+        config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
     Raises:
-        InputError: what cannot be opened; what the options say and the model does not bear out, all at once.
+        InputError: a model that cannot be opened; all options that contradict the model.
     """
     path = rules.pretrained_model_name_or_path
     model = load_model(path, dtype, config_folder, tokenizer_cache_dir=rules.tokenizer_cache_dir)
     faults = Faults()
-    _check_generation(model, rules, faults)
+    _check_family(model, rules, faults)
     model.scheduler = _schedule(model, rules, faults, is_file=Path(path).is_file())
     layers = model.text_encoder.config.num_hidden_layers
     if rules.clip_skip > layers:
-        faults.add(f"clip_skip must be at most {layers}, the text encoder's layers, got {rules.clip_skip}")
+        faults.add(
+            f"clip_skip must be at most {layers}, the number of the text encoder's layers, got {rules.clip_skip}"
+        )
     if rules.vae:
-        with faults.gathered():
-            model.vae, of_vae = open_vae(rules.vae, model.vae, model.unet.config.in_channels)
-            model.vae.requires_grad_(False).eval()
-            model.fingerprint = hashlib.sha256(f"{model.fingerprint} vae {of_vae}".encode()).hexdigest()
+        faults.attempt(_replace_vae, model, rules.vae)
     faults.raise_if_any()
     return model
+
+
+def _replace_vae(model: LatentDiffusion, vae: str) -> None:
+    """Put another VAE in; it joins the model's fingerprint."""
+    model.vae, of_vae = open_vae(vae, model.vae, model.unet.config.in_channels)
+    model.vae.requires_grad_(False).eval()
+    model.fingerprint = hashlib.sha256(f"{model.fingerprint} vae {of_vae}".encode()).hexdigest()
 
 
 def load_model(
@@ -73,15 +78,15 @@ def load_model(
     Args:
         path: diffusers folder; .safetensors / .ckpt / .pt in the original layout of SD 1.x or 2.x; hub id.
         dtype: of the frozen UNet and text encoder; the VAE is in fp32.
-        config_folder: dimensions and tokenizer for a single file; None takes those shipped.
+        config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
     Raises:
-        InputError: what is missing, unexpected or truncated, by name; a pickle that would run code.
+        InputError: missing, unexpected or truncated parts, by name; a pickle that could run code.
     """
     transformers.utils.logging.disable_progress_bar()
     place = Path(path)
     if tokenizer_cache_dir and not hub.is_hub_id(path):
-        logger.info("tokenizer_cache_dir changes nothing here: '%s' is no hub id, no tokenizer is fetched", path)
+        logger.info("tokenizer_cache_dir has no effect here: '%s' is not a hub id, so no tokenizer is fetched", path)
     if place.is_dir():
         model = open_folder(place, dtype)
     elif place.is_file():
@@ -89,7 +94,7 @@ def load_model(
     elif hub.is_hub_id(path):
         model = _open_from_hub(path, dtype, tokenizer_cache_dir)
     else:
-        raise InputError(f"pretrained_model_name_or_path '{path}' does not exist here, and is no hub id (owner/name)")
+        raise InputError(f"pretrained_model_name_or_path '{path}' does not exist, and it is not a hub id (owner/name)")
     for part in (model.text_encoder, model.vae, model.unet):
         part.requires_grad_(False)
         part.eval()
@@ -97,7 +102,7 @@ def load_model(
 
 
 def _open_from_hub(name: str, dtype: torch.dtype, tokenizer_cache_dir: str | None) -> LatentDiffusion:
-    """Fetch a model and open it; its settings come first, so that gigabytes of a wrong kind are not fetched."""
+    """Fetch a model and open it; settings come first, so that a model of a wrong kind is not fetched as a whole."""
     option = "pretrained_model_name_or_path"
     has_tokenizer = tokenizer_cache_dir is not None and hub.kept_tokenizer(name, tokenizer_cache_dir).is_dir()
     texts = hub.SETTINGS if has_tokenizer else (*hub.SETTINGS, *hub.TOKENIZER)
@@ -106,33 +111,33 @@ def _open_from_hub(name: str, dtype: torch.dtype, tokenizer_cache_dir: str | Non
     return open_folder(folder, dtype, hub.tokenizer_of(name, folder, tokenizer_cache_dir))
 
 
-def _check_generation(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> None:
-    path = rules.pretrained_model_name_or_path
-    if model.is_v2 and not rules.v2:
-        faults.add(f"'{path}' is an SD 2.x model, and v2 is not set; add --v2")
-    if rules.v2 and not model.is_v2:
-        faults.add(f"v2 is set, and '{path}' is an SD 1.x model; leave --v2 out")
+def _check_family(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> None:
+    path, family = rules.pretrained_model_name_or_path, model.family
+    if family.v2 and not rules.v2:
+        faults.add(f"'{path}' is an {family.name} model, but v2 is not set; add --v2")
+    if rules.v2 and not family.v2:
+        faults.add(f"v2 is set, but '{path}' is an {family.name} model; leave --v2 out")
 
 
 def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults, *, is_file: bool) -> DDPMScheduler:
-    """The noise schedule with the target that the options and the model agree on, rescaled where that is asked for.
+    """The noise schedule with the target of the options, rescaled to zero SNR if they say so.
 
-    A diffusers folder states its target. A single file does not: base and 768-v of SD 2.x have the same tensors.
+    A diffusers folder states its target, a single file does not.
     """
     path, wanted = rules.pretrained_model_name_or_path, "v_prediction" if rules.v_parameterization else "epsilon"
-    if is_file and (model.is_v2 or rules.v_parameterization):
+    if is_file and (model.family.velocity_version or rules.v_parameterization):
         target = "velocity (v_parameterization is set)" if rules.v_parameterization else "noise, as the base model has"
-        logger.info("'%s' does not state its target: taken as %s; 768-v models need --v_parameterization", path, target)
+        logger.info("'%s' does not state its target; read as %s; 768-v models need --v_parameterization", path, target)
     elif not is_file and model.predicts_velocity() and not rules.v_parameterization:
-        faults.add(f"'{path}' predicts velocity, and v_parameterization is not set; add --v_parameterization")
+        faults.add(f"'{path}' predicts velocity, but v_parameterization is not set; add --v_parameterization")
     elif not is_file and rules.v_parameterization and not model.predicts_velocity():
-        faults.add(f"v_parameterization is set, and '{path}' predicts noise; leave --v_parameterization out")
+        faults.add(f"v_parameterization is set, but '{path}' predicts noise; leave --v_parameterization out")
     changes: dict[str, object] = {"prediction_type": wanted}
     if rules.zero_terminal_snr:  # arXiv 2305.08891
         if not rules.v_parameterization:
             faults.add(
-                "zero_terminal_snr is for velocity models: in the last step a noise model's input is its answer; leave "
-                "it out, or take a base that predicts velocity (v_parameterization)"
+                "zero_terminal_snr is for velocity models: in the last step, the input of a noise model is already its "
+                "target; leave it out, or use a base model that predicts velocity (v_parameterization)"
             )
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return DDPMScheduler.from_config(model.scheduler.config, **changes)

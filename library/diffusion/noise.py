@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseRules:
-    """Which timesteps and what noise training draws; None or 0 is off. The fixed looks draw plain noise over all."""
+    """Timesteps and noise of training; None or 0 = off. Validation uses plain noise at all timesteps."""
 
     noise_offset: float | None
     noise_offset_random_strength: bool
@@ -23,11 +23,11 @@ class NoiseRules:
 
 
 class Draw(NamedTuple):
-    """What chance decides for one pass."""
+    """The random draws of one pass."""
 
     timesteps: Tensor  # [B]
     noise: Tensor  # [B, C, h, w], the target of a noise model
-    perturbation: Tensor | None  # [B, C, h, w] more noise on the UNet's input alone
+    perturbation: Tensor | None  # [B, C, h, w] more noise, on the UNet's input only
 
 
 def draw_noise(rules: NoiseRules, latents: Tensor, timestep_count: int, generator: torch.Generator) -> Draw:
@@ -56,7 +56,7 @@ def offset(rules: NoiseRules, latents: Tensor, generator: torch.Generator) -> Te
     """One normal constant per image and channel, [B, C, 1, 1], times max(0, noise_offset + scale * |mean latent|).
 
     The scale is adaptive_noise_scale, the mean is that of the channel; a random strength is uniform in [0,
-    noise_offset), one an image (kohya draws one a batch: the same for a single image).
+    noise_offset), one for each image (kohya draws one for each batch: the same for a single image).
     """
     assert rules.noise_offset is not None
     size: Any = _strength(rules.noise_offset, rules.noise_offset_random_strength, len(latents), generator)
@@ -69,7 +69,7 @@ def offset(rules: NoiseRules, latents: Tensor, generator: torch.Generator) -> Te
 def pyramid(noise: Tensor, iterations: int, discount: float, generator: torch.Generator) -> Tensor:
     """Pyramid noise: noise + sum_i discount^i * enlarged(coarser noise), each image brought to unit deviation.
 
-    Level i is smaller by r^i, with r uniform in [2, 4) drawn anew at each level, as in kohya; it ends at side 1.
+    Level i is smaller by r^i, with r drawn uniformly from [2, 4) at each level, as in kohya; it ends at side 1.
     kohya divides by the deviation of the whole batch: the same for a single image.
     """
     height, width = noise.shape[2:]

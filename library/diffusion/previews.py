@@ -1,4 +1,4 @@
-"""Previews: pictures that the model paints for prompts, through diffusers' own pipeline."""
+"""Previews: pictures that the model generates for prompts, with diffusers' pipeline."""
 
 import inspect
 import logging
@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from library.check import Faults, InputError
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.prompt_files import Prompt, read_prompts
-from library.diffusion.text import encode_text, tokenize, tokenize_weighted
+from library.diffusion.text import encode_text, read_captions
+from library.diffusion.vae import decoded
+from library.errors import Faults, InputError
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreviewRules:
-    """What is painted, and how; prompts are read as the training reads captions."""
+    """Options of previews; prompts are read as the training reads captions."""
 
     sample_prompts: str | None
     sample_sampler: str
@@ -55,23 +56,22 @@ def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, in
         seed: of the start noise where a prompt states none.
 
     Raises:
-        InputError: everything that is wrong with the file, and samplers that cannot follow the noise schedule.
+        InputError: all faults of the file, and samplers that cannot follow the noise schedule.
     """
     samplers = sorted(SAMPLERS, key=lambda name: name != rules.sample_sampler)
     prompts = read_prompts(rules.sample_prompts, size, seed, model.side_multiple(), samplers)
     faults = Faults()
     for name in sorted({prompt.sampler for prompt in prompts}):
-        with faults.gathered():
-            sampler_of(name, model.scheduler)
+        faults.attempt(sampler_of, name, model.scheduler)
     faults.raise_if_any()
     return prompts
 
 
 def sampler_of(name: str, scheduler: Any) -> Any:
-    """A sampler on the training's own noise schedule, with its prediction type and its rescaling to zero SNR.
+    """A sampler on the training's noise schedule, with its prediction type and its rescaling to zero SNR.
 
     Raises:
-        InputError: a schedule that ends in zero SNR (arXiv 2305.08891), which only some samplers can start from.
+        InputError: a schedule that ends in zero SNR (arXiv 2305.08891), and a sampler that cannot start from it.
     """
     kind, extra = SAMPLERS[name]
     if scheduler.config.get("rescale_betas_zero_snr"):
@@ -93,44 +93,38 @@ def _follows_zero_snr(name: str) -> bool:
 
 @torch.no_grad()
 def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
-    """One picture a prompt, with whatever is injected into the model; the same seed gives the same start noise."""
+    """One picture for each prompt, from the model with its network; the same seed gives the same start noise."""
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
-        scheduler=model.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for prompt in prompts:
         pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
         states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
         latents = pipeline(
-            prompt_embeds=states[:1], negative_prompt_embeds=states[1:], width=prompt.width, height=prompt.height,
-            guidance_scale=prompt.guidance, num_inference_steps=prompt.steps,
-            generator=torch.Generator().manual_seed(prompt.seed), output_type="latent",
-        ).images  # fmt: skip
+            prompt_embeds=states[:1],
+            negative_prompt_embeds=states[1:],
+            width=prompt.width,
+            height=prompt.height,
+            guidance_scale=prompt.guidance,
+            num_inference_steps=prompt.steps,
+            generator=torch.Generator().manual_seed(prompt.seed),
+            output_type="latent",
+        ).images
         pictures += pipeline.image_processor.postprocess(decoded(model.vae, latents), output_type="pil")
     return pictures
 
 
 def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Tensor:
     """Hidden states of prompts, [B, T, D], read as the training reads captions: pieces, clip skip, weights or none."""
-    device = model.unet.device
-    if not rules.weighted_captions:
-        tokens = tokenize(model.tokenizer, texts, rules.max_token_length)
-        return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip)
-    tokens, weights = tokenize_weighted(model.tokenizer, texts, rules.max_token_length)
-    return encode_text(model.text_encoder, tokens.to(device), rules.clip_skip, weights.to(device))
-
-
-def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] of scaled latents, in the VAE's own dtype, once more in fp32 where that overflows."""
-    with torch.autocast(vae.device.type, enabled=False):
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        if not pixels.isfinite().all() and vae.dtype != torch.float32:
-            logger.warning("the VAE overflowed in %s; this preview is decoded again in fp32", vae.dtype)
-            dtype = vae.dtype
-            pixels = vae.float().decode(latents.float() / vae.config.scaling_factor).sample
-            vae.to(dtype)
-    if not pixels.isfinite().all():
-        logger.warning("a preview holds NaN or Inf, shown as grey: the LoRA has diverged, or the model cannot paint")
-    return torch.nan_to_num(pixels.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    weighted = rules.weighted_captions
+    tokens, weights = read_captions(model.tokenizer, texts, rules.max_token_length, weighted=weighted)
+    return encode_text(model.text_encoder, tokens.to(model.unet.device), rules.clip_skip, weights)

@@ -1,4 +1,4 @@
-"""Prompts of the previews, in kohya's three formats: .txt (one a line), .toml and .json."""
+"""Prompts of the previews, in kohya's three formats: .txt (one prompt a line), .toml and .json."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import toml
 
-from library.check import Faults, did_you_mean
+from library.errors import Faults, did_you_mean
 
 LETTERS = {
     "n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "l": "scale", "s": "sample_steps",
@@ -17,17 +17,18 @@ LETTERS = {
 }  # fmt: skip
 REFUSED = {
     "guidance_scale": "distilled guidance belongs to FLUX; the scale of classifier-free guidance is --l (scale)",
-    "controlnet_image": "the previews paint without a ControlNet; leave it out",
+    "controlnet_image": "previews are generated without a ControlNet; leave it out",
 }
+FLAGS = {key: f"--{letter}" for letter, key in LETTERS.items()}
 KEYS = ("prompt", *(key for key in LETTERS.values() if key not in REFUSED))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
-Entries = Iterator[tuple[str, Mapping[str, Any]]]  # where it stands, and what it says under kohya's keys
+Entries = Iterator[tuple[str, Mapping[str, Any]]]  # place of a prompt, and its values by kohya's keys
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One preview to paint."""
+    """One preview."""
 
     text: str
     negative: str
@@ -42,22 +43,29 @@ class Prompt:
 def read_prompts(
     file: str | None, size: tuple[int, int], seed: int, multiple: int, samplers: list[str]
 ) -> list[Prompt]:
-    """The prompts of a file. No file, no prompts.
+    """The prompts of a file; an empty list without a file.
 
     Args:
         size: (width, height) in pixels where a prompt states none.
         seed: of the start noise where a prompt states none.
         multiple: sides must be multiples of this many pixels.
-        samplers: known names, the one for prompts that state none first.
+        samplers: known names; prompts without a sampler use the first.
 
     Raises:
-        InputError: unknown keys, numbers that are none, sizes the model cannot paint; no prompt at all; all at once.
+        InputError: all unknown keys, wrong numbers and sizes that the model cannot generate; a file without prompts.
     """
     if file is None:
         return []
     faults = Faults()
-    defaults = {"negative_prompt": "", "width": size[0], "height": size[1], "seed": seed, "scale": GUIDANCE,
-                "sample_steps": STEPS, "sample_sampler": samplers[0]}  # fmt: skip
+    defaults = {
+        "negative_prompt": "",
+        "width": size[0],
+        "height": size[1],
+        "seed": seed,
+        "scale": GUIDANCE,
+        "sample_steps": STEPS,
+        "sample_sampler": samplers[0],
+    }
     found = [
         _prompt(where, {**defaults, **given}, multiple, samplers, faults) for where, given in _entries(file, faults)
     ]
@@ -68,7 +76,7 @@ def read_prompts(
 
 
 def _entries(file: str, faults: Faults) -> Entries:
-    """What a file says, prompt by prompt."""
+    """The entries of a file, prompt by prompt."""
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,14 +111,14 @@ def _of_line(line: str) -> dict[str, Any]:
 
 
 def _of_table(file: str, content: Any, faults: Faults) -> Entries:
-    """kohya's [prompt] with [[prompt.subset]]: the table's values stand for every subset that states none."""
+    """kohya's [prompt] with [[prompt.subset]]: a subset inherits the values of the table."""
     table = content.get("prompt") if isinstance(content, Mapping) else None
     if not isinstance(table, Mapping):
         faults.add(f"sample_prompts '{file}' must hold a table [prompt], with [[prompt.subset]] for several prompts")
         return
     strange = [key for key in content if key != "prompt"]
     if strange:
-        faults.add(f"sample_prompts '{file}': {', '.join(strange)} stands beside [prompt]; put it into that table")
+        faults.add(f"sample_prompts '{file}': {', '.join(strange)} is outside [prompt]; move it into that table")
     shared = {key: value for key, value in table.items() if key != "subset"}
     for number, subset in enumerate(table.get("subset", [{}]), 1):
         yield f"sample_prompts '{file}' prompt {number}", {**shared, **subset}
@@ -128,34 +136,13 @@ def _of_list(file: str, entries: Any, faults: Faults) -> Entries:
             faults.add(f"{where} must be a text or an object, got {entry!r}")
 
 
-def _prompt(
-    where: str, given: Mapping[str, Any], multiple: int, samplers: list[str], faults: Faults
-) -> Prompt | None:  # fmt: skip
+def _prompt(where: str, given: Mapping[str, Any], multiple: int, samplers: list[str], faults: Faults) -> Prompt | None:
     """One checked prompt, or None after a fault."""
     before = len(faults.messages)
-    letters = {key: f"--{letter}" for letter, key in LETTERS.items()}
-    for key in given:
-        if key in REFUSED:
-            faults.add(f"{where}: {letters[key]} ({key}) is not taken: {REFUSED[key]}")
-        elif key not in KEYS:
-            known = ", ".join(letters[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
-            faults.add(f"{where}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
+    _check_keys(where, given, faults)
     if not isinstance(given.get("prompt"), str) or not isinstance(given["negative_prompt"], str):
         faults.add(f"{where}: prompt is needed, and it and negative_prompt are texts")
-    numbers: dict[str, float] = {}
-    for key, kind in (("width", int), ("height", int), ("seed", int), ("sample_steps", int), ("scale", float)):
-        try:
-            numbers[key] = _number(given[key], kind)
-        except (ValueError, TypeError, OverflowError):
-            wanted = "a whole number" if kind is int else "a number"
-            faults.add(f"{where}: {letters[key]} ({key}) takes {wanted}, got {given[key]!r}")
-    sides = [numbers[key] for key in ("width", "height") if key in numbers]
-    if any(side % multiple or side <= 0 for side in sides):
-        shown = " x ".join(f"{side:g}" for side in sides)
-        faults.add(f"{where}: --w and --h must be multiples of {multiple} pixels, got {shown}")
-    for key, least in (("sample_steps", 1), ("seed", 0)):
-        if numbers.get(key, least) < least:
-            faults.add(f"{where}: {letters[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
+    numbers = _numbers(where, given, multiple, faults)
     if given["sample_sampler"] not in samplers:
         faults.add(f"{where}: sampler {given['sample_sampler']!r} is unknown; known are {', '.join(sorted(samplers))}")
     if len(faults.messages) > before:
@@ -170,6 +157,35 @@ def _prompt(
         steps=int(numbers["sample_steps"]),
         sampler=given["sample_sampler"],
     )
+
+
+def _check_keys(where: str, given: Mapping[str, Any], faults: Faults) -> None:
+    """Collect a fault for every key that is refused or unknown."""
+    for key in given:
+        if key in REFUSED:
+            faults.add(f"{where}: {FLAGS[key]} ({key}) is not taken: {REFUSED[key]}")
+        elif key not in KEYS:
+            known = ", ".join(FLAGS[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
+            faults.add(f"{where}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
+
+
+def _numbers(where: str, given: Mapping[str, Any], multiple: int, faults: Faults) -> dict[str, float]:
+    """The numbers of a prompt by key; one that cannot be read is a fault and left out."""
+    numbers: dict[str, float] = {}
+    for key, kind in (("width", int), ("height", int), ("seed", int), ("sample_steps", int), ("scale", float)):
+        try:
+            numbers[key] = _number(given[key], kind)
+        except (ValueError, TypeError, OverflowError):
+            wanted = "a whole number" if kind is int else "a number"
+            faults.add(f"{where}: {FLAGS[key]} ({key}) takes {wanted}, got {given[key]!r}")
+    sides = [numbers[key] for key in ("width", "height") if key in numbers]
+    if any(side % multiple or side <= 0 for side in sides):
+        shown = " x ".join(f"{side:g}" for side in sides)
+        faults.add(f"{where}: --w and --h must be multiples of {multiple} pixels, got {shown}")
+    for key, least in (("sample_steps", 1), ("seed", 0)):
+        if numbers.get(key, least) < least:
+            faults.add(f"{where}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
+    return numbers
 
 
 def _number(value: Any, kind: type) -> float:

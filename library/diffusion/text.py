@@ -1,4 +1,4 @@
-"""From captions to what the UNet attends to: tokens in pieces of 75 with weights, clip skip, joined hidden states."""
+"""From captions to the text states of the UNet: tokens in pieces of 75 with weights, clip skip, joined states."""
 
 import re
 from typing import Any
@@ -11,10 +11,24 @@ UP, DOWN = 1.1, 1 / 1.1  # a pair of round, of square brackets
 MARKS = re.compile(r"\\([\\()\[\]])|([(\[\])])|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 
 
+def read_captions(
+    tokenizer: Any, captions: list[str], max_token_length: int, *, weighted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Token ids of captions, [B, pieces, 77], and the weight of each position where brackets are weights, else None.
+
+    Args:
+        max_token_length: 75, 150 or 225; longer captions are cut.
+        weighted: captions are in A1111's syntax; else brackets are plain text.
+    """
+    if weighted:
+        return tokenize_weighted(tokenizer, captions, max_token_length)
+    return tokenize(tokenizer, captions, max_token_length), None
+
+
 def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tensor:
     """Token ids of captions, [B, pieces, 77].
 
-    Each piece of 75 gets its own start and end token; what is longer than ``max_token_length`` (75, 150 or 225) is cut.
+    Each piece of 75 has its own start and end token; longer captions are cut at ``max_token_length`` (75, 150 or 225).
     """
     ids = tokenizer(captions, add_special_tokens=False, truncation=False, verbose=False).input_ids
     return torch.tensor([_in_pieces(tokenizer, row, max_token_length) for row in ids])
@@ -23,7 +37,7 @@ def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tens
 def tokenize_weighted(tokenizer: Any, captions: list[str], max_token_length: int) -> tuple[Tensor, Tensor]:
     """Token ids of captions in A1111's syntax, [B, pieces, 77], and the weight of each position, the same shape.
 
-    Stretches of one weight are tokenised apart; start, end and padding weigh 1.
+    Stretches of one weight are tokenised separately; start, end and padding have weight 1.
     """
     ids: list[list[list[int]]] = []
     weights: list[list[list[float]]] = []
@@ -43,8 +57,8 @@ def tokenize_weighted(tokenizer: Any, captions: list[str], max_token_length: int
 def parse_weights(caption: str) -> list[tuple[str, float]]:
     """A caption in A1111's syntax as stretches of (plain text, weight).
 
-    ``(x)`` weighs x 1.1 times, ``[x]`` 1 / 1.1 times, ``(x:1.3)`` 1.3 times; brackets nest, a backslash makes one
-    plain. A round or square bracket that is never closed reaches to the end; one that was never opened is plain text.
+    ``(x)`` multiplies the weight of x by 1.1, ``[x]`` by 1 / 1.1, ``(x:1.3)`` by 1.3. Brackets nest; after a backslash
+    a bracket is plain text. An opening bracket without its partner reaches to the end, a closing one is plain text.
     """
     stretches: list[tuple[str, float]] = []
     open_marks: list[tuple[str, int]] = []  # bracket, and the stretch that it starts at
@@ -91,8 +105,8 @@ def encode_text(text_encoder: Any, tokens: Tensor, clip_skip: int, token_weights
 
     Args:
         tokens: [B, pieces, 77].
-        clip_skip: n takes the n-th hidden state from the end, then the final layer norm; 1 is the usual output.
-        token_weights: [B, pieces, 77], factors of the hidden states, not renormalised; None where all are 1.
+        clip_skip: n selects the n-th hidden state from the end, before the final layer norm; 1 is the usual output.
+        token_weights: [B, pieces, 77], factors of the hidden states, not renormalised; None = all 1.
     """
     batch, pieces, length = tokens.shape
     output = text_encoder(tokens.reshape(batch * pieces, length), output_hidden_states=True)

@@ -1,4 +1,4 @@
-"""A VAE in place of the base's own: from a folder, a file of a VAE alone, a whole checkpoint, or a hub id."""
+"""Opens a VAE that replaces the base model's own: from a folder, a VAE file, a whole checkpoint, or a hub id."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from library.check import Faults, InputError, shortened
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import read_part
+from library.diffusion.families.family import VAE_PREFIX
 from library.diffusion.latent_diffusion import latent_factor
-from library.diffusion.single_file import VAE_PREFIX
 from library.diffusion.weight_files import file_hashes, fill, folder_fingerprint, read_checkpoint
+from library.errors import Faults, InputError, shortened
 
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -25,11 +25,11 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
 
     Args:
         name: path or hub id.
-        own: the base's VAE; a file takes its dimensions, since it states none.
-        latent_channels: what the UNet takes.
+        own: the base model's VAE; its dimensions apply to a file, which states none.
+        latent_channels: number that the UNet takes.
 
     Raises:
-        InputError: what is no VAE, does not fit, or lives in another latent space (SDXL's).
+        InputError: a file without a VAE, or a VAE of other dimensions or of another latent space (SDXL's).
     """
     place = hub.fetch(name, "vae", hub.VAE) if hub.is_hub_id(name) else Path(name)
     if place.is_dir():
@@ -37,16 +37,16 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
     elif place.is_file():
         vae, fingerprint = _from_file(place, own, latent_channels), file_hashes(place)["ss_new_sd_model_hash"]
     else:
-        raise InputError(f"vae '{name}' does not exist here, and is no hub id (owner/name)")
+        raise InputError(f"vae '{name}' does not exist, and it is not a hub id (owner/name)")
     _check_space(name, vae, own, latent_channels)
     return vae, fingerprint
 
 
 def _from_folder(folder: Path) -> tuple[Any, str]:
-    """The VAE of a folder, which is its own or that of a whole model."""
+    """The VAE of a folder: the folder of a VAE, or of a whole model."""
     part = "." if (folder / "config.json").is_file() else "vae"
     if not (folder / part / "config.json").is_file():
-        raise InputError(f"vae '{folder}' holds neither a config.json nor a folder vae; give the VAE's folder")
+        raise InputError(f"vae '{folder}' has neither a config.json nor a folder vae; give the VAE's folder")
     faults = Faults()
     vae = read_part(AutoencoderKL, folder / part, torch.float32, faults)
     faults.raise_if_any()
@@ -63,7 +63,7 @@ def _from_file(file: Path, own: Any, latent_channels: int) -> Any:
         try:
             tensors = convert_ldm_vae_checkpoint(dict(tensors), config=dict(own.config))
         except KeyError as error:
-            raise InputError(f"vae '{file}' lacks {error} and perhaps more; fetch it again") from error
+            raise InputError(f"vae '{file}' lacks {error} and possibly more; fetch it again") from error
     vae, faults = AutoencoderKL.from_config(own.config), Faults()
     fill(vae, tensors, f"vae '{file}'", faults)
     faults.raise_if_any()
@@ -71,7 +71,7 @@ def _from_file(file: Path, own: Any, latent_channels: int) -> Any:
 
 
 def vae_tensors(file: Path, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to the VAE in a file, without prefix; losses and EMA copies of its training are left behind."""
+    """The VAE's tensors of a file, without prefix, losses and EMA copies of its training."""
     prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in checkpoint) else ""
     tensors = {
         name.removeprefix(prefix): value
@@ -79,7 +79,7 @@ def vae_tensors(file: Path, checkpoint: Mapping[str, Tensor]) -> dict[str, Tenso
         if name.startswith(tuple(f"{prefix}{part}" for part in PARTS))
     }
     if not any(name.startswith("encoder.") for name in tensors):
-        raise InputError(f"vae '{file}' holds no VAE; its first tensors are {shortened(sorted(checkpoint), 3)}")
+        raise InputError(f"vae '{file}' does not hold a VAE; its first tensors are {shortened(sorted(checkpoint), 3)}")
     if not any(name.startswith("encoder.down_blocks.") for name in tensors):
         return tensors
     for old, new in OLD_ATTENTION.items():  # diffusers' names before its 0.15
@@ -93,12 +93,12 @@ def _check_space(name: str, vae: Any, own: Any, latent_channels: int) -> None:
         raise InputError(_other_channels(name, vae.config.latent_channels, latent_channels))
     if latent_factor(vae) != latent_factor(own):
         raise InputError(
-            f"vae '{name}' shrinks sides by {latent_factor(vae)}, the base's own by {latent_factor(own)}; "
+            f"vae '{name}' reduces sides by {latent_factor(vae)}, the base model's own by {latent_factor(own)}; "
             "give a VAE of the same family"
         )
     if abs(vae.config.scaling_factor - own.config.scaling_factor) > 1e-6:
         raise InputError(
-            f"vae '{name}' scales latents by {vae.config.scaling_factor}, the base's own by "
+            f"vae '{name}' scales latents by {vae.config.scaling_factor}, the base model's own by "
             f"{own.config.scaling_factor}: it belongs to another family (SDXL's have 0.13025); give an SD 1.x / 2.x VAE"
         )
 

@@ -1,4 +1,4 @@
-"""Weight files: read without running anything in them, laid into a part of a model, and named by their hashes."""
+"""Weight files: reads them without running code, loads them into a part of a model, and hashes them."""
 
 import hashlib
 import pickle
@@ -8,35 +8,35 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened
 from library.tensor_files import read_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file; a pickle is opened without running anything in it.
+    """The tensors of a checkpoint file; a pickle is opened without running code.
 
     Raises:
-        InputError: truncated files, pickles with more in them than tensors, other endings.
+        InputError: truncated files, pickles that hold more than tensors, other endings.
     """
     if file.suffix not in ENDINGS:
-        raise InputError(f"'{file}' is no checkpoint: its name ends in none of {', '.join(ENDINGS)}")
+        raise InputError(f"'{file}' is not a checkpoint: its name must end in one of {', '.join(ENDINGS)}")
     if file.suffix == ".safetensors":
         return read_tensors(file)[0]
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"'{file}' was not opened: its pickle holds more than tensors and could run code on loading. Convert it to "
-            ".safetensors on a machine you can lose, or get a .safetensors of it"
+            f"'{file}' was not opened: its pickle holds more than tensors and could run code on loading. Get a "
+            ".safetensors of it, or convert it on a machine without private data"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(f"'{file}' cannot be read ({first_line(error)}); fetch it again") from error
     while isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise InputError(f"'{file}' holds no table of tensors, but a {type(content).__name__}")
+        raise InputError(f"'{file}' holds a {type(content).__name__} instead of a table of tensors")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -60,7 +60,7 @@ def fill(part: nn.Module, state: Mapping[str, Tensor], where: str, faults: Fault
 
 
 def compare_names(where: str, missing: list[str], unexpected: list[str], faults: Faults) -> None:
-    """Faults for tensors that a part wants and a file lacks, and the other way round."""
+    """Report tensors that a part needs and a file lacks, and tensors that it does not have."""
     if missing:
         faults.add(f"{where}: {len(missing)} tensors are missing: {shortened(sorted(missing), 4)}")
     if unexpected:
@@ -68,7 +68,7 @@ def compare_names(where: str, missing: list[str], unexpected: list[str], faults:
 
 
 def file_hashes(file: Path) -> dict[str, str]:
-    """kohya's two names for a checkpoint: 8 hex of 64 KiB at offset 1 MiB, and the SHA-256 of the whole file."""
+    """kohya's two hashes of a checkpoint: 8 hex of 64 KiB at offset 1 MiB, and the SHA-256 of the whole file."""
     with file.open("rb") as stream:
         whole = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0x100000)
@@ -88,5 +88,5 @@ def folder_fingerprint(folder: Path, parts: Iterable[str] = ("text_encoder", "un
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one's own."""
+    """The first line of an error's text, for use in a message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""The privacy game: the proxy attacker, its turn, and the two objectives."""
+"""The two objectives, the proxy attacker, and the history of its checks."""

@@ -1,4 +1,4 @@
-"""The two objectives: what the LoRA minimises, from its adaptation loss and the proxy's cross-entropy."""
+"""The two objectives that the LoRA minimises, from its adaptation loss and the proxy's cross-entropy."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, and the moments when the network shows it instead of what is trained."""
+"""A moving average of the trained weights, and a context in which the network has its values."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import InputError
+from library.errors import InputError
 from library.training.optimizers import trained_parameters
 
 
 class Average:
-    """EMA of the trained weights after each step that was taken: a += (1 - d_t) (w - a).
+    """EMA of the trained weights, updated after each step: a += (1 - d_t) (w - a).
 
-    d_t = min(d, (1 + t) / (10 + t)), where t counts the steps averaged before this one: the warm-up keeps the untrained
-    start from weighing for long, as in diffusers and TensorFlow.
+    d_t = min(d, (1 + t) / (10 + t)), where t counts the steps averaged before this one: the warm-up soon reduces the
+    weight of the untrained start, as in diffusers and TensorFlow.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         """
         Args:
-            parameters: the trained ones, of whatever network.
+            parameters: the trained ones, of any network.
             decay: d, above 0 and below 1.
         """
         self.parameters = list(parameters)
@@ -31,19 +31,19 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [parameter.detach().float() for parameter in self.parameters], 1 - decay)
         self.steps += 1
 
     @torch.no_grad()
     def show(self) -> None:
-        """Put the average into the parameters; whoever calls this keeps what stood there."""
+        """Copy the average into the parameters; the caller keeps their values."""
         for value, parameter in zip(self.values, self.parameters, strict=True):
             parameter.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """Average and count as tensors, by the place of the parameter."""
+        """Average and count as tensors, by index of the parameter."""
         return {"steps": torch.tensor(self.steps), **{f"{i:05d}": value for i, value in enumerate(self.values)}}
 
     @torch.no_grad()
@@ -53,16 +53,18 @@ class Average:
         Raises:
             InputError: another number of weights, or other shapes.
         """
-        saved = [tensors.get(f"{i:05d}") for i in range(len(tensors) - 1)]
-        if [None if t is None else t.shape for t in saved] != [value.shape for value in self.values]:
-            raise InputError(f"the state's average has {len(saved)} tensors that do not fit this run's network")
+        names = [f"{i:05d}" for i in range(len(tensors) - 1)]
+        saved = [tensors[name] for name in names if name in tensors]
+        shapes = [value.shape for value in self.values]
+        if len(names) != len(shapes) or [tensor.shape for tensor in saved] != shapes:
+            raise InputError(f"the state's average has {len(names)} tensors that do not fit this run's network")
         self.steps = int(tensors["steps"])
         for value, tensor in zip(self.values, saved, strict=True):
             value.copy_(tensor)
 
 
 def begin_average(ema_decay: float | None, optimizer: Any) -> Average | None:
-    """An average of the weights as they stand; None where none is wanted.
+    """An average that starts at the present weights; None without ema_decay.
 
     Raises:
         InputError: a schedule-free optimizer, which keeps an average of its own.
@@ -71,14 +73,14 @@ def begin_average(ema_decay: float | None, optimizer: Any) -> Average | None:
         return None
     if has_two_faces(optimizer):
         raise InputError(
-            f"ema_decay {ema_decay}: the optimizer is schedule-free, its files hold an average already; leave "
-            "ema_decay out, or take another optimizer_type"
+            f"ema_decay {ema_decay}: the optimizer is schedule-free, so its files already hold an average; leave "
+            "ema_decay out, or use another optimizer_type"
         )
     return Average(trained_parameters(optimizer), ema_decay)
 
 
 def has_two_faces(optimizer: Any) -> bool:
-    """Whether an optimizer (unwrapped) trains at one point and evaluates at another, as schedule-free ones do."""
+    """Whether an optimizer (unwrapped) trains and evaluates at different weights, as schedule-free ones do."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
@@ -86,7 +88,7 @@ def has_two_faces(optimizer: Any) -> bool:
 def shown_weights(
     network: nn.Module, parameters: Sequence[nn.Parameter], optimizer: Any, average: Average | None
 ) -> Iterator[None]:
-    """The network as a file would hold it, without dropout; afterwards what is trained stands again, bit for bit.
+    """The network with the weights of a file, without dropout; afterwards the trained weights are restored exactly.
 
     Args:
         optimizer: wrapped or not; ``train`` and ``eval`` of a schedule-free one are called.
@@ -103,7 +105,7 @@ def shown_weights(
     finally:
         if average is None:
             optimizer.train()
-        with torch.no_grad():  # going back by arithmetic would leave rounding errors, and a resumed run has none
+        with torch.no_grad():  # restoring by arithmetic would leave rounding errors, which a resumed run does not have
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
         network.train(was_training)

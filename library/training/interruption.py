@@ -1,4 +1,4 @@
-"""Ctrl-C and losses that are not finite: how a run stops without losing what it has."""
+"""Ctrl-C and losses that are not finite: how a run stops without losing its work."""
 
 import math
 import signal
@@ -38,7 +38,7 @@ class StopSignal:
 
 
 class FiniteGuard:
-    """Counts steps whose loss or gradient norm is not finite; such a step is skipped, some in a row end the run."""
+    """Counts steps without a finite loss and gradient norm; they are skipped, and several in a row end the run."""
 
     def __init__(self, most_in_a_row: int = 5) -> None:
         self.most_in_a_row = most_in_a_row
@@ -55,16 +55,16 @@ class FiniteGuard:
         return False
 
     def is_lost(self) -> bool:
-        """Whether ``most_in_a_row`` bad steps came in a row."""
+        """Whether ``most_in_a_row`` bad steps followed each other."""
         return self.in_a_row >= self.most_in_a_row
 
     def report(self, done: int, figures: dict[str, float]) -> str:
-        """What the run says when it stops for this, or because it was asked to."""
+        """The message of a run that stops because of bad steps or a signal."""
         if not self.is_lost():
             return f"stopped after step {done}, as asked"
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         return (
             f"STOPPED after step {done}: {self.in_a_row} steps in a row had a loss or gradient that is not finite "
-            f"({shown}; {self.skipped} steps skipped in all). None of them was trained on, and files saved before "
-            "are untouched. Lower the learning rate, or use mixed_precision bf16 or no"
+            f"({shown}; {self.skipped} steps skipped in all). None of them changed the LoRA, and files saved "
+            "before are unchanged. Lower the learning rate, or use mixed_precision bf16 or no"
         )

@@ -3,7 +3,8 @@
 import ast
 from typing import Any
 
-from library.check import InputError
+from library.errors import InputError
+from library.key_values import split_pair
 
 
 def literal_arguments(pairs: list[str], option: str) -> dict[str, Any]:
@@ -13,18 +14,18 @@ def literal_arguments(pairs: list[str], option: str) -> dict[str, Any]:
         option: its name, for the message.
 
     Raises:
-        InputError: a pair that is no key=value, or a value that is no literal.
+        InputError: a text that is not key=value, or a value that is not a literal.
     """
     arguments: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
+        found = split_pair(pair)
         try:
-            if not equals:
+            if found is None:
                 raise ValueError
-            arguments[name.strip()] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError) as error:
+            arguments[found[0]] = ast.literal_eval(found[1])
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(
-                f"{option}: '{pair}' is no key=value with a Python literal, e.g. weight_decay=0.01 betas=0.9,0.99 "
-                "fused=True; a text needs quotes of its own"
+                f"{option}: '{pair}' is not key=value with a Python literal, e.g. weight_decay=0.01 betas=0.9,0.99 "
+                "fused=True; put quotes around a text"
             ) from error
     return arguments

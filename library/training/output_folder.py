@@ -1,17 +1,20 @@
-"""The folder of one run: where each file lies, and whether it may be used."""
+"""The folder of one run: the path of each file, and whether the folder may be used."""
 
+import logging
 import shutil
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.check import InputError
+from library.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Paths inside an output folder, as design.md section 5 names them."""
+    """Paths inside an output folder."""
 
     path: Path
     output_name: str
@@ -21,15 +24,15 @@ class OutputFolder:
         return self.path / f"{self.output_name}{number}.safetensors"
 
     def config(self) -> Path:
-        """Resolved options; private, since they name folders and what is put around captions."""
+        """Resolved options; private, since they name folders, prefixes and suffixes of captions."""
         return self.path / "config.toml"
 
     def split(self) -> Path:
-        """Who is a member; private."""
+        """The sides of the split, that is who is a member; private."""
         return self.path / "split.json"
 
     def log(self) -> Path:
-        """One JSON object a record."""
+        """The log: one JSON object per line."""
         return self.path / "log.jsonl"
 
     def proxy(self) -> Path:
@@ -60,7 +63,7 @@ def step_number(step: int) -> str:
 
 
 def choose_folder(output_dir: str | None, output_name: str, door: str, resume: str | None) -> OutputFolder:
-    """The folder that was asked for, else that of the state to resume, else a fresh dated one under output/."""
+    """The given folder, else that of the state to resume, else a fresh dated one under output/."""
     if output_dir is not None:
         return OutputFolder(Path(output_dir), output_name)
     if resume is not None:
@@ -73,8 +76,8 @@ def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None
     holds_run = folder.split().exists() or folder.lora().exists()
     if holds_run and not (overwrite or resume):
         raise InputError(
-            f"output_dir '{folder.path}' already holds a run (without its split.json a LoRA cannot be audited); "
-            "go on with --resume STATE, replace it with --overwrite, or give another --output_dir"
+            f"output_dir '{folder.path}' already holds a run, and without its split.json its LoRA could not be "
+            "audited; continue it with --resume STATE, replace it with --overwrite, or give another --output_dir"
         )
     existing = folder.path
     while not existing.exists() and existing != existing.parent:
@@ -89,14 +92,27 @@ def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None
 
 
 def make_folder(folder: OutputFolder, *, clear: bool) -> None:
-    """Make the folder; ``clear`` removes an earlier run from it first."""
+    """Make the folder and rename earlier audits; ``clear`` removes an earlier run first."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if clear:
         clear_run(folder)
+    set_audits_aside(folder)
+
+
+def set_audits_aside(folder: OutputFolder) -> None:
+    """Rename the audits of a LoRA that this run will replace: their answers do not apply to the new file."""
+    for audit in (folder.path / "audit", folder.path / f"{folder.output_name}-audit"):
+        if not audit.is_dir():
+            continue
+        number = 1
+        while (aside := audit.with_name(f"{audit.name}.old-{number}")).exists():
+            number += 1
+        audit.rename(aside)
+        logger.warning("'%s' belongs to the LoRA before this run; it is now '%s'", audit, aside)
 
 
 def clear_run(folder: OutputFolder) -> None:
-    """Remove what an earlier run left, so that nothing of it is taken for the new one's. Other files stay."""
+    """Remove the files of an earlier run, so that none is mistaken for the new run's. Other files stay."""
     for file in (folder.split(), folder.log(), folder.proxy(), folder.config(), folder.lora()):
         file.unlink(missing_ok=True)
     numbered = [
@@ -106,6 +122,7 @@ def clear_run(folder: OutputFolder) -> None:
     for file in numbered:
         file.unlink()
     others = [folder.path / name for name in ("state", "audit", "wandb")]
+    others += [place for place in folder.path.glob("audit.old-*")]
     for place in (folder.samples(), folder.tensorboard(), *others):
         if place.is_dir():
             shutil.rmtree(place)

@@ -1,4 +1,4 @@
-"""Previews on disk: numbered PNG files and one sheet that shows the stages side by side."""
+"""Previews on disk: numbered PNG files, and one sheet with the stages side by side."""
 
 import io
 import re
@@ -6,25 +6,25 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from library.tensor_files import write_whole
+from library.tensor_files import private_folder, write_whole
 from library.training.output_folder import OutputFolder
 
 MARGIN, LABEL = 4, 16  # pixels
 
 
 def write_previews(folder: Path, output_name: str, stage: str, images: list[Image.Image]) -> None:
-    """Write ``last_e000001_00.png`` and so on. Prompts stand neither in names nor in the files.
+    """Write ``last_e000001_00.png`` and so on. Neither names nor files contain prompts.
 
     Args:
         stage: "base", "e000001", "step00000050" or "final".
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     for index, image in enumerate(images):
         write_whole(folder / f"{output_name}_{stage}_{index:02d}.png", _png(image))
 
 
 def write_sheet(output: OutputFolder) -> Path | None:
-    """Put all previews of a run on one sheet: a row a prompt, a column a stage, the base first. None without any."""
+    """Put all previews of a run on one sheet: a row per prompt, a column per stage; None without any."""
     folder, output_name = output.samples(), output.output_name
     pattern = re.compile(re.escape(output_name) + r"_(base|e\d+|step\d+|final)_(\d+)\.png")
     found = {match.groups(): file for file in folder.glob("*.png") if (match := pattern.fullmatch(file.name))}

@@ -1,4 +1,4 @@
-"""How fast a run is, and how much of the time it only waits for data."""
+"""The speed of a run, and its share of time that waits for data."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 class Speed:
-    """Counts from the end of the first step, which warms everything up."""
+    """Measures from the end of the first step, which includes all warm-up."""
 
     def __init__(
         self, images_per_step: float, mfu_of_one: float, clock: Callable[[], float] = time.perf_counter
@@ -16,7 +16,7 @@ class Speed:
         """
         Args:
             images_per_step: of one optimizer step, all processes together, on average over an epoch.
-            mfu_of_one: share of the GPUs' peak that one image a second takes; 0 where the peak is not known.
+            mfu_of_one: share of the GPUs' peak that one image a second uses; 0 if the peak is not known.
         """
         self.images_per_step = images_per_step
         self.mfu_of_one = mfu_of_one
@@ -27,7 +27,7 @@ class Speed:
         self._elapsed = 0.0  # seconds since the first step
 
     def waiting(self, fetch: Callable[..., Result], *arguments: object) -> Result:
-        """What ``fetch`` returns; its time counts as waiting for data (each step ends in a wait for the GPU)."""
+        """The result of ``fetch``; its time counts as waiting for data (each step ends in a wait for the GPU)."""
         before = self._clock()
         result = fetch(*arguments)
         if self._started is not None:
@@ -35,7 +35,7 @@ class Speed:
         return result
 
     def after_step(self) -> dict[str, float]:
-        """Images a second of all processes together, share of the time spent waiting (0..1), MFU where known."""
+        """Images per second of all processes together, share of the time spent waiting (0..1), and MFU if known."""
         if self._started is None:
             self._started = self._clock()
             return {}
@@ -45,12 +45,17 @@ class Speed:
         figures = {"images_per_second": rate, "data_wait_share": self._waited / max(self._elapsed, 1e-9)}
         return figures | ({"mfu": rate * self.mfu_of_one} if self.mfu_of_one else {})
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """One line for the end of a run; empty for a run of one step."""
         if not self._steps:
             return ""
         rate, share = self._steps * self.images_per_step / self._elapsed, self._waited / self._elapsed
-        text = f"speed: {rate:.3g} images/s of all processes, with looks and files on the way; {share:.1%} data wait"
+        text = (
+            f"speed: {rate:.3g} images/s of all processes, validation passes and files included; {share:.1%} of the "
+            "time waits for data"
+        )
         if self.mfu_of_one:
             text += f"; MFU {rate * self.mfu_of_one:.1%} (UNet forward counted, backward estimated)"
-        return text + ("\nWARNING: data took above 10 % of the time; cache_latents = true helps" if share > 0.1 else "")
+        return text + (
+            "\nWARNING: more than 10 % of the time waits for data; set cache_latents = true" if share > 0.1 else ""
+        )

@@ -1,8 +1,9 @@
-"""A resumable state: LoRA, its average and proxy in fp32, both optimizers, the course, and the options behind it."""
+"""A resumable state: LoRA, its average and proxy in fp32, both optimizers, the learning-rate schedule, the options."""
 
 import io
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.check import Faults, InputError, shortened
-from library.tensor_files import read_tensors, write_tensors, write_whole
+from library.errors import Faults, InputError, shortened
+from library.tensor_files import private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
-FORMAT = 1
+FORMAT = 2  # 1: the random streams depended only on the seed
 
 
 @dataclass(frozen=True)
-class Players:
-    """Everything that changes while a run goes on."""
+class TrainingState:
+    """Everything that changes during a run."""
 
     network: nn.Module
     optimizer: Any
@@ -36,7 +37,7 @@ class Players:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The network as files, previews and looks have it: the average where one is kept, without dropout."""
+        """The network as files, previews and validation see it: its average if there is one, without dropout."""
         if self.average is None and not self._schedule_free():
             was_training = self.network.training
             self.network.eval()
@@ -57,30 +58,36 @@ class Players:
 
 
 def save_state(
-    path: Path, players: Players, *, done: int, options: Mapping[str, Any], split_hash: str, checks: list[dict]
+    path: Path,
+    training_state: TrainingState,
+    *,
+    done: int,
+    options: Mapping[str, Any],
+    split_hash: str,
+    checks: list[dict],
 ) -> None:
-    """Write a state folder whole: under a temporary name first, then renamed.
+    """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
 
-    Every draw of chance is a function of the seed and the step, so the step stands for all random streams.
+    Every random draw is a function of the key and the step, so the step replaces the state of all random streams.
 
     Args:
         done: optimizer steps that have run.
         options: the options that shape the weights.
-        split_hash: names the split without naming a picture.
+        split_hash: identifies the split and its key without revealing a picture or the key.
         checks: the proxy's checks so far.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        write_tensors(temporary / "lora.safetensors", raw_tensors(players.network), {})
-        write_tensors(temporary / "proxy.safetensors", players.proxy.state_dict(), {})
-        if players.average is not None:
-            write_tensors(temporary / "average.safetensors", players.average.state(), {})
+        write_tensors(temporary / "lora.safetensors", raw_tensors(training_state.network), {})
+        write_tensors(temporary / "proxy.safetensors", training_state.proxy.state_dict(), {})
+        if training_state.average is not None:
+            write_tensors(temporary / "average.safetensors", training_state.average.state(), {})
         moving = {
-            "optimizer": players.optimizer.state_dict(),
-            "schedule": players.schedule.state_dict(),
-            "attacker": players.attacker.state_dict(),
-            "scaler": players.scaler.state_dict() if players.scaler is not None else {},
+            "optimizer": training_state.optimizer.state_dict(),
+            "schedule": training_state.schedule.state_dict(),
+            "attacker": training_state.attacker.state_dict(),
+            "scaler": training_state.scaler.state_dict() if training_state.scaler is not None else {},
         }
         buffer = io.BytesIO()
         torch.save(moving, buffer)
@@ -95,64 +102,100 @@ def save_state(
         raise
 
 
-def read_state(place: str | None, options: Mapping[str, Any], split_hash: str) -> dict[str, Any]:
-    """The course of a state, once it fits this run; without a state the course of a fresh run.
+def read_state(place: str | None) -> dict[str, Any]:
+    """The progress of a state and the options of its training; without a state the progress of a fresh run.
 
     Raises:
-        InputError: no state folder; other options or another split, each difference with both values.
+        InputError: the folder is not a state of this version.
     """
     if place is None:
         return {"done": 0, "checks": []}
     path = Path(place)
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        saved = dict(content["options"])
+        dict(content["options"])
+        if content["format"] == 1:
+            raise InputError(
+                f"--resume '{path}' is a state of an earlier version, whose random draws depended only on the "
+                "seed, and cannot be continued. Train again: a LoRA of that version reveals its members "
+                "(docs/threat_model.md)"
+            )
         if content["format"] != FORMAT or not isinstance(content["done"], int):
             raise ValueError(f"format {content['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--resume '{path}' is no state folder of this suite ({type(error).__name__}); give e.g. "
+            f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); give e.g. "
             "OUTPUT_DIR/state/last-step00000050-state"
         ) from error
-    faults = Faults()
+    return content
+
+
+def require_options(place: str | None, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Compare the options that a state was trained with and those of this run.
+
+    Args:
+        content: of ``read_state``.
+
+    Raises:
+        InputError: each option that differs, with both values.
+    """
+    if place is None:
+        return
+    saved, faults = content["options"], Faults()
     for name in sorted(set(saved) | set(options)):
         before, now = saved.get(name), json.loads(json.dumps(options.get(name)))
         if before != now:
             faults.add(
-                f"--resume '{path}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
+                f"--resume '{place}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
             )
-    if content["split"] != split_hash:
-        faults.add(
-            f"--resume '{path}': the pictures, their sides or the dataset_config have changed since the state was saved"
-        )
     faults.raise_if_any()
-    return content
 
 
-def load_players(place: str | None, players: Players) -> None:
-    """Put a state's tensors and moments into the players; nothing is unpickled but tensors and plain values."""
+def require_split(place: str | None, content: Mapping[str, Any], split_hash: str) -> None:
+    """Raises: InputError when a state was trained on other pictures, sides or rules, or under another secret."""
+    if place is not None and content["split"] != split_hash:
+        raise InputError(
+            f"--resume '{place}': the pictures, their sides, the split's secret or the dataset_config have changed "
+            "since the state was saved"
+        )
+
+
+def load_training_state(place: str | None, training_state: TrainingState) -> None:
+    """Load a state's tensors and moments into the training state; only tensors and plain values are unpickled."""
     if place is None:
         return
     path = Path(place)
-    fill_raw(players.network, read_tensors(path / "lora.safetensors")[0])
-    _fill(players.proxy, read_tensors(path / "proxy.safetensors")[0])
-    if players.average is not None:
-        players.average.fill(read_tensors(path / "average.safetensors")[0])
-    moving = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
-    players.optimizer.load_state_dict(moving["optimizer"])
-    players.schedule.load_state_dict(moving["schedule"])
-    players.attacker.load_state_dict(moving["attacker"])
-    if players.scaler is not None and moving["scaler"]:
-        players.scaler.load_state_dict(moving["scaler"])
+    fill_raw(training_state.network, read_tensors(path / "lora.safetensors")[0])
+    _fill(training_state.proxy, read_tensors(path / "proxy.safetensors")[0])
+    if training_state.average is not None:
+        training_state.average.fill(read_tensors(path / "average.safetensors")[0])
+    moving = _read_moments(path / "optimizers.pt")
+    training_state.optimizer.load_state_dict(moving["optimizer"])
+    training_state.schedule.load_state_dict(moving["schedule"])
+    training_state.attacker.load_state_dict(moving["attacker"])
+    if training_state.scaler is not None and moving["scaler"]:
+        training_state.scaler.load_state_dict(moving["scaler"])
+
+
+def _read_moments(file: Path) -> dict[str, Any]:
+    """The optimizers' moments. Raises: InputError for a damaged pickle, or one that could run code."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--resume: '{file}' was not read: it is damaged, or holds more than tensors and plain values ({reason}); "
+            "resume from another state"
+        ) from error
 
 
 def raw_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as they are, also those that ``state_dict()`` leaves out or rewrites (LyCORIS does)."""
+    """Parameters and buffers unchanged, including those that LyCORIS leaves out of ``state_dict()`` or rewrites."""
     return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def fill_raw(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put ``raw_tensors`` back in place. Raises: InputError when names or shapes differ."""
+    """Load ``raw_tensors``. Raises: InputError when names or shapes differ."""
     own = raw_tensors(module)
     strange = sorted(set(own) ^ set(tensors))
     strange += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]

@@ -1,4 +1,4 @@
-"""Where figures go beside log.jsonl: TensorBoard on this machine, Weights & Biases over the network."""
+"""Where figures go besides log.jsonl: TensorBoard on this machine, Weights & Biases over the network."""
 
 import importlib.util
 import time
@@ -10,16 +10,18 @@ import numpy as np
 import toml
 from PIL import Image
 
-from library.check import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean
+from library.tensor_files import private_folder
 from library.training.output_folder import OutputFolder
 
-# What log_tracker_config may hand to wandb.init; the rest would send options, code, pictures or paths away.
+# Arguments that log_tracker_config may give to wandb.init; others could send options, code, pictures or paths.
 FOR_WANDB = ("entity", "group", "job_type", "tags", "notes", "mode", "id", "resume")
+EVENTS = "events.out.tfevents.*"  # TensorBoard's file names
 
 
 @dataclass(frozen=True)
 class LogRules:
-    """Which trackers, where, under what names."""
+    """Trackers, their folders and names; the fields are options."""
 
     log_with: str
     logging_dir: str | None
@@ -30,7 +32,7 @@ class LogRules:
 
 
 class Tracker(Protocol):
-    """Takes figures; one that leaves the machine takes nothing else."""
+    """Receives figures; a tracker outside this machine receives nothing else."""
 
     def figures(self, done: int, figures: dict[str, float]) -> None:
         """Numbers after ``done`` optimizer steps, by names like ``step/loss``."""
@@ -39,16 +41,19 @@ class Tracker(Protocol):
         """Previews, by number."""
 
     def close(self) -> None:
-        """Write out what is still held."""
+        """Write what is still in memory."""
 
 
 class TensorBoard:
-    """Scalars and previews in event files."""
+    """Scalars and previews in event files that only the owner can read: their names contain the machine's name."""
 
     def __init__(self, place: str, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        before = set(Path(place).glob(EVENTS))
         self._writer: Any = SummaryWriter(place, purge_step=done + 1 if done else None)
+        for file in set(Path(place).glob(EVENTS)) - before:
+            file.chmod(0o600)
 
     def figures(self, done: int, figures: dict[str, float]) -> None:
         """See Tracker."""
@@ -66,16 +71,25 @@ class TensorBoard:
 
 
 class WandB:
-    """Figures alone: no pictures, captions, paths, options, command line, code or facts about the machine."""
+    """Sends only figures: no pictures, captions, paths, options, command line, code or facts about the machine."""
 
     def __init__(self, folder: Path, project: str, run_name: str | None, further: dict[str, Any]) -> None:
         import wandb
 
         settings = wandb.Settings(
-            console="off", disable_code=True, disable_git=True, save_code=False, disable_job_creation=True,
-            host="private", program="private", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            save_code=False,
+            disable_job_creation=True,
+            host="private",
+            program="private",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
             x_save_requirements=False,
-        )  # fmt: skip
+        )
+        self._place = private_folder(folder / "wandb")
         self._run: Any = wandb.init(
             project=project, name=run_name, dir=str(folder), config={}, settings=settings, **further
         )
@@ -85,22 +99,28 @@ class WandB:
         self._run.log({name: float(value) for name, value in figures.items()}, step=done)
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
-        """Previews may show a private picture: they stay here."""
+        """Sends nothing: a preview may show a private picture."""
 
     def close(self) -> None:
         """See Tracker."""
         self._run.finish()
+        for place in self._place.rglob("*"):
+            if not place.is_symlink():
+                place.chmod(0o700 if place.is_dir() else 0o600)
 
 
 def open_trackers(rules: LogRules, folder: OutputFolder, done: int) -> list[Tracker]:
-    """The trackers that were asked for.
+    """The trackers of the options.
 
     Args:
-        done: steps of an earlier run that this one goes on from.
+        done: steps of the run that this one continues.
     """
     trackers: list[Tracker] = []
     if rules.log_with in ("tensorboard", "all"):
-        trackers.append(TensorBoard(tensorboard_folder(rules, folder), done))
+        place = tensorboard_folder(rules, folder)
+        if not (rules.logging_dir and Path(place).is_dir()):  # a folder of the person's own keeps its mode
+            private_folder(Path(place))
+        trackers.append(TensorBoard(place, done))
     if rules.log_with in ("wandb", "all"):
         further = read_tracker_config(rules.log_tracker_config)
         trackers.append(WandB(folder.path, rules.log_tracker_name or "private-lora", rules.wandb_run_name, further))
@@ -114,7 +134,7 @@ def tensorboard_folder(rules: LogRules, folder: OutputFolder) -> str:
 
 
 def check_trackers(rules: LogRules) -> None:
-    """What can be known before the run: that wandb is there and its file harmless.
+    """Check before the run that wandb is installed and its file is harmless.
 
     Raises:
         InputError: every fault.
@@ -123,37 +143,36 @@ def check_trackers(rules: LogRules) -> None:
     if rules.log_with in ("wandb", "all"):
         if importlib.util.find_spec("wandb") is None:
             faults.add(f"log_with {rules.log_with} needs the package wandb: pip install wandb, or log_with tensorboard")
-        with faults.gathered():
-            read_tracker_config(rules.log_tracker_config)
+        faults.attempt(read_tracker_config, rules.log_tracker_config)
     else:
         for name in ("log_tracker_name", "log_tracker_config", "wandb_run_name"):
             if getattr(rules, name):
-                faults.add(f'{name} is for wandb, and log_with is "{rules.log_with}"; set log_with = "wandb" or "all"')
+                faults.add(f'{name} is for wandb, but log_with is "{rules.log_with}"; set log_with = "wandb" or "all"')
     faults.raise_if_any()
 
 
 def read_tracker_config(path: str | None) -> dict[str, Any]:
-    """The [wandb] table of a TOML file: further arguments of wandb.init that send nothing but names.
+    """The [wandb] table of a TOML file: further arguments of wandb.init that send only names.
 
     Raises:
-        InputError: no TOML, another table, or an argument that is not taken.
+        InputError: a file that is not TOML, another table, or an unsupported argument.
     """
     if path is None:
         return {}
     try:
         tables = toml.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise InputError(f"log_tracker_config '{path}': no valid TOML: {error}") from error
+        raise InputError(f"log_tracker_config '{path}' is not valid TOML: {error}") from error
     faults = Faults()
     for table in tables:
         if table != "wandb":
-            faults.add(f"log_tracker_config '{path}': [{table}] is not taken; [wandb] is")
+            faults.add(f"log_tracker_config '{path}': [{table}] is not supported; use [wandb]")
     further = dict(tables.get("wandb", {}))
     for name in further:
         if name not in FOR_WANDB:
             faults.add(
-                f"log_tracker_config '{path}': wandb.init's '{name}' is not taken, figures alone leave this machine; "
-                f"taken are {', '.join(FOR_WANDB)}{did_you_mean(name, FOR_WANDB)}"
+                f"log_tracker_config '{path}': wandb.init's '{name}' is not supported, since only figures leave this "
+                f"machine; use one of {', '.join(FOR_WANDB)}{did_you_mean(name, FOR_WANDB)}"
             )
     faults.raise_if_any()
     return further

@@ -1,0 +1,145 @@
+"""What a run writes while it trains: the log, LoRA files, states, previews; and how it ends."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from library import tensor_files
+from library.assembly.previews import Painter
+from library.assembly.run import Run
+from library.assembly.step_flops import mfu_of_one
+from library.assembly.training import Training
+from library.data.split_file import write_split
+from library.diffusion.memory import AdviceRules, out_of_memory_explained
+from library.diffusion.previews import PreviewRules
+from library.lora_files import metadata
+from library.options import write
+from library.privacy.proxy_history import ProxyHistory
+from library.rules import pick
+from library.training import messages, output_folder, sample_folder
+from library.training.checkpoint_schedule import KeepRule
+from library.training.checkpoint_writer import CheckpointWriter
+from library.training.interruption import StopSignal
+from library.training.run_log import Recorder
+from library.training.trackers import LogRules
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, written when they are due."""
+
+    run: Run
+    training: Training
+    log: Recorder
+    checkpoints: CheckpointWriter
+    previews: Painter
+    stop: StopSignal
+
+    def timed(self, fetch: Callable[..., Result], *arguments: object) -> Result:
+        """What ``fetch`` returns; its time counts as waiting for data."""
+        return self.log.speed.waiting(fetch, *arguments)
+
+    def start(self) -> None:
+        """The validation pass and the previews of the untouched base, where the run is fresh."""
+        if self.training.done == 0:
+            self.log.epoch(0, 0, self.training.validation.run(0))
+            self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
+
+    def after_step(self, done: int, figures: dict[str, float]) -> None:
+        """Record a step, and whatever is due after it: validation, LoRA file, state, previews."""
+        config, plan = self.run.config, self.run.plan
+        epoch = plan.epoch_of(done - 1)
+        self.log.step(done, epoch, figures)
+        if plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
+            self.log.epoch(done, epoch, self.training.validation.run(epoch))
+        self.checkpoints.after_step(done)
+        stage = plan.stage(done, config.sample_every_n_epochs)
+        is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
+        self.previews.show(stage, done, self.log, wanted=is_due)
+
+    def stopped(self, done: int, figures: dict[str, float]) -> int | None:
+        """The exit status of a run that ends here, its state saved; None for a run that goes on."""
+        guard, is_lost = self.training.guard, self.training.guard.is_lost()
+        if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.run.plan.total_steps):
+            return None
+        self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
+        return 1 if is_lost else 130
+
+    def finish(self) -> None:
+        """The final LoRA, state and previews."""
+        done = self.run.plan.total_steps
+        self.checkpoints.finish(done)
+        self.previews.show("final", done, self.log)
+
+    def summary(self) -> str:
+        """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
+        if not self.run.accelerator.is_main_process:
+            return ""
+        folder = self.run.folder
+        verdict = self.training.validation.history.verdict()
+        how = messages.how_to_use(folder, sample_folder.write_sheet(folder))
+        return f"{self.log.summary()}\n{verdict}\n{how}"
+
+
+@contextmanager
+def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
+    """Make the folder, write who is a member, and open the log; Ctrl-C then finishes the step that runs."""
+    config, is_main = run.config, run.accelerator.is_main_process
+    checkpoints = CheckpointWriter(
+        folder=run.folder,
+        plan=run.plan,
+        rule=pick(config, KeepRule),
+        training_state=training.state,
+        save_precision=config.save_precision,
+        with_state=config.save_state,
+        state_at_end=config.save_state_on_train_end,
+        options=dict(run.options),
+        split_hash=run.hash(),
+        metadata=lambda done: lora_metadata(run, training.validation.history, done),
+        checks=training.validation.history.checks,
+        active=is_main,
+    )
+    painter = Painter(run.accelerator, run.model, run.prompts, training.state, run.folder, pick(config, PreviewRules))
+    if is_main:
+        output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
+        write_split(run.split, run.folder.split())
+        tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
+    with ExitStack() as stack:
+        stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
+        stop = stack.enter_context(StopSignal())
+        log = stack.enter_context(
+            Recorder(
+                run.folder,
+                pick(config, LogRules),
+                total=run.plan.total_steps,
+                done=training.done,
+                images_per_step=training.game.members.images_per_step(),
+                mfu_of_one=mfu_of_one(training.game, config.gradient_checkpointing),
+                active=is_main,
+            )
+        )
+        outputs = Outputs(run, training, log, checkpoints, painter, stop)
+        outputs.start()
+        yield outputs
+
+
+def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:
+    """What a LoRA file says of itself after ``done`` steps."""
+    config, model, uses = run.config, run.model, run.training_set.member_uses()
+    rules = pick(config, metadata.FileRules)
+    network = metadata.network_facts(
+        rules, run.stated, run.size, model.version(), model.scheduler.config.prediction_type, model.file_hashes
+    )
+    privacy = metadata.privacy_facts(
+        run.door,
+        run.options,
+        exposures=run.plan.exposures(done, uses),
+        verdict=history.word(),
+        base_fingerprint=model.fingerprint,
+    )
+    own_words = metadata.full_facts(rules, len(uses), run.plan.total_steps)
+    full = config.metadata == "full"
+    return metadata.written(network, privacy, own_words, no_metadata=config.no_metadata, full=full)

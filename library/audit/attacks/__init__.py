@@ -1,0 +1,1 @@
+"""Attacks: from answers to membership scores, their registry, baselines and shadow models."""

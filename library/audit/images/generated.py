@@ -1,0 +1,210 @@
+"""What the LoRA draws for given captions: how near the drawings come to the pictures, and how good they are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from library.audit.attacks.attack_result import finding
+from library.audit.images.feature_extractors import FeatureExtractors, layer_name
+from library.audit.images.inception import LAYERS
+from library.audit.queries.answer_cache import AnswerArrays, AnswerCache
+from library.audit.queries.audited_model import AuditedModel, moved_along
+from library.audit.queries.run_queries import AnswerFolders, Effort, fill
+from library.audit.statistics.findings import Finding, ScoreSettings
+from library.audit.statistics.image_distances import frechet_distance, kernel_distance
+from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
+from library.seeding import stream
+
+POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
+THUMB = 48  # pixels of the drawing that is kept for the risk list
+GUIDANCE = 2.0
+
+
+@dataclass(frozen=True)
+class DrawingRules:
+    """How many drawings are made, and how."""
+
+    generated_images: int  # per caption
+    generation_captions: int  # per test side
+    generation_steps: int  # DDIM
+
+    def name(self) -> str:
+        """For cache keys."""
+        return f"{self.generated_images}x{self.generation_steps}x{GUIDANCE:g}"
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """The black-box attack's finding and the quality of the drawings."""
+
+    finding: Finding
+    quality: Mapping[str, float]
+    facts: Mapping[str, str]  # sampler, networks, layers, counts
+    nearest: Mapping[str, NDArray[np.uint8]]  # [3, THUMB, THUMB] by hash of the picture: the nearest drawing
+
+
+def starting_noise(identity: str, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Noise of one drawing: depends on the picture and the draw alone, so the base starts from the same."""
+    return torch.randn(shape, generator=stream("drawing", identity, draw))
+
+
+@torch.no_grad()
+def drawn_latents(audited: AuditedModel, batch: Sequence[Picture], draw: int, steps: int, guidance: float) -> Tensor:
+    """[B, 4, h, w] latents drawn from the captions by DDIM with classifier-free guidance."""
+    shape = tuple(batch[0].latent.shape)
+    here = torch.stack([starting_noise(picture.identity, draw, shape) for picture in batch]).to(audited.device)
+    states = audited.encode_text([picture.caption for picture in batch])
+    both = torch.cat([states, audited.encode_text([""] * len(batch))])
+    count = int((audited.alphas_cumprod > 0).sum())  # a step without any signal says nothing of the picture
+    timesteps = [round(count * (steps - place) / steps) - 1 for place in range(steps)]
+    for place, timestep in enumerate(timesteps):
+        asked = torch.full((2 * len(batch),), timestep, dtype=torch.int64, device=audited.device)
+        with_caption, without = audited.predict_noise(torch.cat([here, here]), asked, both).float().chunk(2)
+        prediction = without + guidance * (with_caption - without)
+        alpha_next = audited.alpha_bar(timesteps[place + 1]) if place + 1 < steps else 1.0
+        here = moved_along(here, prediction, audited.alpha_bar(timestep), alpha_next)
+    return here.cpu()
+
+
+def draw_records(
+    audited: AuditedModel, rules: DrawingRules, extractors: FeatureExtractors
+) -> Callable[[list[Picture]], dict[str, Tensor]]:
+    """The question for ``fill_cache``: distances, latents and features of each drawing; the nearest as a thumbnail."""
+
+    def ask(batch: list[Picture]) -> dict[str, Tensor]:
+        latents = torch.stack([picture.latent for picture in batch]).float()
+        drawn = [
+            drawn_latents(audited, batch, draw, rules.generation_steps, GUIDANCE)
+            for draw in range(rules.generated_images)
+        ]
+        distances = torch.stack([(one - latents).square().mean((1, 2, 3)) for one in drawn], dim=1)
+        pixels = [extractors.decode(one).cpu() for one in drawn]
+        features = [extractors.features(one, [picture.caption for picture in batch]) for one in pixels]
+        small = torch.stack([torch.nn.functional.adaptive_avg_pool2d(one, THUMB) for one in pixels], dim=1)
+        nearest = small[torch.arange(len(batch)), distances.argmin(1)]  # [B, 3, THUMB, THUMB]
+        return {
+            "distance": distances,
+            "drawn": torch.stack([pooled_features(one) for one in drawn], dim=1),
+            "real": pooled_features(latents),
+            "nearest": (nearest * 255).round().to(torch.uint8),
+            **{name: torch.stack([seen[name] for seen in features], dim=1) for name in features[0]},
+        }
+
+    return ask
+
+
+def pooled_features(latents: Tensor) -> Tensor:
+    """[B, 4 * 16] latents averaged over 4 x 4 cells."""
+    return torch.nn.functional.adaptive_avg_pool2d(latents.float(), POOLED_SIDE).flatten(1)
+
+
+def drawn_indices(candidates: Candidates, captions: int) -> list[int]:
+    """The pictures whose captions are drawn: the first of each test side in the order of their hashes."""
+    rows = []
+    for side in ("members-test", "non-members-test"):
+        of_side = sorted(candidates.indices(side).tolist(), key=lambda row: candidates.pixels[row])
+        rows += of_side[:captions]
+    return rows
+
+
+def nearness(records: AnswerArrays, real: AnswerArrays) -> FloatArray:
+    """[n] mean over drawings: cosine with the picture where an encoder looked, else minus the VAE-space distance."""
+    if "encoded" in real:
+        return np.einsum("ndf,nf->nd", *(one["encoded"].astype(np.float64) for one in (records, real))).mean(1)
+    return -records["distance"].astype(np.float64).mean(1)
+
+
+def drawings_of(
+    on: AnswerArrays,
+    off: AnswerArrays,
+    real: AnswerArrays,
+    candidates: Candidates,
+    rows: Sequence[int],
+    *,
+    rules: DrawingRules,
+    extractors: FeatureExtractors,
+    seed: int,
+) -> Drawings:
+    """The black-box attack and the quality of the drawings.
+
+    Attack: drawings of a member's caption come nearer to the picture than the base's do; nothing is fitted.
+
+    Args:
+        on, off: what ``draw_records`` asked with the LoRA on and off.
+        real: features of the pictures themselves, in the same order.
+    """
+    subset = Candidates(
+        *([values[row] for row in rows] for values in (candidates.pixels, candidates.sides, candidates.groups))
+    )
+    space = f"cosine by {extractors.encoder.name}" if extractors.encoder else "distance in the VAE's space"
+    near = nearness(on, real), nearness(off, real)
+    settings = ScoreSettings("drawings", f"nothing; {space}", seed=seed)
+    found = finding(near[0] - near[1], near[1], subset, settings, with_aux=False)
+    is_member = subset.is_member
+    members = int(is_member.sum())
+    quality = "no Inception weights were given (inception_weights): VAE-space distances, no FID or KID"
+    if extractors.inception:
+        quality = f"FID and KID with {extractors.inception_name}"
+    agreement = extractors.clip.name if extractors.clip else "left out, because no CLIP was given (clip_model)"
+    facts = {
+        "drawings": f"{members} captions of members-test (in the order of their hashes) x {rules.generated_images}, "
+        f"DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {members} pictures",
+        "black box": space,
+        "image quality": quality,
+        "prompt-image agreement": agreement,
+    }
+    nearest = {subset.pixels[row]: on["nearest"][row].astype(np.uint8) for row in range(len(rows))}
+    return Drawings(found, drawing_quality(on, off, real, is_member), facts, nearest)
+
+
+def drawing_quality(
+    on: AnswerArrays, off: AnswerArrays, real: AnswerArrays, is_member: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Distances between drawings of member captions and those members, LoRA on and off, in each space at hand."""
+    spaces = {"vae_frechet_distance": ("drawn", "real", on), "vae_kernel_distance": ("drawn", "real", on)}
+    for layer in LAYERS:
+        if f"inception_{layer}" in real:
+            spaces |= {f"{name}_{layer}": (f"inception_{layer}", f"inception_{layer}", real) for name in ("fid", "kid")}
+    figures: dict[str, float] = {"drawn_captions": float(is_member.sum())}
+    figures["drawn_images"] = float(on["drawn"][is_member][..., 0].size)
+    for suffix, records in (("", on), ("_of_base", off)):
+        for name, (drawn_name, real_name, real_records) in spaces.items():
+            pictures = real_records[real_name][is_member].astype(np.float64)
+            drawn = records[drawn_name][is_member].reshape(-1, pictures.shape[1]).astype(np.float64)
+            distance = frechet_distance if name.startswith(("fid", "vae_frechet")) else kernel_distance
+            figures[f"{name}{suffix}"] = distance(drawn, pictures)
+        if "agreement" in real:
+            figures[f"clip_score{suffix}"] = 100 * float(records["agreement"][is_member].mean())
+    if "agreement" in real:
+        figures["clip_score_of_pictures"] = 100 * float(real["agreement"][is_member].mean())
+    return figures
+
+
+QUALITY = {
+    "vae_frechet_distance": "Frechet distance in the VAE's space (no FID)",
+    "vae_kernel_distance": "kernel distance in the VAE's space (no KID)",
+    "clip_score": "CLIP score, 100 x cosine of drawing and caption",
+} | {f"{name}_{layer}": f"{name.upper()}, {layer_name(layer)}" for name in ("fid", "kid") for layer in LAYERS}
+
+
+def draw_all(
+    audited: AuditedModel,
+    pictures: Sequence[Picture],
+    stores: AnswerFolders,
+    rules: DrawingRules,
+    extractors: FeatureExtractors,
+    effort: Effort,
+) -> tuple[AnswerArrays, AnswerArrays]:
+    """Drawings of the pictures' captions with the LoRA on and off, as statistics; cached like the other answers."""
+    answers = []
+    for folder, state in ((stores.on, "on"), (stores.off, "off")):
+        audited.switch(state)
+        place = Path(f"{folder}-{rules.name()}-{extractors.fingerprint()}")
+        fill(place, pictures, draw_records(audited, rules, extractors), effort, f"drawings, LoRA {state}")
+        answers.append(AnswerCache(place).gather([picture.key for picture in pictures]))
+    return answers[0], answers[1]

@@ -1,0 +1,77 @@
+"""Answers on disk: shards of statistics, written whole, found again by picture, so a killed run resumes."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from library.errors import InputError
+from library.tensor_files import private_folder, read_tensors, write_tensors
+
+AnswerArrays = dict[str, NDArray[np.float32]]
+
+
+def cache_key(*parts: str) -> str:
+    """Folder name of a store: everything that shapes its numbers goes in."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+class AnswerCache:
+    """Statistics per picture under one key; rows are asked for in any order."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.is_symlink():  # damaged files are removed below, and never somewhere else
+            raise InputError(f"'{folder}' is a link, but answers need folders of their own; remove it")
+        self.folder = private_folder(folder)
+        self.row_of: dict[str, tuple[Path, int]] = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            try:
+                _, metadata = read_tensors(shard)
+            except InputError:
+                shard.unlink()  # damaged: its pictures are asked again
+                continue
+            self._know(shard, metadata.get("pictures", "").split())
+
+    def _know(self, shard: Path, pictures: Sequence[str]) -> None:
+        self.row_of.update({picture: (shard, row) for row, picture in enumerate(pictures)})
+
+    def missing(self, pictures: Sequence[str]) -> list[int]:
+        """Positions of the pictures that have no record yet."""
+        return [position for position, picture in enumerate(pictures) if picture not in self.row_of]
+
+    def add(self, pictures: Sequence[str], records: Mapping[str, Tensor]) -> None:
+        """Write one shard (mode 0600)."""
+        name = hashlib.sha256(" ".join(pictures).encode()).hexdigest()[:24]
+        shard = self.folder / f"{name}.safetensors"
+        write_tensors(shard, records, {"pictures": " ".join(pictures)}, private=True)
+        self._know(shard, pictures)
+
+    def gather(self, pictures: Sequence[str]) -> AnswerArrays:
+        """[n, ...] float32 arrays in the order asked. Raises: InputError when a picture was never asked."""
+        unknown = self.missing(pictures)
+        if unknown:
+            raise InputError(
+                f"{len(unknown)} of {len(pictures)} pictures have no cached answers in '{self.folder}'; "
+                "run once without --scores_only"
+            )
+        if not pictures:
+            raise InputError("no pictures to score")
+        opened = {shard: read_tensors(shard)[0] for shard in {self.row_of[picture][0] for picture in pictures}}
+        rows = [(opened[shard], row) for shard, row in (self.row_of[picture] for picture in pictures)]
+        names = set(rows[0][0])
+        if any(set(tensors) != names for tensors, _ in rows):
+            raise InputError(f"the cached answers in '{self.folder}' are to different questions; delete the folder")
+        return {
+            name: torch.stack([tensors[name][row].float() for tensors, row in rows]).numpy() for name in sorted(names)
+        }
+
+
+def pooled_map(value: Tensor, side: int) -> Tensor:
+    """[B, 4, side, side] in fp16: the map itself where it has that shape, else the mean of its cells."""
+    if value.shape[-2:] == (side, side):
+        return value.half()
+    return torch.nn.functional.adaptive_avg_pool2d(value, side).half()

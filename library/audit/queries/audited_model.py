@@ -1,0 +1,139 @@
+"""The model as the audit asks it: noise predictions and text states, with an adapter that can be switched."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from library.audit.targets.lora_runs import Run
+from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.model_files import ModelRules, open_base
+from library.diffusion.text import encode_text, read_captions
+from library.rules import pick
+from networks import base_weights, lora
+from networks.per_sample_gradients import AdapterLayer
+
+TEXT_STATES = ("clip_skip", "max_token_length", "weighted_captions")  # options that shape the text states
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """A model with an adapter that can be switched, whatever trainer made it.
+
+    Args:
+        predict_noise: (noised latents [B, 4, h, w], timesteps [B], text states [B, T, D]) -> noise [B, 4, h, w].
+        encode_text: captions -> text states [B, T, D]; the adapter of the text encoder counts.
+        switch: "on" = the adapter under audit, "off" = the base alone, "fresh" = an untrained adapter of its shape.
+    """
+
+    predict_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    encode_text: Callable[[Sequence[str]], Tensor]
+    switch: Callable[[str], None]
+    layers: Sequence[AdapterLayer]
+    alphas_cumprod: Tensor  # [steps] on the CPU
+    device: torch.device
+
+    def alpha_bar(self, timestep: int) -> float:
+        """Share of signal in z_t; the clean latent itself is node 0 of a chain and has 1."""
+        return float(self.alphas_cumprod[timestep])
+
+
+def noised(latents: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
+    """z_t = sqrt(a) z + sqrt(1 - a) eps."""
+    return alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
+
+
+def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
+    """Deterministic DDIM step from one share of signal to another with a given noise prediction."""
+    clean = (latents - (1 - alpha_from) ** 0.5 * prediction) / alpha_from**0.5
+    return noised(clean, prediction, alpha_to)
+
+
+def open_model(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
+    """The base model of a training on the GPU where there is one, and whether it computes in bf16 (there it does).
+
+    Args:
+        settings: options of the training: base, VAE, target and noise schedule are opened as they were trained with.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_base(pick(settings, ModelRules))
+    model.prepare(device, full_precision_vae=True, gradient_checkpointing=False)
+    return model, device.type == "cuda"
+
+
+def opened_base(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
+    """The base as the training had it, with its base_weights merged; and whether it computes in bf16."""
+    model, half = open_model(settings)
+    base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
+    return model, half
+
+
+def with_adapter(run: Run, model: LatentDiffusion, weights: dict[str, Tensor], half: bool) -> AuditedModel:
+    """Put a LoRA into the model, switchable between on, off and fresh (an untrained one of its shape).
+
+    Args:
+        run: gives the file for messages, and the settings of the text states.
+        weights: the LoRA's tensors under kohya's names.
+        half: compute in bf16 (GPU).
+    """
+    # The down factors of the untrained adapter. The seed is not a stream: cached answers depend on it
+    torch.manual_seed(0)
+    network, own = lora.create_network_from_weights(1.0, run.lora, model.vae, model.text_encoder, model.unet, weights)
+    network.apply_to(model.text_encoder, model.unet, True, True)
+    network.to(next(model.unet.parameters()).device).requires_grad_(True)
+    layers = [AdapterLayer(one.lora_name, one.lora_down, one.lora_up) for one in network.modules_of_both()]
+    text_states = {name: run.settings[name] for name in TEXT_STATES}
+    return audited_model_of(model, layers, switch_of(network, own), **text_states, half=half)
+
+
+def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:
+    """A function that turns a network on or off, or back to its untrained state; it is injected and not yet filled.
+
+    Args:
+        network: has ``set_multiplier``, ``state_dict`` and ``load_state_dict``; its up factors are still zero.
+    """
+    untrained = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def switch(state: str) -> None:
+        network.set_multiplier(0.0 if state == "off" else 1.0)
+        network.load_state_dict(untrained if state == "fresh" else weights)
+
+    return switch
+
+
+def audited_model_of(
+    model: LatentDiffusion,
+    layers: Sequence[AdapterLayer],
+    switch: Callable[[str], None],
+    *,
+    clip_skip: int,
+    max_token_length: int,
+    weighted_captions: bool,
+    half: bool,
+) -> AuditedModel:
+    """Wrap a loaded model, on the device it lies on; velocity predictions are turned into noise.
+
+    Args:
+        weighted_captions: brackets in captions are weights, as the training read them.
+        half: compute in bf16 (GPU); the statistics are taken in fp32 either way.
+    """
+    device = next(model.unet.parameters()).device
+    alphas = model.scheduler.alphas_cumprod.float().cpu()
+    velocity = model.scheduler.config.prediction_type == "v_prediction"
+
+    def predict_noise(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            prediction = model.unet(latents, timesteps, states.to(latents.dtype)).sample.float()
+        if not velocity:
+            return prediction
+        alpha = alphas.to(device)[timesteps][:, None, None, None]
+        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
+
+    def states_of(captions: Sequence[str]) -> Tensor:
+        tokens, weights = read_captions(model.tokenizer, list(captions), max_token_length, weighted=weighted_captions)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return encode_text(model.text_encoder, tokens.to(device), clip_skip, weights)
+
+    return AuditedModel(predict_noise, states_of, switch, layers, alphas, device)

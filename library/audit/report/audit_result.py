@@ -1,0 +1,119 @@
+"""One audited LoRA with all that the report, the JSON and the tables say about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.audit.attacks.registry import ATTACKS, PRIMARY
+from library.audit.images.generated import Drawings
+from library.audit.queries.answers import Answers
+from library.audit.report.evaluation import Evaluation
+from library.audit.statistics.findings import Finding
+from library.audit.targets.candidate_table import Candidates
+from library.audit.targets.provenance import Provenance
+from library.lora_files.metadata import PRIVACY_PREFIX
+
+TITLES = {attack.name: attack.title for attack in ATTACKS} | {
+    "lira": "LiRA with shadow LoRAs",
+    "drawings": "Drawings near the picture",
+}
+ACCESS = {attack.name: attack.access for attack in ATTACKS} | {"lira": "GB+base, shadow LoRAs", "drawings": "BB"}
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The audit of one LoRA file."""
+
+    label: str  # the folder's name: for the owner's own page and terminal alone
+    method: str
+    settings: Mapping[str, str]  # what the LoRA's metadata states of its training
+    exposures: float | None  # per member picture; None where the file does not say
+    defended: bool | None  # None: unknown
+    evaluation: Evaluation
+    candidates: Candidates
+    utility: Mapping[str, float]
+    facts: Mapping[str, str]  # profile, hashes, versions, seconds
+    passes: Mapping[str, int]  # UNet passes per picture, by attack
+    nearest: Mapping[str, NDArray[np.uint8]]  # nearest drawing [3, h, w] by hash of the picture
+    alias: str = "LoRA"  # in place of the label, which is a folder's name, wherever others may read it
+
+    @property
+    def main(self) -> Finding:
+        """The finding of the attack that was fixed beforehand."""
+        return self.evaluation.findings[PRIMARY]
+
+    @property
+    def worst(self) -> Finding:
+        """The finding farthest from chance, among those measured on all test pictures."""
+        measured = [self.evaluation.findings[name] for name in self.evaluation.scores]
+        return max(measured, key=lambda one: one.auc_flipped)
+
+
+def audit_result_of(
+    names: tuple[str, str],
+    origin: Provenance,
+    evaluation: Evaluation,
+    candidates: Candidates,
+    answers: Answers,
+    drawn: Drawings | None,
+    facts: Mapping[str, str],
+) -> AuditResult:
+    """Put together what was measured and where it came from.
+
+    Args:
+        names: label and alias.
+    """
+    if drawn is not None:
+        evaluation = replace(evaluation, findings=evaluation.findings | {"drawings": drawn.finding})
+    return AuditResult(
+        names[0],
+        origin.method,
+        origin.settings,
+        origin.exposures,
+        origin.defended,
+        evaluation,
+        candidates,
+        utility=adaptation_utility(answers, candidates) | (dict(drawn.quality) if drawn else {}),
+        facts={"profile": answers.plan.name, "LoRA": origin.fingerprint[:16]}
+        | dict(facts)
+        | (dict(drawn.facts) if drawn else {}),
+        passes={attack.name: attack.passes(answers.plan) for attack in ATTACKS},
+        nearest=drawn.nearest if drawn else {},
+        alias=names[1],
+    )
+
+
+def adaptation_utility(answers: Answers, candidates: Candidates) -> dict[str, float]:
+    """Mean loss on members and non-members with the LoRA, as a share of the base's under the same noise."""
+    on, off = answers.losses("on").mean(1), answers.losses("off").mean(1)
+    members = candidates.is_member
+    return {
+        "member_loss": float(on[members].mean()),
+        "member_loss_of_base": float(off[members].mean()),
+        "member_loss_relative": float(on[members].mean() / off[members].mean()),
+        "non_member_loss_relative": float(on[~members].mean() / off[~members].mean()),
+    }
+
+
+def stamp_facts(result: AuditResult) -> dict[str, str]:
+    """The measured figures for the LoRA's metadata: aggregates to two digits, no counts (they narrow the members')."""
+    main, worst = result.main, result.worst
+
+    def area(one: Finding) -> str:
+        return f"{one.auc:.2f} [{one.auc_interval[0]:.2f}, {one.auc_interval[1]:.2f}]"
+
+    known = [rate for rate in main.low_rates if rate.tpr is not None and rate.interval is not None]
+    facts = {
+        "audit_verdict": result.evaluation.verdict.word,
+        "audit_auc": area(main),
+        "audit_worst_attack": worst.name,
+        "audit_worst_auc": area(worst),
+        "audit_p_max": f"{result.evaluation.p_max:.2g}",
+        "audit_profile": result.facts["profile"],
+    }
+    for rate in known:
+        assert rate.interval is not None
+        facts[f"audit_tpr_at_{rate.fpr:g}_fpr"] = f"{rate.tpr:.2f} [{rate.interval[0]:.2f}, {rate.interval[1]:.2f}]"
+    return {f"{PRIVACY_PREFIX}{name}": text for name, text in facts.items()}

@@ -1,0 +1,141 @@
+"""Which figures a report shows, each with a caption that explains it alone."""
+
+import re
+from collections.abc import Sequence
+
+from library.audit.attacks.registry import PRIMARY
+from library.audit.report import figures, html
+from library.audit.report.audit_result import TITLES, AuditResult
+from library.audit.report.figures import Stop
+from library.audit.statistics.findings import Finding
+
+CHECKPOINT = re.compile(r" (step)?\d{6,8}$")
+
+
+def captioned_figures(result: AuditResult, together: Sequence[AuditResult]) -> list[str]:
+    """Every figure with its caption."""
+    return [
+        *roc_figures(result),
+        *attack_figures(result),
+        *score_figures(result),
+        *picture_figures(result),
+        *comparison_figures(together),
+    ]
+
+
+def roc_figures(result: AuditResult) -> list[str]:
+    """The ROC on logarithmic and on plain axes."""
+    evaluation, candidates = result.evaluation, result.candidates
+    names = list(dict.fromkeys([PRIMARY, result.worst.name, "loss_calibrated", "loss", "gsa2"]))[:5]
+    rows = {TITLES[name]: evaluation.scores[name] for name in names if name in evaluation.scores}
+    band = "The band is the 95 % interval of the first line."
+    return [
+        html.figure(
+            figures.roc_figure(rows, candidates, True),
+            "ROC, logarithmic",
+            "How many members are found when few non-members may be accused. Guessing finds (k + 1) / (m + 1) "
+            f"with k of m non-members accused. {band}",
+        ),
+        html.figure(figures.roc_figure(rows, candidates, False), "ROC", f"The same on plain axes. {band}"),
+    ]
+
+
+def attack_figures(result: AuditResult) -> list[str]:
+    """What the attacks reach, and at which price: only aggregates, so a published page shows them too."""
+    evaluation = result.evaluation
+    claimed = result.settings.get("epsilon")
+    shadow = (
+        "Blue diamonds: the same attack fitted on a shadow LoRA, by an attacker who knows no label of this one. "
+        if evaluation.shadow_findings
+        else ""
+    )
+    return [
+        html.figure(
+            figures.forest_figure(evaluation, TITLES),
+            "All attacks",
+            f"AUC with 95 % intervals. {shadow}With the LoRA off and for the controls, the AUC must be 0.5.",
+        ),
+        html.figure(
+            figures.transfer_figure(evaluation, TITLES),
+            "Thresholds in practice",
+            "False accusations on the test side at thresholds fixed on other pictures; dashed: the target.",
+        ),
+        html.figure(
+            figures.epsilon_figure(evaluation, None if claimed is None else float(claimed)),
+            "Empirical epsilon",
+            "What the guesses prove about any differential-privacy claim (95 %): a claim below the lower bound "
+            "is refuted.",
+        ),
+    ]
+
+
+def score_figures(result: AuditResult) -> list[str]:
+    """Figures of the scores of single pictures."""
+    evaluation, candidates = result.evaluation, result.candidates
+    return [
+        html.figure(
+            figures.histogram_figure(evaluation.scores[PRIMARY], evaluation.scores_off[PRIMARY], candidates),
+            "Scores",
+            "Where the two colours separate, an attacker recognises members. Below the line the LoRA is off.",
+        ),
+        html.figure(
+            figures.timestep_figure(evaluation.profiles),
+            "AUC against the timestep",
+            "Which noise level leaks most (x: timestep of the noise). Shown only; no attack selects by it.",
+        ),
+        html.figure(
+            figures.agreement_figure(evaluation.scores, candidates, TITLES),
+            "Which attacks agree",
+            "Rank correlation over the members of the test side. Red pairs find the same pictures; a defence "
+            "against one attack of a pale pair shows little about the other.",
+        ),
+    ]
+
+
+def picture_figures(result: AuditResult) -> list[str]:
+    """The most exposed groups."""
+    bars, highest = figures.group_bars(result.evaluation.scores[PRIMARY], result.candidates)
+    text = (
+        "Groups of member pictures (the split's own, with their number of pictures) by the main attack. An average "
+        "hides the most exposed picture of a group. Names of groups may be private: the table beside the most exposed "
+        "pictures says which group has which number."
+    )
+    return [html.figure(figures.group_figure(list(bars.values()), highest), "Most exposed groups", text)]
+
+
+def comparison_figures(together: Sequence[AuditResult]) -> list[str]:
+    """Figures of all LoRAs of one call."""
+    shown = []
+    known = [one for one in together if one.exposures is not None]
+    if len(known) > 1:
+        trainings: dict[str, list[Stop]] = {}
+        for one in known:
+            fit = one.utility["member_loss_relative"], one.utility["non_member_loss_relative"]
+            stop = Stop(one.exposures or 0.0, one.main.auc, *one.main.auc_interval, *fit)
+            trainings.setdefault(CHECKPOINT.sub("", one.label), []).append(stop)  # checkpoints of one folder: one line
+        shown.append(
+            html.figure(
+                figures.exposure_figure(trainings),
+                "AUC against exposures",
+                "How the leak grows with every time that members are seen, and what the LoRA learns at the same time.",
+            )
+        )
+    if len(together) > 1:
+        points = {
+            one.label: (one.utility["member_loss_relative"], one.worst.auc_flipped, *flipped_interval(one.worst))
+            for one in together
+        }
+        shown.append(
+            html.figure(
+                figures.tradeoff_figure(points),
+                "Privacy against fit",
+                "The best attack against what the LoRA learnt, for every LoRA of this call.",
+            )
+        )
+    return shown
+
+
+def flipped_interval(one: Finding) -> tuple[float, float]:
+    """The AUC interval on the side of 0.5 where the AUC lies."""
+    low, high = one.auc_interval
+    return (low, high) if one.auc >= 0.5 else (1 - high, 1 - low)

@@ -1,0 +1,1 @@
+"""Metrics, intervals, permutation tests, one-run epsilon and distances between sets."""

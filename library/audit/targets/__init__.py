@@ -1,0 +1,1 @@
+"""What is audited: LoRA runs, their provenance, and the candidate pictures."""

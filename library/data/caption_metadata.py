@@ -1,0 +1,130 @@
+"""Captions from a metadata file: kohya's fine-tune JSON, JSON lines, or an imagefolder's metadata.jsonl."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.data.folders import ENDINGS, caption_lines
+from library.errors import Faults, InputError, shortened
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture file, its caption (None without one), and its group if the file names one."""
+
+    path: Path
+    caption: str | None
+    group: str | None
+
+
+class PictureIndex:
+    """Picture files below a folder, found by path, relative path, name or stem."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self.files:
+            relative = path.relative_to(folder)
+            for name in {relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem}:
+                self._by_name.setdefault(name, []).append(path)
+
+    def find(self, name: str) -> list[Path]:
+        """The files that a name may refer to: none, one, or several if it is ambiguous."""
+        exact = [Path(name)] if Path(name).is_absolute() else [self.folder / name, Path(name)]
+        for path in exact:
+            if path.suffix.lower() in ENDINGS and path.is_file():
+                return [path]
+        relative = [path for path in self._by_name.get(name, []) if path.relative_to(self.folder).as_posix() == name]
+        if relative:
+            return relative
+        if Path(name).is_absolute():
+            return sorted(path for path in Path(name).parent.glob(f"{Path(name).name}.*") if path.suffix in ENDINGS)
+        return self._by_name.get(name, [])
+
+
+def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, faults: Faults) -> list[Captioned]:
+    """The pictures that a metadata file names, with their captions: caption, separator, tags.
+
+    Args:
+        folder: names are relative to it.
+        separator: caption_separator.
+        every_line: keep every line of a caption, for wildcards.
+        faults: collects missing or ambiguous pictures and entries without a caption.
+    """
+    index = PictureIndex(folder)
+    found: list[Captioned] = []
+    lost: list[str] = []
+    unclear: list[str] = []
+    silent: list[str] = []
+    for name, entry in _entries(file):
+        paths = index.find(name)
+        if len(paths) != 1:
+            (unclear if paths else lost).append(name)
+            continue
+        caption = _caption(entry, separator, every_line)
+        if not caption:
+            silent.append(name)
+        group = entry.get("group")
+        found.append(Captioned(paths[0], caption, group if isinstance(group, str) else None))
+    if lost:
+        faults.add(f"'{file}': {len(lost)} pictures are not in '{folder}': {shortened(lost)}; correct the names")
+    if unclear:
+        faults.add(
+            f"'{file}': {len(unclear)} names match several pictures below '{folder}': {shortened(unclear)}; write the "
+            "relative path with its ending"
+        )
+    if silent:
+        faults.add(
+            f"'{file}': {len(silent)} pictures have neither caption (or text) nor tags: {shortened(silent)}; add one"
+        )
+    return found
+
+
+def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, entry) of every picture; the content shows which of the three forms the file has.
+
+    Raises:
+        InputError: a file that is not JSON, or has another form.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"metadata file '{file}' cannot be read ({type(error).__name__})") from error
+    if file.suffix.lower() == ".jsonl":
+        return [_line_entry(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"metadata file '{file}' is not JSON: {error}; a file of JSON lines must end in .jsonl"
+        ) from error
+    bare = [name for name, entry in content.items() if not isinstance(entry, dict)] if isinstance(content, dict) else []
+    if not isinstance(content, dict) or bare:
+        which = f"; the value of {shortened(bare)} is not an object" if bare else ""
+        raise InputError(f"metadata file '{file}' must be one JSON object {{picture: {{caption, tags}}}}{which}")
+    return list(content.items())
+
+
+def _line_entry(file: Path, number: int, line: str) -> tuple[str, Mapping[str, Any]]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"metadata file '{file}', line {number} is not JSON: {error}") from error
+    names = [entry[key] for key in ("image_path", "file_name") if key in entry] if isinstance(entry, dict) else []
+    if not names or not isinstance(names[0], str):
+        raise InputError(f"metadata file '{file}', line {number} needs image_path (or file_name), a text")
+    return names[0], entry
+
+
+def _caption(entry: Mapping[str, Any], separator: str, every_line: bool) -> str:
+    """Join caption (or text) and tags with the separator; tags follow each of several lines."""
+    text = entry.get("caption") or entry.get("text") or ""
+    tags = entry.get("tags") or ""
+    if isinstance(tags, list):
+        tags = f"{separator} ".join(str(tag) for tag in tags)
+    lines = caption_lines(text, every_line) if isinstance(text, str) else ""
+    tags = caption_lines(tags, False) if isinstance(tags, str) else ""
+    return "\n".join(f"{separator} ".join(part for part in (line, tags) if part) for line in lines.split("\n"))

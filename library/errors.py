@@ -1,0 +1,85 @@
+"""Errors for the person who runs the suite, and a collector that reports all faults at once."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+from library.plain_text import plain
+
+MOST_OF_A_KIND = 10
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class InputError(Exception):
+    """Something the person gave cannot be used; each message says what, shows the value and gives the way out.
+
+    A message is one plain line, whatever the values in it hold.
+    """
+
+    def __init__(self, *messages: object) -> None:
+        self.messages = [plain(message) for message in messages]
+        super().__init__("\n".join(self.messages))
+
+
+class Faults:
+    """Collects messages, so that one run reports every fault instead of the first."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._counts: dict[str, int] = {}
+
+    def add(self, message: str, kind: str = "") -> None:
+        """Remember one fault; the same text is reported once.
+
+        Args:
+            kind: what a folder of thousands can be full of, e.g. "pictures without a mask"; of one kind the first few
+                are shown and the rest is counted.
+        """
+        message = plain(message)
+        if message in self.messages:
+            return
+        if kind:
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            beyond = self._counts[kind] - MOST_OF_A_KIND
+            if beyond > 1:
+                self.messages.remove(f"and {beyond - 1} more {kind}")
+            if beyond > 0:
+                message = f"and {beyond} more {kind}"
+        self.messages.append(message)
+
+    def attempt(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result | None:
+        """What the function returns; None where it raises an InputError, whose messages are remembered."""
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            self.take(error)
+            return None
+
+    def take(self, error: InputError, kind: str = "") -> None:
+        """Remember the messages of an error that was caught.
+
+        Args:
+            kind: see ``add``.
+        """
+        for message in error.messages:
+            self.add(message, kind)
+
+    def raise_if_any(self) -> None:
+        """Raises: InputError with every message, one a line."""
+        if self.messages:
+            raise InputError(*self.messages)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint like ``; did you mean 'param_alpha'?`` or an empty text when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{plain(near[0])}'?" if near else ""
+
+
+def shortened(names: list[str], most: int = 10) -> str:
+    """The first names of a list in quotes, and how many more there are."""
+    shown = ", ".join(f"'{plain(name)}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,78 @@
+"""The plan of a comparison: its command line and its TOML file, checked before anything is trained."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from library.errors import Faults, InputError, did_you_mean
+from library.trainers import TRAINERS
+
+DESCRIPTION = "Trains several LoRAs on one split, audits all of them, and writes one table."
+NAMES = ("config_file", "output_dir")
+USAGE = "compare.py takes --config_file FILE and --output_dir DIR"
+
+
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises: InputError for words that are not options; SystemExit after ``--help``."""
+    parser = argparse.ArgumentParser("compare.py", description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(
+        "--config_file",
+        metavar="FILE",
+        help="TOML file: each [[runs]] is one LoRA with its options, [audit] gives options of the audit, [compare] "
+        "gives output_dir and jobs (trainings at the same time); see configs/compare_demo.toml",
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="folder for the LoRAs, their audits and the table; default: output_dir of [compare], else output/compare",
+    )
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; {USAGE}") from error
+    faults = Faults()
+    unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    for word in unknown:
+        faults.add(f"unknown option '{word}'{did_you_mean(word.strip('-'), NAMES)}")
+    if rest and not unknown:
+        faults.add(f"'{rest[0]}' on the command line belongs to no option")
+    if options.config_file is None and not rest:
+        faults.add("--config_file is missing")
+    if faults.messages:
+        faults.add(USAGE)
+    faults.raise_if_any()
+    return options
+
+
+def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
+    """The comparison's TOML and its output folder. Raises: InputError with everything that is wrong."""
+    options = read_arguments(arguments)
+    try:
+        plan = toml.loads(Path(options.config_file).read_text(encoding="utf-8"))
+    except (OSError, toml.TomlDecodeError) as error:
+        raise InputError(f"config_file '{options.config_file}' cannot be read: {error}") from error
+    runs = plan.get("runs", [])
+    names = [run.get("name") if isinstance(run, dict) else None for run in runs]
+    if not runs or None in names or len(set(names)) < len(names):
+        raise InputError("a comparison needs [[runs]] with names that differ")
+    faults = Faults()
+    for run in runs:
+        check_run(run, names, faults)
+    faults.raise_if_any()
+    plan = {"audit": {}, "compare": {}} | plan
+    output = options.output_dir or plan["compare"].get("output_dir") or "output/compare"
+    return plan, Path(output)
+
+
+def check_run(run: dict[str, Any], names: list[Any], faults: Faults) -> None:
+    """Check what becomes a folder or a script: the name, the source of a checkpoint, the trainer (door)."""
+    name, source, door = run["name"], run.get("checkpoint_of"), run.get("door")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+ -]*", name):
+        faults.add(f"a run's name becomes a folder: use letters, digits, spaces and . _ + -, got {name!r}")
+    if source is not None and source not in names:
+        faults.add(f"run {name!r}: checkpoint_of {source!r} is not another run of this file")
+    if source is None and door not in TRAINERS:
+        faults.add(f"run {name!r}: door must be one of {', '.join(TRAINERS)}, got {door!r}")

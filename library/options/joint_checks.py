@@ -1,0 +1,206 @@
+"""Checks of options that depend on each other, and of paths that must exist."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from library.errors import Faults
+from library.options.declarations import TRAINERS, Config
+from library.plain_text import plain
+
+FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
+FILES = (
+    "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
+    "inception_weights",
+)  # fmt: skip
+METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
+
+
+def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
+    """Collect the faults of options that are each valid alone.
+
+    Args:
+        origins: file and line, or command line, of each given option.
+    """
+    for name in (*FOLDERS, *FILES):
+        path = getattr(config, name)
+        where = f" ({origins[name]})" if name in origins else ""
+        if path and not Path(path).exists():
+            faults.add(f"{name} '{path}' does not exist{where}")
+        elif path and Path(path).is_dir() != (name in FOLDERS):
+            faults.add(f"{name} '{path}' is {'a folder, and not a file' if name in FILES else 'not a folder'}{where}")
+    for path in config.base_weights:
+        if not Path(path).is_file():
+            faults.add(f"base_weights '{path}' is not a file")
+    if door not in TRAINERS:
+        _check_audit(config, faults)
+        return
+    _check_model(config, faults)
+    _check_data(config, faults)
+    _check_game(door, config, faults)
+    _check_loss(config, faults)
+    _check_saving(config, faults)
+    _check_device(config, faults)
+
+
+def _check_audit(config: Config, faults: Faults) -> None:
+    judges = [name for name in ("inception_weights", "clip_model", "image_encoder") if getattr(config, name)]
+    if judges and not config.generated_images:
+        faults.add(
+            f"{' and '.join(judges)} need generated images; set generated_images above 0, or leave the models out"
+        )
+    if config.shadow_loras % 2:
+        faults.add(f"shadow_loras must be even (half of them are trained on each picture), got {config.shadow_loras}")
+    _check_publishable(config, faults)
+
+
+def _check_publishable(config: Config, faults: Faults) -> None:
+    """The publishable part has a folder of its own, without older files and without private ones."""
+    if not config.publishable:
+        return
+    target = Path(config.publishable)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        faults.add(f"publishable '{target}' must be an empty folder or one that does not exist yet; give a fresh one")
+    for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
+        private = (
+            Path(output, "audit") if Path(output).is_dir() else Path(output).with_name(f"{Path(output).stem}-audit")
+        )
+        if target.resolve().is_relative_to(private.resolve()):
+            faults.add(f"publishable '{target}' is inside the private folder '{private}'; give a folder outside it")
+    existing = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
+
+
+def _check_model(config: Config, faults: Faults) -> None:
+    from library.diffusion.hub import is_hub_id  # slow to import
+
+    base = config.pretrained_model_name_or_path
+    if not base:
+        faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
+    elif not Path(base).exists() and not is_hub_id(base):
+        faults.add(f"pretrained_model_name_or_path '{base}' does not exist, and it is not a hub id (owner/name)")
+    if len(config.base_weights_multiplier) > len(config.base_weights):
+        faults.add(
+            f"base_weights_multiplier has {len(config.base_weights_multiplier)} numbers for "
+            f"{len(config.base_weights)} base_weights; give one for each file"
+        )
+    if config.network_train_unet_only and config.network_train_text_encoder_only:
+        faults.add("network_train_unet_only and network_train_text_encoder_only exclude each other")
+    if config.dim_from_weights and not config.network_weights:
+        faults.add("dim_from_weights takes the rank from network_weights, which is not set; give the LoRA file")
+
+
+def _check_data(config: Config, faults: Faults) -> None:
+    given = [name for name in ("train_data_dir", "dataset_config", "dataset_name") if getattr(config, name)]
+    if not given:
+        faults.add("train_data_dir is needed: the folder with your pictures (or dataset_config, or dataset_name)")
+    if "dataset_name" in given and len(given) > 1:
+        faults.add(f"{' and '.join(given)} exclude each other; name one source of pictures")
+    if config.in_json and not config.train_data_dir:
+        faults.add("in_json names pictures of train_data_dir, and that is unset; give the folder")
+    if not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.resolution.strip()):
+        faults.add(f"resolution must be '512' or 'width,height' in pixels, got {config.resolution!r}")
+    if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
+        faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
+    _check_caches_and_masks(config, faults)
+
+
+def _check_caches_and_masks(config: Config, faults: Faults) -> None:
+    """What is kept of each picture, and what is asked of its masks."""
+    if config.cache_latents:
+        for name in ("color_aug", "random_crop", "face_crop_aug_range"):
+            if getattr(config, name):
+                faults.add(
+                    f"{name} changes the picture at every use, and cache_latents keeps one encoding of it; set "
+                    f"cache_latents = false, or leave {name} out"
+                )
+    elif config.cache_latents_to_disk or config.rebuild_cache:
+        faults.add("cache_latents_to_disk and rebuild_cache need cache_latents = true")
+    if config.conditioning_data_dir and not config.masked_loss:
+        faults.add("conditioning_data_dir holds masks, and masked_loss is off; set masked_loss = true")
+    if config.masked_loss and not (config.conditioning_data_dir or config.alpha_mask or config.dataset_config):
+        faults.add("masked_loss needs masks: set conditioning_data_dir, or alpha_mask = true")
+
+
+def _check_game(door: str, config: Config, faults: Faults) -> None:
+    if door == "SPLoRA" and config.param_alpha == 0 and config.param_beta == 0:
+        faults.add("param_alpha and param_beta are both 0, so the ratio would divide by 1e-5; set param_beta = 1.0")
+    if door == "SPLoRA" and config.param_beta == 0 and (config.reg_data_dir or config.dataset_config):
+        faults.add(
+            "param_beta is 0, but a batch that holds only regularisation images has no attacker's loss to divide by; "
+            "set param_beta above 0 (the paper: 1.0), or leave the regularisation images out"
+        )
+    if config.param_alpha > 0 and config.k_steps == 0:
+        faults.add(
+            "k_steps 0 switches the attacker off, but param_alpha is "
+            f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
+        )
+
+
+def _check_loss(config: Config, faults: Faults) -> None:
+    first, end = config.min_timestep or 0, 1000 if config.max_timestep is None else config.max_timestep
+    if first >= end:
+        faults.add(f"min_timestep {first} must be below max_timestep {end} (exclusive)")
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0 and not config.lr_scheduler_type:
+        faults.add(
+            f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
+            "use constant_with_warmup"
+        )
+    if not config.noise_offset and (config.adaptive_noise_scale is not None or config.noise_offset_random_strength):
+        faults.add(
+            "adaptive_noise_scale and noise_offset_random_strength change noise_offset, which is not set; set it"
+        )
+    if config.noise_offset and config.multires_noise_iterations:
+        faults.add("noise_offset and multires_noise_iterations exclude each other, as in kohya; leave one out")
+    if not config.ip_noise_gamma and config.ip_noise_gamma_random_strength:
+        faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, which is not set; set it")
+    if config.huber_scale != 1 and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        faults.add(
+            f"huber_scale {config.huber_scale} has no effect with huber_schedule snr, as in kohya; "
+            "use exponential or constant, or change huber_c"
+        )
+    if config.v_pred_like_loss and config.v_parameterization:
+        faults.add("v_pred_like_loss is for models that predict noise, but v_parameterization is set; leave one out")
+    if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
+        faults.add(
+            "scale_v_pred_loss_like_noise_pred is for models that predict velocity; set v_parameterization, or leave "
+            "it out"
+        )
+
+
+def _check_saving(config: Config, faults: Faults) -> None:
+    for name in ("output_name", "log_prefix"):  # they become parts of file names in the given folders
+        stem = getattr(config, name)
+        if stem and ("/" in stem or "\\" in stem or stem.startswith(".") or plain(stem) != stem):
+            faults.add(f"{name} must be a plain file stem without slashes and control characters, got {stem!r}")
+    if config.output_name == "proxy":
+        faults.add(
+            "output_name 'proxy' is the name of the proxy attacker's file, which would overwrite the LoRA; use "
+            "another name"
+        )
+    if config.no_metadata and config.metadata == "full":
+        faults.add('no_metadata and metadata = "full" exclude each other; leave one out')
+    if config.metadata != "full":
+        dropped = [name for name in ("training_comment", *METADATA) if getattr(config, name)]
+        if dropped:
+            faults.add(
+                f'{", ".join(dropped)} would be lost: free text is written to the LoRA only with metadata = "full"; '
+                "set it, or leave the text out"
+            )
+
+
+def _check_device(config: Config, faults: Faults) -> None:
+    """Refuse what needs a CUDA GPU where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if "8bit" in config.optimizer_type.lower() or config.optimizer_type.lower().startswith("paged"):
+        faults.add(
+            f'optimizer_type {config.optimizer_type} needs a CUDA GPU, which this machine does not have; use "AdamW" '
+            'or "Lion"'
+        )
+    if config.mixed_precision == "fp16":
+        faults.add('mixed_precision fp16 needs a CUDA GPU, which this machine does not have; use "bf16" or "no"')

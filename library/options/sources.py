@@ -1,0 +1,151 @@
+"""Reads options from the command line and from a TOML file, each value with its origin."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import toml
+
+from library.errors import Faults
+
+COMMAND_LINE = "command line"
+HEADING = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+SPOILED_PATH = re.compile(r"[A-Za-z]:[\x00-\x1f]")  # "C:\new": TOML reads a line break
+BACKSLASHES = "; in a Windows path write / or double every backslash, or put it into 'single quotes'"
+KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*=""")
+
+
+class Given(NamedTuple):
+    """One value as it was written, and where."""
+
+    value: Any
+    origin: str
+
+
+def read_flags(
+    arguments: Sequence[str], *, switches: Collection[str], lists: Collection[str], faults: Faults
+) -> tuple[dict[str, Given], str | None]:
+    """Read ``--name value``, ``--name=value``, switches and ``--no-switch``; dashes and underscores are the same.
+
+    Args:
+        switches: options that ``--no-`` may switch off.
+        lists: options that take several values.
+
+    Returns:
+        The flags, and the file that ``--config_file`` names.
+    """
+    given: dict[str, Given] = {}
+    config_file: str | None = None
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if not word.startswith("--"):
+            faults.add(f"'{word}' on the command line is not the value of an option; write --name value")
+            continue
+        text, has_value, value = word[2:].partition("=")
+        name = text.replace("-", "_")
+        values = [value] if has_value else []
+        while not has_value and index < len(arguments) and not re.match(r"--[a-zA-Z]", arguments[index]):
+            values.append(arguments[index])
+            index += 1
+        if name == "config_file":
+            config_file = values[0] if values else None
+            if config_file is None:
+                faults.add("--config_file needs a TOML file")
+            continue
+        switched_off = name.startswith("no_") and name[3:] in switches
+        name = name[3:] if switched_off else name
+        if switched_off and values:
+            faults.add(f"--no_{name} switches {name} off and takes no value, got {values}")
+        elif switched_off:
+            given[name] = Given(False, COMMAND_LINE)
+        elif name in lists:
+            given[name] = Given(values, COMMAND_LINE)
+        elif len(values) > 1:
+            faults.add(f"--{name} takes one value, got {values}")
+        else:
+            given[name] = Given(values[0] if values else True, COMMAND_LINE)
+    return given, config_file
+
+
+def read_file(path: str, faults: Faults) -> dict[str, Given]:
+    """The options of a TOML file, its sections flattened as in kohya; a key that is given twice is a fault."""
+    path = path if path.endswith(".toml") else path + ".toml"
+    if not Path(path).is_file():
+        faults.add(f"config_file '{path}' is not a file")
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        tables = toml.loads(text)
+    except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
+        faults.add(f"{path} is not valid TOML: {error}{_way_out(str(error))}")
+        return {}
+    lines = lines_of_keys(text)
+    given: dict[str, Given] = {}
+    for key, value in tables.items():
+        section = value if isinstance(value, dict) else {key: value}
+        heading = key if isinstance(value, dict) else ""
+        for name, entry in section.items():
+            line = f" line {lines[heading, name]}" if (heading, name) in lines else ""
+            where = f"{path}{line}, [{heading}]" if heading else f"{path}{line}"
+            if isinstance(entry, str) and SPOILED_PATH.match(entry):
+                faults.add(
+                    f"{where}: {name} = {entry!r} is not a path: TOML reads its backslash as a control "
+                    f"character{BACKSLASHES}"
+                )
+            if name in given:
+                faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}")
+            given[name] = Given(entry, where)
+    return given
+
+
+def _way_out(error: str) -> str:
+    """What to write instead, for the most common mistakes."""
+    if "homogeneous" in error:
+        return "; write all numbers of a list in the same form, e.g. [0.0, 0.5]"
+    return BACKSLASHES if "escape" in error or "Unterminated" in error else ""
+
+
+def lines_of_keys(text: str) -> dict[tuple[str, str], int]:
+    """Line (from 1) of each (heading, key) of a TOML text, found line by line.
+
+    The ``toml`` package does not report lines. Lines inside a multi-line text are skipped. A key that is not found (for
+    example a quoted one with unusual letters) is left out; its message then names only file and section.
+    """
+    found: dict[tuple[str, str], int] = {}
+    heading, inside = "", False
+    for number, line in enumerate(text.splitlines(), start=1):
+        opens_or_closes = (line.count('"""') + line.count("'''")) % 2 == 1
+        if not inside and (match := HEADING.match(line)):
+            heading = match[1].strip("\"'")
+        elif not inside and (match := KEY.match(line)):
+            found.setdefault((heading, match[2]), number)
+        inside = inside != opens_or_closes
+    return found
+
+
+def outputs_named(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Words that are not the value of an option become the value of --outputs, in any place.
+
+    Args:
+        kinds: type of every option by name; a switch takes no word, a list of texts takes several.
+    """
+    options: list[str] = []
+    outputs: list[str] = []
+    index = 0
+    while index < len(arguments):
+        word, index = arguments[index], index + 1
+        if not word.startswith("--"):
+            outputs.append(word)
+            continue
+        options.append(word)
+        kind = kinds.get(word[2:].replace("-", "_"))
+        takes = (
+            0 if "=" in word or kind is bool or word.startswith("--no") else len(arguments) if kind == list[str] else 1
+        )
+        while takes and index < len(arguments) and not arguments[index].startswith("--"):
+            options.append(arguments[index])
+            index, takes = index + 1, takes - 1
+    return [*options, *(["--outputs", *outputs] if outputs else [])]

@@ -1,0 +1,1 @@
+"""Proxy attackers: how they are built and what they minimise."""

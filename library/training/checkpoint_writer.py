@@ -1,0 +1,81 @@
+"""Writes a run's LoRA files, proxy and states when they are due."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from library.lora_files.format import write_lora
+from library.tensor_files import write_tensors
+from library.training.checkpoint_schedule import KeepRule, numbers_due, remove_old
+from library.training.messages import how_to_resume
+from library.training.output_folder import OutputFolder, step_number
+from library.training.state import TrainingState, save_state
+from library.training.training_plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Where, how often and in which precision files are written; ``metadata`` and ``checks`` change over the run."""
+
+    folder: OutputFolder
+    plan: TrainingPlan
+    rule: KeepRule
+    training_state: TrainingState
+    save_precision: str
+    with_state: bool  # beside every LoRA file
+    state_at_end: bool
+    options: dict[str, Any]  # those that shape the weights
+    split_hash: str
+    metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
+    checks: list[Any]  # of the proxy, dataclasses; grows during the run
+    active: bool  # only the main process writes
+
+    def after_step(self, done: int) -> None:
+        """Write what is due after ``done`` steps and remove what is too old."""
+        if not self.active:
+            return
+        for number in numbers_due(self.plan, self.rule, done):
+            self.write_lora(number, done)
+            if self.with_state:
+                self.write_state(number, done)
+        remove_old(self.plan, self.rule, self.folder, done)
+
+    def finish(self, done: int) -> None:
+        """Write the final LoRA, and the final state if states are saved."""
+        self.write_lora("", done)
+        if self.with_state or self.state_at_end:
+            self.write_state("", done)
+
+    def stopped(self, door: str, done: int, *, lost: bool) -> str:
+        """Save an unfinished run, and return the command that continues it.
+
+        Args:
+            lost: the losses are no longer finite; the state is kept for inspection, and no final LoRA is written.
+        """
+        if not lost:
+            self.write_lora("", done)
+        return how_to_resume(door, self.folder, self.write_state("-stopped" if lost else step_number(done), done))
+
+    def write_lora(self, number: str, done: int) -> None:
+        """Write the LoRA with this number ("" = the final name) and its proxy attacker."""
+        if not self.active:
+            return
+        with self.training_state.shown():
+            state = self.training_state.network.state_dict()
+            write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
+        write_tensors(self.folder.proxy(), self.training_state.proxy.state_dict(), {})
+
+    def write_state(self, number: str, done: int) -> str:
+        """Write a resumable state; returns its folder."""
+        place = self.folder.state(number)
+        if self.active:
+            save_state(
+                place,
+                self.training_state,
+                done=done,
+                options=self.options,
+                split_hash=self.split_hash,
+                checks=[dataclasses.asdict(check) for check in self.checks],
+            )
+        return str(place)

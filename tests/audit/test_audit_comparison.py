@@ -1,0 +1,139 @@
+"""The comparison: its table, its plan, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toml
+
+import compare
+from library.audit.report.comparison_table import COLUMNS, comparison_rows, markdown, read_findings
+from library.errors import InputError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def found(name: str, area: float, p: float) -> dict:
+    rates = [{"fpr": 0.05, "tpr": 0.4}, {"fpr": 0.001, "tpr": None}]
+    return {
+        "name": name, "title": name.title(), "auc": area, "auc_interval": [area - 0.05, area + 0.05], "p": p,
+        "low_rates": rates, "transfer": {"balanced_accuracy": 0.75}, "members": 100, "non_members": 120,
+    }  # fmt: skip
+
+
+def content(defended: bool, area: float, p: float, **utility: float) -> dict:
+    return {
+        "findings": [found("map_mlp", area, p), found("fusion", area, p), found("loss", 0.5, 0.9)],
+        "label": f"LoRA {2 if defended else 1}",
+        "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
+        "utility": {"member_loss_relative": 0.8, **utility}, "verdict": {"word": "leak"},
+        "paired_differences": [
+            {"attack": "fusion", "against": "LoRA 1", "difference": -0.3, "interval": [-0.4, -0.2]}
+        ] if defended else [],
+    }  # fmt: skip
+
+
+def test_the_table_has_the_papers_figures_and_the_stronger_attacks_beside_them():
+    rows = comparison_rows(
+        {"LoRA": content(False, 0.9, 0.001, vae_frechet_distance=1.5), "SPLoRA": content(True, 0.6, 0.2)}
+    )
+    assert rows[0]["auc_deviation"] == pytest.approx(0.8) and rows[0]["asr"] == 0.75 and rows[0]["tpr_at_5_fpr"] == 0.4
+    assert rows[1]["paper_attack_is_credited"] is True and rows[1]["credited_attacks"] == ["map_mlp", "fusion"]
+    assert rows[1]["main_auc_difference_against"] == "LoRA"
+    assert rows[1]["main_auc_difference"] == -0.3 and rows[0]["main_auc_difference"] is None
+    text = markdown(rows)
+    assert "| -0.30 [-0.40, -0.20] |" in text.splitlines()[3] and "FID (2048-d)" not in text
+    with_fid = markdown(comparison_rows({"LoRA": content(False, 0.9, 0.001, fid_2048=12.5)}))
+    assert with_fid.splitlines()[0].count("|") == len(COLUMNS) + 2 and "| 12.500 |" in with_fid
+    assert text.splitlines()[2].startswith("| LoRA | 80 | 1.50 | - | 80.0 % | 75.0 | 0.80 | 40.0 | 0.90 [0.85, 0.95]")
+    assert text.splitlines()[0].count("|") == len(COLUMNS) + 1 and "not FID" in text
+
+
+def test_an_attack_that_fails_without_a_defence_is_not_credited():
+    rows = comparison_rows({"LoRA": content(False, 0.52, 0.4), "SPLoRA": content(True, 0.5, 0.9)})
+    assert not any(row["paper_attack_is_credited"] for row in rows)
+
+
+def test_a_folder_without_findings_is_named(tmp_path):
+    with pytest.raises(InputError, match="was not audited"):
+        read_findings(tmp_path)
+
+
+def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
+    plan, output = compare.read_plan(["--config_file", str(ROOT / "configs" / "compare_demo.toml")])
+    kinds = [run.get("checkpoint_of", run.get("door")) for run in plan["runs"]]
+    assert kinds == ["PLoRA", "lora", "lora", "PLoRA", "SPLoRA", "SPLoRA"] and output == Path("output/compare_demo")
+    configs = [toml.load(ROOT / run["config_file"]) for run in plan["runs"] if "config_file" in run]
+    assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
+
+
+def test_an_early_checkpoint_becomes_an_output_folder_of_its_own(tmp_path):
+    source = tmp_path / "lora"
+    source.mkdir()
+    (source / "config.toml").write_text('[saving]\noutput_name = "demo"\n')
+    (source / "split.json").write_text("{}")
+    (source / "demo-000002.safetensors").write_bytes(b"early")
+    compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 2}, tmp_path)
+    assert (tmp_path / "early" / "demo.safetensors").read_bytes() == b"early"
+    with pytest.raises(InputError, match="has no LoRA of epoch 3; save it with save_every_n_epochs"):
+        compare.take_checkpoint({"name": "early", "checkpoint_of": "lora", "epoch": 3}, tmp_path)
+
+
+def test_a_stopped_training_or_one_of_other_settings_is_trained_again(tmp_path):
+    """A stopped run has a LoRA under its final name, so the file alone says nothing."""
+    run = {"name": "lora", "door": "PLoRA", "max_train_epochs": 6}
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "last.safetensors").write_bytes(b"half")
+    assert not compare.finished(run, tmp_path)
+    compare.mark_finished(run, tmp_path)
+    assert compare.finished(run, tmp_path) and not compare.finished({**run, "max_train_epochs": 8}, tmp_path)
+
+
+def test_whatever_stops_the_comparison_stops_its_trainings(tmp_path, monkeypatch):
+    started = []
+
+    def start(run, output, split):
+        seconds, status = run["seconds"], run["status"]
+        command = [sys.executable, "-c", f"import sys, time; time.sleep({seconds}); sys.exit({status})"]
+        started.append(subprocess.Popen(command))
+        (output / "a").mkdir(exist_ok=True)
+        (output / "a" / "split.json").write_text("{}")
+        return started[-1]
+
+    monkeypatch.setattr(compare, "start_training", start)
+    runs = [{"name": "a", "seconds": 1, "status": 3}, {"name": "b", "seconds": 60, "status": 0}]
+    with pytest.raises(InputError, match="training 'a' stopped"):
+        compare.train_all(runs, tmp_path, jobs=2)
+    assert [process.wait(10) for process in started] == [3, -15]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--config_file is missing"),
+        (["--config_file"], "argument --config_file: expected one argument"),
+        (["--config_file", "a.toml", "--profile", "full"], "unknown option '--profile'"),
+        (["--config_fil", "a.toml"], "unknown option '--config_fil'; did you mean 'config_file'?"),
+        (["--config_file", "a.toml", "--output-dir=b"], "unknown option '--output-dir'; did you mean 'output_dir'?"),
+        (["a.toml"], "'a.toml' on the command line belongs to no option"),
+    ],
+)
+def test_words_that_the_comparison_does_not_take_are_refused(words, told):
+    with pytest.raises(InputError, match="compare.py takes --config_file FILE and --output_dir DIR") as caught:
+        compare.read_plan(words)
+    assert told in str(caught.value)
+
+
+def test_a_comparison_without_names_is_refused(tmp_path):
+    (tmp_path / "plan.toml").write_text('[[runs]]\ndoor = "PLoRA"\n')
+    with pytest.raises(InputError, match="needs .*runs.* with names that differ"):
+        compare.read_plan(["--config_file", str(tmp_path / "plan.toml")])
+
+
+def test_the_words_of_a_training_are_for_the_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **streams: streams["stderr"].write(b"'me.png' is small"))
+    compare.start_training({"name": "one", "door": "PLoRA"}, tmp_path, None)
+    words = tmp_path / "one.txt"
+    assert words.read_bytes() == b"'me.png' is small" and words.stat().st_mode & 0o777 == 0o600

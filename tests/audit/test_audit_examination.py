@@ -1,0 +1,267 @@
+"""The whole examination: verdicts, controls, the report's files and what they must not hold."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from library.audit.attacks.attack_result import finding
+from library.audit.attacks.registry import ATTACKS
+from library.audit.images.generated import Drawings
+from library.audit.queries.query_plan import LITE
+from library.audit.report.audit_result import AuditResult, adaptation_utility, audit_result_of, stamp_facts
+from library.audit.report.evaluation import EvaluationInputs, examine
+from library.audit.report.figures import group_bars
+from library.audit.report.json_csv import as_json
+from library.audit.report.most_exposed import ExposedPicture
+from library.audit.report.paired_differences import paired_differences
+from library.audit.report.report_page import report_html, write_report
+from library.audit.report.verdict import verdict
+from library.audit.statistics.findings import ScoreSettings
+from library.audit.targets.candidates import CandidateSet, require_resolvable
+from library.audit.targets.provenance import provenance
+from library.errors import InputError
+from tests.helpers.audit_planted import planted_answers, planted_candidates
+
+CANDIDATES = planted_candidates(60)
+BATTERY = [attack for attack in ATTACKS if attack.name in ("loss", "loss_calibrated", "clid", "clid_vector", "fusion")]
+
+
+def examined(leak, blind=None, **options):
+    scores = np.random.default_rng(1).normal(size=len(CANDIDATES.pixels)) if blind is None else blind
+    answers = planted_answers(CANDIDATES, leak)
+    return answers, examine(inputs(answers, {"pictures alone": scores}, **options))
+
+
+def inputs(answers, blind, **options):
+    common = {"epsilon_doubt": "", "target_fpr": 0.05, "seed": 0, "registry": BATTERY}
+    return EvaluationInputs(answers, CANDIDATES, blind, **(common | options))
+
+
+@pytest.fixture(scope="module")
+def leaking():
+    answers, evaluation = examined(2.0)
+    return AuditResult(
+        "run <1>", "LoRA", {"param_alpha": "0"}, 40.0, False, evaluation, CANDIDATES,
+        adaptation_utility(answers, CANDIDATES), {"profile": "lite"},
+        {attack.name: attack.passes(LITE) for attack in ATTACKS}, {},
+    )  # fmt: skip
+
+
+def test_a_planted_leak_is_called_a_leak(leaking):
+    assert leaking.evaluation.verdict.word == "leak"
+    assert leaking.main.auc_interval[0] > 0.9 and leaking.evaluation.p_max < 0.001
+    assert max(bound.epsilon for bound in leaking.evaluation.epsilon) > 1
+
+
+def test_no_leak_is_no_evidence_and_says_how_large_a_leak_could_have_hidden():
+    evaluation = examined(0.0)[1]
+    assert evaluation.verdict.word == "no evidence"
+    assert f"AUC {evaluation.verdict.least_detectable_auc:.2f}" in evaluation.verdict.sentence
+
+
+@pytest.mark.slow
+def test_random_scores_are_called_a_leak_or_invalid_no_more_often_than_stated():
+    """The whole protocol on luck alone, 40 times: p < 0.01 by the main attack or by the largest of all."""
+    answers, generator, words = planted_answers(CANDIDATES, 0.0), np.random.default_rng(3), []
+
+    def luck(answers, aux):
+        return generator.normal(size=len(CANDIDATES.pixels)), "nothing"
+
+    registry = [dataclasses.replace(attack, score=luck) for attack in BATTERY]
+    for _ in range(40):
+        blind = {name: luck(None, None)[0] for name in ("pictures alone", "captions alone")}
+        evaluation = examine(inputs(answers, blind, registry=registry))
+        words.append(evaluation.verdict.word)
+        assert all(found.auc_interval[0] < found.auc < found.auc_interval[1] for found in evaluation.findings.values())
+    assert words.count("leak") <= 3 and words.count("invalid") <= 3  # 2 % and 1 % stated
+    assert words.count("no evidence") >= 36
+
+
+def test_a_sign_above_luck_that_misses_the_bar_is_said_to_be_one(leaking):
+    weak = {
+        name: dataclasses.replace(one, auc=0.61, auc_flipped=0.61, auc_interval=(0.54, 0.68), p=0.002)
+        for name, one in leaking.evaluation.findings.items()
+    }
+    said = verdict(weak, "fusion", 0.02, 0.5, "", [])
+    assert said.word == "no evidence" and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
+
+
+@pytest.mark.slow
+def test_differences_between_loras_of_one_split_are_paired(leaking):
+    flat = examined(0.0)[1]
+    first = dataclasses.replace(leaking, alias="LoRA 1")
+    other = dataclasses.replace(leaking, label="defended", alias="LoRA 2", defended=True, evaluation=flat)
+    pairs = {pair.attack: pair for pair in paired_differences(other, [first, other])}
+    assert pairs["fusion"].against == "LoRA 1" and paired_differences(first, [first, other]) == []  # no folder's name
+    assert pairs["fusion"].difference == pytest.approx(other.main.auc - leaking.main.auc)
+    assert pairs["fusion"].interval[1] < 0
+    elsewhere = dataclasses.replace(other, candidates=planted_candidates(60, seed=1))
+    assert paired_differences(elsewhere, [leaking, elsewhere]) == []
+    assert as_json(other, [leaking, other])["paired_differences"][0]["attack"] == "fusion"
+    text = report_html(other, [leaking, other], [])
+    assert f"{pairs['fusion'].difference:+.2f} [" in text
+
+
+def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
+    shadow = dataclasses.replace(leaking.evaluation, shadow_findings={"fusion": leaking.main})
+    early = dataclasses.replace(leaking, label="run <1> 000002", exposures=10.0)
+    result = dataclasses.replace(leaking, evaluation=shadow, settings={"epsilon": "8"})
+    text = report_html(result, [result, early], [])
+    for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
+                  "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
+                  "AUC against exposures",
+                  "Privacy against fit"):  # fmt: skip
+        assert f'<figure><img alt="{title}"' in text
+    assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text
+
+
+def test_groups_are_ranked_by_their_mean_and_carry_their_size():
+    scores = np.where(CANDIDATES.is_member, 1.0, 0.0) + np.random.default_rng(0).normal(0, 0.1, 240)
+    row = int(CANDIDATES.indices("members-test")[0])
+    scores[[place for place, group in enumerate(CANDIDATES.groups) if group == CANDIDATES.groups[row]]] = 9.0
+    bars, highest = group_bars(scores, CANDIDATES, most=5)
+    assert next(iter(bars)) == CANDIDATES.groups[row] and len(bars) == 5
+    assert bars[CANDIDATES.groups[row]][1] == CANDIDATES.groups.count(CANDIDATES.groups[row])
+    assert highest < min(score for score, _ in bars.values())
+
+
+@pytest.mark.slow
+def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
+    evaluation = examined(2.0, blind=CANDIDATES.is_member + 0.1 * np.random.default_rng(0).normal(size=240))[1]
+    assert evaluation.verdict.word == "invalid" and "pictures alone" in evaluation.verdict.sentence
+
+
+@pytest.mark.slow
+def test_a_note_makes_the_audit_invalid():
+    evaluation = examined(0.0, notes=["the LoRA changes nothing"])[1]
+    assert evaluation.verdict.word == "invalid" and "changes nothing" in evaluation.verdict.sentence
+
+
+def test_inverted_leakage_is_a_leak(leaking):
+    findings = {
+        name: dataclasses.replace(one, auc=0.2, auc_flipped=0.8, auc_interval=(0.12, 0.28), p=0.0001)
+        for name, one in leaking.evaluation.findings.items()
+    }
+    said = verdict(findings, "fusion", 0.0001, 0.5, "", [])
+    assert said.word == "leak" and "inverted" in said.sentence
+
+
+def test_attacks_that_fail_on_the_undefended_lora_show_nothing_about_a_defence(leaking):
+    flat = {
+        name: dataclasses.replace(one, auc=0.5, auc_flipped=0.5, auc_interval=(0.4, 0.6), p=0.9)
+        for name, one in leaking.evaluation.findings.items()
+    }
+    said = verdict(flat, "fusion", 0.9, 0.5, "", [], uncredited=list(flat))
+    assert said.word == "no evidence" and any("undefended" in reason for reason in said.reasons)
+
+
+def test_the_threshold_comes_from_the_aux_sides_and_its_realised_rate_is_shown():
+    scores = np.where(CANDIDATES.is_test, 5.0, 0.0) + np.random.default_rng(0).normal(size=240)
+    found = finding(scores, None, CANDIDATES, ScoreSettings("loss"))
+    assert found.transfer.fpr > 0.9  # a shift between aux and test sides is laid bare, not tuned away
+    assert found.transfer.threshold < 5
+
+
+def test_rates_that_the_sample_cannot_resolve_are_left_out_and_say_what_they_need(leaking):
+    by_rate = {rate.fpr: rate for rate in leaking.main.low_rates}
+    assert by_rate[0.05].tpr is not None and by_rate[0.001].tpr is None and by_rate[0.001].needed == 1000
+
+
+def test_a_rate_beyond_the_aux_sample_is_refused_before_the_sweep():
+    with pytest.raises(InputError, match="target_fpr=0.001 needs 1000 non-members on the aux side, got 60"):
+        require_resolvable(CANDIDATES, 0.001)
+
+
+def test_a_base_that_was_scored_is_not_scored_again_and_nothing_given_is_changed():
+    """The next LoRA on a base gets its scores handed in; the evaluation hands them out and writes into no argument."""
+    answers, known, asked = planted_answers(CANDIDATES, 0.5), {}, []
+
+    def counting(attack):
+        def score(answers, aux):
+            asked.append(attack.name)
+            return attack.score(answers, aux)
+
+        return dataclasses.replace(attack, score=score)
+
+    blind = {"pictures alone": np.random.default_rng(1).normal(size=len(CANDIDATES.pixels))}
+    given = inputs(answers, blind, registry=[counting(attack) for attack in BATTERY])
+    first = examine(given, known)
+    assert known == {} and len(first.of_base) == 1 and asked.count("loss") == 2  # LoRA on, LoRA off
+    again = examine(given, first.of_base)
+    assert asked.count("loss") == 3 and again.findings == first.findings
+
+
+def test_drawings_join_the_findings_of_the_result_and_not_those_of_the_evaluation(leaking):
+    drawn = Drawings(dataclasses.replace(leaking.main, name="drawings"), {}, {}, {})
+    origin = provenance({}, {})
+    before = dict(leaking.evaluation.findings)
+    answers = planted_answers(CANDIDATES, 2.0)
+    result = audit_result_of(("a", "LoRA"), origin, leaking.evaluation, CANDIDATES, answers, drawn, {})
+    assert "drawings" in result.evaluation.findings and leaking.evaluation.findings == before
+
+
+@pytest.mark.slow
+def test_the_same_audit_twice_gives_the_same_figures():
+    assert examined(0.5)[1].findings == examined(0.5)[1].findings
+
+
+def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
+    content = json.loads(json.dumps(as_json(leaking)))
+    for one in content["findings"]:
+        assert one["members"] == one["non_members"] == 60 and len(one["auc_interval"]) == 2
+        assert one["auc_off"] is not None and one["access"] and one["unet_passes_per_image"] > 0
+    assert content["images"] == {side: 60 for side in sorted(set(CANDIDATES.sides))}
+
+
+def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
+    risk = ExposedPicture("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==", "")
+    folder = tmp_path / "audit"
+    text = write_report(leaking, [leaking], [risk], folder).read_text()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
+    assert {file.name for file in folder.iterdir()} == {"report.html", "findings.json", "scores.csv"}
+    assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    assert "cat &amp; dog.png" in text and "run &lt;1&gt;" in text and "Leak detected" in text
+    assert "cat" not in (folder / "findings.json").read_text() + (folder / "scores.csv").read_text()
+
+
+def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
+    other = dataclasses.replace(leaking, label="early", exposures=10.0)
+    text = report_html(leaking, [leaking, other], [])
+    assert "Side by side" in text and "AUC against exposures" in text and "Privacy against fit" in text
+
+
+def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):
+    write_report(leaking, [leaking], [], tmp_path / "audit")
+    lines = (tmp_path / "audit" / "scores.csv").read_text().splitlines()
+    assert len(lines) == 241 and lines[0].startswith("pixels,side,loss") and "fusion_off" in lines[0]
+
+
+def test_the_stamp_holds_aggregates_only(leaking):
+    facts = stamp_facts(leaking)
+    assert all(name.startswith("ss_privacy_audit_") for name in facts)
+    assert facts["ss_privacy_audit_verdict"] == "leak"
+    assert not any("60" in text for text in facts.values())  # no count: it narrows the number of members
+    area = r"[01]\.\d\d \[[01]\.\d\d, [01]\.\d\d\]"
+    rates = [name for name in facts if "_auc" in name or "_tpr_" in name]
+    assert len(rates) >= 3 and all(re.fullmatch(area, facts[name]) for name in rates)
+    assert "ss_privacy_audit_tpr_at_0.05_fpr" in facts
+
+
+@pytest.mark.parametrize(
+    ("inclusion", "stated", "settings", "doubt"),
+    [
+        ("bernoulli", 0.5, {"split_file": "reused.json", "nonmember_share": 0.8}, ""),
+        ("bernoulli", 0.8, {"split_file": "reused.json", "nonmember_share": 0.5}, "nonmember_share 0.8, not 0.5"),
+        ("bernoulli", None, {"split_file": "old.json", "nonmember_share": 0.5}, "does not say with which share"),
+        ("bernoulli", None, {"split_file": None, "nonmember_share": 0.5}, ""),
+        ("bernoulli", None, {"split_file": None, "nonmember_share": 0.7}, "nonmember_share 0.7, not 0.5"),
+        ("fixed", 0.5, {"split_file": None, "nonmember_share": 0.5}, "drawn with inclusion 'fixed'"),
+    ],
+)
+def test_epsilon_is_valid_only_for_a_split_that_was_drawn_with_fair_coins(inclusion, stated, settings, doubt):
+    said = CandidateSet([], CANDIDATES, inclusion, stated, "").doubt_of_coins(settings)
+    assert (doubt in said) if doubt else said == ""

@@ -1,0 +1,190 @@
+"""The audit's statistics: worked values, slow twins, null tests and simulated coverage."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from library.audit.statistics.intervals import (
+    auc_interval,
+    clopper_pearson,
+    hanley_mcneil_half_width,
+    least_detectable_auc,
+    paired_auc_difference,
+)
+from library.audit.statistics.metrics import (
+    accuracy_threshold,
+    auc,
+    balanced_accuracy,
+    chance_tpr,
+    false_positive_threshold,
+    flipped_auc,
+    rates_above,
+    roc_points,
+    tpr_at_fpr,
+)
+from library.audit.statistics.permutation import dataset_level_p, permutation_test
+
+
+def names(count: int, prefix: str = "image") -> list[str]:
+    return [f"{prefix}{index}" for index in range(count)]
+
+
+def test_auc_counts_ties_half():
+    assert auc(np.array([2.0, 1.0]), np.array([1.0, 0.0])) == (1 + 1 + 0.5 + 1) / 4
+
+
+def test_auc_agrees_with_its_slow_twin_on_tied_scores():
+    generator = np.random.default_rng(0)
+    members, non_members = generator.integers(0, 9, 40), generator.integers(0, 8, 31)
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in itertools.product(members, non_members)]
+    assert auc(members, non_members) == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+def test_swapping_the_labels_mirrors_every_figure():
+    generator = np.random.default_rng(1)
+    members, non_members = generator.normal(1, 1, 50), generator.normal(0, 1, 50)
+    assert auc(non_members, members) == pytest.approx(1 - auc(members, non_members))
+    assert flipped_auc(non_members, members) == pytest.approx(flipped_auc(members, non_members))
+    assert tpr_at_fpr(-members, -non_members, 0.1) < 0.1 < tpr_at_fpr(members, non_members, 0.1)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.29, 0.5])
+def test_tpr_at_fpr_agrees_with_brute_force_and_ties_acquit(rate):
+    generator = np.random.default_rng(2)
+    members, non_members = generator.integers(0, 30, 100), generator.integers(0, 25, 100)
+    reachable = [(members > cut).mean() for cut in np.arange(-1, 31) if (non_members > cut).sum() <= round(rate * 100)]
+    assert tpr_at_fpr(members, non_members, rate) == max(reachable)
+
+
+def test_constant_scores_accuse_nobody():
+    assert tpr_at_fpr(np.ones(100), np.ones(100), 0.05) == 0
+    assert auc(np.ones(100), np.ones(100)) == 0.5
+
+
+def test_a_rate_the_sample_cannot_resolve_is_refused():
+    with pytest.raises(ValueError, match="fpr=0.001 needs 1000 non-members, got 50"):
+        tpr_at_fpr(np.zeros(50), np.zeros(50), 0.001)
+
+
+def test_nan_scores_are_refused():
+    with pytest.raises(ValueError, match="1 of 2 scores of members are NaN"):
+        auc(np.array([0.0, np.nan]), np.zeros(2))
+
+
+def test_guessing_reaches_the_chance_tpr():
+    generator = np.random.default_rng(3)
+    reached = [tpr_at_fpr(generator.random(100), generator.random(100), 0.01) for _ in range(4000)]
+    assert chance_tpr(100, 0.01) == pytest.approx(2 / 101)
+    assert np.mean(reached) == pytest.approx(chance_tpr(100, 0.01), abs=0.001)
+
+
+def test_the_roc_runs_from_corner_to_corner_and_its_area_is_the_auc():
+    generator = np.random.default_rng(4)
+    members, non_members = generator.integers(0, 12, 60), generator.integers(0, 9, 45)
+    false_rate, true_rate = roc_points(members, non_members)
+    assert (false_rate[0], true_rate[0], false_rate[-1], true_rate[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(members, non_members))
+
+
+def test_the_threshold_of_best_accuracy_separates_what_can_be_separated():
+    threshold = accuracy_threshold(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
+    assert threshold == 1.5
+    assert balanced_accuracy(np.array([2.0, 3.0]), np.array([0.0, 1.0]), threshold) == 1
+
+
+def test_a_false_positive_threshold_errs_on_the_safe_side():
+    scores = np.arange(100.0)
+    assert rates_above(scores, scores, false_positive_threshold(scores, 0.05))[1] == 0.04
+    assert rates_above(scores, scores, false_positive_threshold(scores, 0.01))[1] == 0.0
+
+
+def test_clopper_pearson_gives_the_published_values():
+    assert clopper_pearson(2, 200) == pytest.approx((0.0012, 0.0357), abs=1e-4)
+    assert clopper_pearson(0, 200) == pytest.approx((0, 0.0183), abs=1e-4)
+    assert clopper_pearson(60, 200) == pytest.approx((0.237, 0.369), abs=1e-3)
+
+
+@pytest.mark.parametrize(("area", "n", "width"), [(0.5, 100, 0.080), (0.8, 200, 0.043), (0.95, 50, 0.045)])
+def test_hanley_mcneil_widths_match_the_table(area, n, width):
+    assert hanley_mcneil_half_width(area, n, n) == pytest.approx(width, abs=1e-3)
+
+
+def test_more_images_detect_a_smaller_leak():
+    assert least_detectable_auc(500, 500) < least_detectable_auc(100, 100) < least_detectable_auc(20, 20) <= 1
+
+
+@pytest.mark.parametrize(("shift", "truth"), [(0, 0.5), (1, 0.7602)])  # Phi(shift / sqrt(2))
+def test_the_auc_interval_covers_the_truth_as_often_as_it_says(shift, truth):
+    generator = np.random.default_rng(5)
+    hits = 0
+    for _ in range(400):
+        low, high = auc_interval(
+            generator.normal(shift, 1, 60), generator.normal(0, 1, 60), names(60), names(60), generator, draws=400
+        )
+        hits += low <= truth <= high
+    assert 0.91 <= hits / 400 <= 0.98
+
+
+def test_the_interval_of_grouped_images_is_wider_than_that_of_single_ones():
+    generator = np.random.default_rng(6)
+    members, non_members = np.repeat(generator.normal(0.5, 1, 20), 5), np.repeat(generator.normal(0, 1, 20), 5)
+    groups = [f"person{index // 5}" for index in range(100)]
+    grouped = auc_interval(members, non_members, groups, groups, generator)
+    single = auc_interval(members, non_members, names(100), names(100), generator)
+    assert grouped[1] - grouped[0] > 1.5 * (single[1] - single[0])
+
+
+def test_a_perfect_auc_still_gets_an_honest_lower_bound():
+    low, high = auc_interval(np.ones(30), np.zeros(30), names(30), names(30), np.random.default_rng(7))
+    assert high == 1 and low == pytest.approx(clopper_pearson(30, 30)[0])
+
+
+def test_a_planted_leak_gives_auc_one_and_the_smallest_p():
+    is_member = np.arange(60) < 30
+    result = permutation_test(is_member.astype(float), is_member, names(60), np.random.default_rng(8), draws=999)
+    assert result.aucs[0] == 1 and result.p_each[0] == pytest.approx(1 / 1000)
+
+
+def test_random_scores_are_called_leaks_no_more_often_than_stated():
+    generator = np.random.default_rng(9)
+    is_member = np.arange(80) < 40
+    groups = [f"family{index // 2}" for index in range(80)]
+    alarms_each, alarms_max = 0, 0
+    for _ in range(400):
+        scores = np.repeat(generator.normal(size=(5, 40)), 2, axis=1)
+        result = permutation_test(scores, is_member, groups, generator, draws=199)
+        alarms_each += result.p_each[0] <= 0.05
+        alarms_max += result.p_max <= 0.05
+    assert alarms_each / 400 <= 0.05 + 0.025
+    assert alarms_max / 400 <= 0.05 + 0.025
+
+
+def test_the_permutation_test_agrees_with_dealing_labels_by_hand():
+    scores, is_member = np.array([3.0, 1.0, 2.0, 0.0, 5.0]), np.array([True, False, True, False, False])
+    result = permutation_test(scores, is_member, names(5), np.random.default_rng(10), draws=20_000)
+    areas = []
+    for chosen in itertools.combinations(range(5), 2):
+        mask = np.isin(np.arange(5), chosen)
+        areas.append(abs(auc(scores[mask], scores[~mask]) - 0.5))
+    exact = np.mean(np.array(areas) >= abs(auc(scores[is_member], scores[~is_member]) - 0.5) - 1e-12)
+    assert result.p_each[0] == pytest.approx(exact, abs=0.015)
+
+
+def test_a_group_on_both_sides_is_refused():
+    with pytest.raises(ValueError, match="1 groups hold members and non-members"):
+        permutation_test(np.arange(4.0), np.array([1, 0, 1, 0], bool), ["a", "a", "b", "c"], np.random.default_rng(0))
+
+
+def test_the_dataset_test_finds_a_portfolio_that_single_images_hide():
+    generator = np.random.default_rng(11)
+    is_member = np.arange(400) < 200
+    scores = generator.normal(0.5 * is_member, 1)
+    assert dataset_level_p(scores, is_member, names(400))[0] < 0.001
+    assert dataset_level_p(-scores, is_member, names(400))[0] > 0.99
+
+
+def test_the_paired_difference_of_a_model_with_itself_is_zero():
+    generator = np.random.default_rng(12)
+    pair = generator.normal(1, 1, 40), generator.normal(0, 1, 40)
+    assert paired_auc_difference(pair, pair, names(40), names(40), seed=0) == (0.0, (0.0, 0.0))

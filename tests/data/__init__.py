@@ -1,0 +1,1 @@
+"""Claims about pictures, captions, the split and batches."""

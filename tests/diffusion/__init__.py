@@ -1,0 +1,1 @@
+"""Claims about the frozen model, its files, losses and previews."""

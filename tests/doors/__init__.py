@@ -1,0 +1,1 @@
+"""Claims about whole runs through the doors, their launchers and the documents."""

@@ -1,0 +1,1 @@
+"""Tiny models, made-up data and other helpers that several tests share."""

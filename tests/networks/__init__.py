@@ -1,0 +1,1 @@
+"""Claims about LoRA networks and files."""

@@ -1,0 +1,1 @@
+"""Claims about options and their page."""

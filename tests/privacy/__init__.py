@@ -1,0 +1,1 @@
+"""Claims about the proxy attacker and the game."""

@@ -1,0 +1,1 @@
+"""Commands beside the doors: the environment, converters of raw archives, captioning, the page of files."""
