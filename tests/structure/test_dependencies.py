@@ -19,6 +19,8 @@ PLACES = ("library", "networks", "tools", "demo", "benchmarks")
 OPTIONAL = {
     "wandb": "library/training/trackers.py",  # log_with wandb
     "lycoris": "requirements.txt",  # network_module lycoris.kohya, imported by name
+    "dicebear": "demo/world/requirements-drawing.txt",  # draws the portraits of demo/world
+    "resvg_py": "demo/world/requirements-drawing.txt",
 }
 # Import name -> name on the package index, where the two differ.
 INDEX_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface_hub"}
@@ -68,7 +70,9 @@ def test_every_import_is_declared_or_optional() -> None:
 
 @pytest.mark.parametrize(("name", "place"), OPTIONAL.items(), ids=OPTIONAL.keys())
 def test_an_optional_package_is_named_where_a_person_reads_of_it(name: str, place: str) -> None:
-    assert re.search(rf"pip install {name}|^# Optional: {name}", (ROOT / place).read_text(), re.MULTILINE)
+    assert re.search(
+        rf"pip install {name}|^# Optional: {name}|^{name.replace('_', '-')}\b", (ROOT / place).read_text(), re.MULTILINE
+    )
 
 
 def test_what_a_door_needs_to_start_is_checked_by_setup() -> None:
