@@ -36,7 +36,7 @@ def own_draws(pictures: Pictures, members: MemberBatches, key: seeding.StreamKey
         generator = seeding.stream(key, "noise", "members", step, 0, 0)
         scaled = batch.latents(generator) * scale
         draw = draw_noise(rules, scaled, 1000, generator)
-        for place, row in enumerate(batch.rows):
+        for place, row in enumerate(batch.indices):
             if len(found.setdefault(row, [])) < draws:
                 found[row].append(Draw(draw.timesteps[place : place + 1], draw.noise[place : place + 1], None))
     return found
