@@ -28,6 +28,7 @@ from library.training.lr_schedulers import ScheduleRules, build_schedule
 from library.training.optimizer_step import DTYPES
 from library.training.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
 from library.training.output_folder import OutputFolder
+from library.training.output_lock import OutputLock
 from library.training.training_plan import BatchSize, TrainingPlan, plan_training
 from networks import protocol
 
@@ -50,6 +51,7 @@ class Run:
     options: Mapping[str, Any]  # those that shape the weights
     accelerator: Accelerator
     folder: OutputFolder
+    lock: OutputLock  # held until the outputs are closed
     size: tuple[int, int]  # training resolution (width, height) in pixels
     split: Split
     key: StreamKey  # of every private draw
@@ -101,13 +103,20 @@ def open_run(door: str, config: Config) -> Run:
         InputError: everything that is wrong with output folder, pictures, model, network and optimizer, at once.
     """
     accelerator = open_accelerator(config.mixed_precision, config.ddp_timeout)
+    folder = output_folder.choose_folder(config.output_dir, config.output_name, door, config.resume)
+    lock = OutputLock(folder.path)
+    with lock.released_on_error():
+        return _open_run(door, config, accelerator, folder, lock)
+
+
+def _open_run(door: str, config: Config, accelerator: Accelerator, folder: OutputFolder, lock: OutputLock) -> Run:
+    """The run in its folder, whose lock is taken here."""
     fresh_secret = agreed(accelerator, new_secret())  # of a new split; an earlier one keeps its own
     messages.show_library_messages(wanted=accelerator.is_main_process, level=config.console_log_level)
     options = resolve.weight_options(door, config)
-    folder = output_folder.choose_folder(config.output_dir, config.output_name, door, config.resume)
     size = dataset_config.main_resolution(config.dataset_config, config.resolution)
     faults = Faults()
-    faults.attempt(_check_outputs, config, folder)
+    faults.attempt(_check_outputs, config, folder, lock if accelerator.is_main_process else None)
     faults.attempt(check_optimizer, pick(config, OptimizerRules))
     resumed = faults.attempt(_resumed, config, options)
     found = faults.attempt(read_sources, *pick_rules(config))
@@ -140,6 +149,7 @@ def open_run(door: str, config: Config) -> Run:
         options=options,
         accelerator=accelerator,
         folder=folder,
+        lock=lock,
         size=size,
         split=split,
         key=key,
@@ -154,9 +164,10 @@ def open_run(door: str, config: Config) -> Run:
     )
 
 
-def _check_outputs(config: Config, folder: OutputFolder) -> None:
+def _check_outputs(config: Config, folder: OutputFolder, lock: OutputLock | None) -> None:
     """Raises: InputError where the run could not be written or tracked."""
-    output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
+    wanted = None if config.dry_run else lock
+    output_folder.check_folder(folder, wanted, overwrite=config.overwrite, resume=config.resume is not None)
     trackers.check_trackers(pick(config, trackers.LogRules))
 
 
