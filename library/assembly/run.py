@@ -10,7 +10,7 @@ from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.read_pictures import Sources, pick_rules, read_sources
 from library.data.split import Split, SplitRules, new_secret, open_split
-from library.data.training_set import TrainingSet, build_training_set
+from library.data.training_set import TrainingSet, build_training_set, undivided_set
 from library.diffusion import memory
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
@@ -29,7 +29,7 @@ from library.training.optimizer_step import DTYPES
 from library.training.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
 from library.training.output_folder import OutputFolder
 from library.training.output_lock import OutputLock
-from library.training.training_plan import BatchSize, TrainingPlan, plan_training
+from library.training.training_plan import BatchSize, TrainingPlan, Undivided, plan_training, steps_for
 from networks import protocol
 
 
@@ -61,6 +61,7 @@ class Run:
     stated: Mapping[str, str]  # what the LoRA file says of the network
     training_set: TrainingSet
     plan: TrainingPlan
+    undivided: Undivided  # the same steps in kohya
     resumed: Mapping[str, Any]  # steps done and the proxy's checks; 0 and none for a fresh run
     optimization: Optimization
 
@@ -77,7 +78,8 @@ class Run:
         accumulation, processes = self.config.gradient_accumulation_steps, self.accelerator.num_processes
         batch = BatchSize(self.training_set.largest_batch(), accumulation, processes)
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
-        plan = self.plan.summary(self.training_set.member_uses(), batch, self.config.max_train_epochs)
+        config, uses = self.config, self.training_set.member_uses()
+        plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
         return f"{sides}\n{plan}"
 
     def forecast(self, arguments: Sequence[str]) -> str:
@@ -137,11 +139,8 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
     network, stated = injected
     warn_of_near_duplicates(split)
     training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
-    plan = plan_training(
-        training_set.steps_per_epoch(accelerator.num_processes, config.gradient_accumulation_steps),
-        config.max_train_steps,
-        config.max_train_epochs,
-    )
+    undivided = _undivided(config, found, model.side_multiple(), accelerator.num_processes)
+    plan = _planned(config, training_set, undivided, accelerator.num_processes)
     state.require_split(config.resume, resumed, key.fingerprint(training_set.hash()))
     return Run(
         door=door,
@@ -159,6 +158,7 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
         stated=stated,
         training_set=training_set,
         plan=plan,
+        undivided=undivided,
         resumed=resumed,
         optimization=_open_optimization(config, network, model, plan),
     )
@@ -183,6 +183,25 @@ def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
     return split
+
+
+def _undivided(config: Config, found: Sources, multiple: int, processes: int) -> Undivided:
+    """What kohya would make of the same pictures."""
+    everybody = undivided_set(found.candidates, found.regularisation, multiple)
+    uses = everybody.member_uses()
+    steps = everybody.steps_per_epoch(processes, config.gradient_accumulation_steps)
+    return Undivided(len(uses), steps, sum(uses) / len(uses))
+
+
+def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, processes: int) -> TrainingPlan:
+    """The length of the run; with ``keep_exposures`` as many steps as give kohya's exposures, and no more than asked."""
+    per_epoch, steps = (
+        training_set.steps_per_epoch(processes, config.gradient_accumulation_steps),
+        config.max_train_steps,
+    )
+    if config.keep_exposures:
+        steps = min(steps, steps_for(undivided.exposures(steps), per_epoch, training_set.member_uses()))
+    return plan_training(per_epoch, steps, config.max_train_epochs)
 
 
 def _open_optimization(config: Config, network: Any, model: LatentDiffusion, plan: TrainingPlan) -> Optimization:

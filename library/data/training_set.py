@@ -70,6 +70,19 @@ class TrainingSet:
         return digest.hexdigest()
 
 
+def undivided_set(candidates: Sequence[Example], regularisation: Sequence[Example], multiple: int) -> TrainingSet:
+    """What kohya would train on: every candidate, with nothing held out; only its counts are of use.
+
+    Args:
+        multiple: sides must be multiples of this many pixels.
+    """
+    public_uses = regularisation_uses(regularisation, candidates)
+    examples = [*candidates, *(one for one, times in zip(regularisation, public_uses, strict=True) if times)]
+    uses = [*(example.repeats for example in candidates), *(times for times in public_uses if times)]
+    members = [place < len(candidates) for place in range(len(examples))]
+    return TrainingSet(examples, assign_buckets(examples, multiple), members, uses, [1.0] * len(examples), "")
+
+
 def build_training_set(
     split: Split, regularisation: Sequence[Example], prior_loss_weight: float, multiple: int
 ) -> TrainingSet:

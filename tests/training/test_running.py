@@ -21,7 +21,7 @@ from library.options.declarations import Config
 from library.rules import pick
 from library.training import device
 from library.training.checkpoint_schedule import KeepRule, numbers_due
-from library.training.training_plan import BatchSize, TrainingPlan
+from library.training.training_plan import BatchSize, TrainingPlan, Undivided
 from networks.lora import create_network
 from tests.helpers.runs import assert_same_tensors, records
 
@@ -55,6 +55,30 @@ def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() ->
     assert "1600 steps x 24 images / 2400 images per epoch = about 16 epochs" in text
     assert "no other length" not in TrainingPlan(100, 1600).summary([1] * 2400, size, 16)
     assert "decides" not in TrainingPlan(100, 1500).summary([1] * 2400, size, None)
+
+
+def test_exposures_are_told_beside_those_of_kohya_where_steps_decide() -> None:
+    """60 pictures of 10_x, 200 steps of 3: kohya uses each 10 times; 32 members are used 18.7 times."""
+    size, members, everybody = BatchSize(3, 1, 1), [10] * 32, Undivided(60, 200, 10.0)
+    plan = TrainingPlan(107, 200)
+    text = plan.summary(members, size, None, everybody)
+    assert "kohya would use each of 60 pictures 10 times in 200 steps; here 32 of them are members" in text
+    assert "each used 18.69 times, since the others are held out; --keep_exposures shortens the run to 107" in text
+    assert "kohya would use" not in plan.summary(members, size, 2, everybody)
+    assert "kohya would use" not in TrainingPlan(200, 200).summary([10] * 60, size, None, everybody)
+    kept = TrainingPlan(107, 107).summary(members, size, None, everybody, 200)
+    assert "32 of them are members, each used 10 times in 107 steps (keep_exposures)" in kept
+
+
+def test_keep_exposures_shortens_the_run_to_kohyas_exposures(flags, tmp_path: Path, capsys) -> None:
+    """16 pictures in batches of 2: 8 steps are one epoch in kohya; half of them are members, which 4 steps use once."""
+    assert PLoRA.main(flags(max_train_steps=8)) == 0
+    assert "kohya would use each of 16 pictures 1 times in 8 steps; here 8 of them are members, each used 2 times" in (
+        capsys.readouterr().out
+    )
+    assert PLoRA.main(flags(max_train_steps=8, keep_exposures=True, output_dir=tmp_path / "kept")) == 0
+    assert "each used 1 times in 4 steps (keep_exposures)" in capsys.readouterr().out
+    assert [max(record["step"] for record in records(tmp_path / name)) for name in ("out", "kept")] == [8, 4]
 
 
 def test_looks_by_steps_are_logged_with_the_weights_that_were_looked_at(flags, tmp_path: Path, capsys) -> None:
