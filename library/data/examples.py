@@ -33,7 +33,21 @@ def open_picture(path: Path) -> Image.Image:
         OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
     """
     with Image.open(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        return as_rgb(ImageOps.exif_transpose(file))
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in RGB; 16-bit grey is divided by 257, since Pillow's own conversion makes all above 255 white.
+
+    Raises:
+        ValueError: grey levels outside 0 .. 65535.
+    """
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture.convert("RGB")
+    levels = np.asarray(picture)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}; at most 16 bits are read")
+    return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
 
 
 def alpha_channel(path: Path) -> Image.Image | None:
