@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.read_pictures import Sources, pick_rules, read_sources
@@ -139,6 +140,8 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
     network, stated = injected
     warn_of_near_duplicates(split)
     training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
+    everybody = [*split.in_order(), *found.regularisation]
+    warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
     undivided = _undivided(config, found, model.side_multiple(), accelerator.num_processes)
     plan = _planned(config, training_set, undivided, accelerator.num_processes)
     state.require_split(config.resume, resumed, key.fingerprint(training_set.hash()))
@@ -194,7 +197,7 @@ def _undivided(config: Config, found: Sources, multiple: int, processes: int) ->
 
 
 def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, processes: int) -> TrainingPlan:
-    """The length of the run; with ``keep_exposures`` as many steps as give kohya's exposures, and no more than asked."""
+    """The length of the run; with ``keep_exposures`` the steps that give kohya's exposures, and no more than asked."""
     per_epoch, steps = (
         training_set.steps_per_epoch(processes, config.gradient_accumulation_steps),
         config.max_train_steps,
