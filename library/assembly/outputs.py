@@ -97,7 +97,7 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         with_state=config.save_state,
         state_at_end=config.save_state_on_train_end,
         options=dict(run.options),
-        split_hash=run.hash(),
+        inputs=run.inputs(),
         metadata=lambda done: lora_metadata(run, training.validation.history, done),
         checks=training.validation.history.checks,
         active=is_main,

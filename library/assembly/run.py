@@ -70,9 +70,9 @@ class Run:
         """Tell the person, once for all processes."""
         self.accelerator.print("\n".join(lines))
 
-    def hash(self) -> str:
-        """What a resumed run must find again: pictures, sides, rules and the split's secret."""
-        return self.key.fingerprint(self.training_set.hash())
+    def inputs(self) -> dict[str, str]:
+        """What a resumed run must find again, as fingerprints."""
+        return _inputs(self.key, self.training_set, self.model)
 
     def summary(self) -> str:
         """Sides, steps and exposures."""
@@ -144,7 +144,7 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
     warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
     undivided = _undivided(config, found, model.side_multiple(), accelerator.num_processes)
     plan = _planned(config, training_set, undivided, accelerator.num_processes)
-    state.require_split(config.resume, resumed, key.fingerprint(training_set.hash()))
+    state.require_inputs(config.resume, resumed, _inputs(key, training_set, model))
     return Run(
         door=door,
         config=config,
@@ -186,6 +186,15 @@ def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
     return split
+
+
+def _inputs(key: StreamKey, training_set: TrainingSet, model: LatentDiffusion) -> dict[str, str]:
+    """Fingerprints by the names of ``state.INPUTS``."""
+    return {
+        "split": key.fingerprint(training_set.hash()),
+        "captions": key.fingerprint(training_set.captions_hash()),
+        "model": model.fingerprint,
+    }
 
 
 def _undivided(config: Config, found: Sources, multiple: int, processes: int) -> Undivided:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from library.data.subset_rules import Subset
+from library.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,23 @@ def open_picture(path: Path) -> Image.Image:
     """
     with Image.open(path) as file:
         return as_rgb(ImageOps.exif_transpose(file))
+
+
+def picture_of(example: Example) -> Image.Image:
+    """Decode the picture of an example again. Raises: InputError where it is another one by now."""
+    try:
+        picture = open_picture(example.path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"'{example.path}' was there when the split was drawn and cannot be decoded now "
+            f"({type(error).__name__}); restore it, or start again"
+        ) from error
+    if pixel_hash(picture) != example.pixels:
+        raise InputError(
+            f"'{example.path}' has changed since it was read for the split, which names the picture that it was; "
+            "restore it, or start again"
+        )
+    return picture
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from library.data.examples import Example
 from library.errors import InputError
 from library.tensor_files import private_folder, read_tensors, write_tensors
 
-FORMAT = 2
+FORMAT = 3
 logger = logging.getLogger(__name__)
 
 # [B, 3, H, W] pixels in -1 .. 1 -> posterior mean and standard deviation, each [B, C, h, w], unscaled
@@ -81,8 +81,7 @@ def encoded_views(
         InputError: a picture whose latents are not finite even in fp32.
     """
     folder = None if cache_dir is None else private_folder(private_folder(cache_dir) / "latents")
-    hashes: dict[Path, str] = {}
-    keys = [_cache_key(view, vae_fingerprint, hashes) if folder else "" for view in views]
+    keys = [_cache_key(view, vae_fingerprint) if folder else "" for view in views]
     found: list[Moments | None] = [None if rebuild else _read_cache(folder, key) for key in keys]
     missing = [index for index, moments in enumerate(found) if moments is None]
     progress = tqdm(total=len(missing), desc="encoding latents", unit="image", leave=False)
@@ -128,17 +127,18 @@ def _batches_of_one_size(indices: list[int], views: Sequence[View], batch_size: 
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 
-def _cache_key(view: View, vae_fingerprint: str, hashes: dict[Path, str]) -> str:
-    """SHA-256 over all inputs of the latents: file bytes, VAE, size, crop, scaling, mirror, format.
-
-    Args:
-        hashes: of files that were read before; new ones are added.
-    """
-    path = view.example.path
-    if path not in hashes:
-        hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+def _cache_key(view: View, vae_fingerprint: str) -> str:
+    """SHA-256 over all inputs of the latents: pixels (not the file, which may change), VAE, size, crop, and so on."""
     rules = view.example.subset.looks
-    parts = [FORMAT, hashes[path], vae_fingerprint, view.size, "centre", rules.resize_interpolation, view.mirrored]
+    parts = [
+        FORMAT,
+        view.example.pixels,
+        vae_fingerprint,
+        view.size,
+        "centre",
+        rules.resize_interpolation,
+        view.mirrored,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

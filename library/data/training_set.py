@@ -61,6 +61,13 @@ class TrainingSet:
         """Images of the largest training batch."""
         return max(example.subset.batch_size for example in self.examples)
 
+    def captions_hash(self) -> str:
+        """SHA-256 (hex) over the captions and their pictures; key it before writing, since captions can be guessed."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr((example.pixels, example.caption)).encode())
+        return digest.hexdigest()
+
     def hash(self) -> str:
         """SHA-256 (hex) over sides, pictures, sizes, uses, weights and rules: a resumed run must have the same."""
         digest = hashlib.sha256(self.split_hash.encode())

@@ -21,6 +21,12 @@ from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
 FORMAT = 2  # 1: the random streams depended only on the seed
+# What a resumed run must find as it was
+INPUTS = {
+    "split": "the pictures, their sides, the split's secret or the dataset_config have",
+    "captions": "captions have",
+    "model": "the weights of the base model (UNet, text encoder or VAE) have",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def save_state(
     *,
     done: int,
     options: Mapping[str, Any],
-    split_hash: str,
+    inputs: Mapping[str, str],
     checks: list[dict],
 ) -> None:
     """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
@@ -73,7 +79,7 @@ def save_state(
     Args:
         done: optimizer steps that have run.
         options: the options that shape the weights.
-        split_hash: identifies the split and its key without revealing a picture or the key.
+        inputs: by the names of INPUTS; they reveal no picture, no caption and no key.
         checks: the proxy's checks so far.
     """
     private_folder(path.parent)
@@ -92,7 +98,7 @@ def save_state(
         buffer = io.BytesIO()
         torch.save(moving, buffer)
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
-        content = {"format": FORMAT, "done": done, "options": options, "split": split_hash, "checks": checks}
+        content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks}
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         if path.exists():
             shutil.rmtree(path)
@@ -151,13 +157,19 @@ def require_options(place: str | None, content: Mapping[str, Any], options: Mapp
     faults.raise_if_any()
 
 
-def require_split(place: str | None, content: Mapping[str, Any], split_hash: str) -> None:
-    """Raises: InputError when a state was trained on other pictures, sides or rules, or under another secret."""
-    if place is not None and content["split"] != split_hash:
-        raise InputError(
-            f"--resume '{place}': the pictures, their sides, the split's secret or the dataset_config have changed "
-            "since the state was saved"
-        )
+def require_inputs(place: str | None, content: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Compare what a state was trained on with what this run has; states of earlier versions know only the split.
+
+    Raises:
+        InputError: what has changed.
+    """
+    if place is None:
+        return
+    faults = Faults()
+    for name, what in INPUTS.items():
+        if content.get(name, None if name == "split" else inputs[name]) != inputs[name]:
+            faults.add(f"--resume '{place}': {what} changed since the state was saved; restore what was, or train anew")
+    faults.raise_if_any()
 
 
 def load_training_state(place: str | None, training_state: TrainingState) -> None:
