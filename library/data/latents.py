@@ -14,7 +14,7 @@ from tqdm import tqdm
 from library.data.augmentation import plain_pixels
 from library.data.examples import Example
 from library.errors import InputError
-from library.tensor_files import private_folder, read_tensors, write_tensors
+from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
 
 FORMAT = 3
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ def encoded_views(
         for index, moments in zip(indices, moments_of, strict=True):
             found[index] = moments
             if folder is not None:
-                write_tensors(folder / f"{keys[index]}.safetensors", vars(moments), {}, private=True)
+                checksum = {"checksum": state_fingerprint(vars(moments))}
+                write_tensors(folder / f"{keys[index]}.safetensors", vars(moments), checksum, private=True)
         progress.update(len(indices))
     progress.close()
     return [moments for moments in found if moments is not None]
@@ -147,7 +148,9 @@ def _read_cache(folder: Path | None, key: str) -> Moments | None:
     if folder is None or not (folder / f"{key}.safetensors").is_file():
         return None
     try:
-        tensors, _ = read_tensors(folder / f"{key}.safetensors")
+        tensors, metadata = read_tensors(folder / f"{key}.safetensors")
+        if metadata.get("checksum") != state_fingerprint(tensors):
+            raise InputError("its checksum differs")
         return Moments(tensors["mean"], tensors["std"])
     except (InputError, KeyError):
         logger.warning("the latent cache file '%s' is damaged and is rebuilt", folder / f"{key}.safetensors")
