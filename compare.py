@@ -1,5 +1,6 @@
 """Trains several LoRAs on one split, audits all of them, and writes one table."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
-from library.errors import InputError
+from library.errors import Faults, InputError
 from library.options import resolve
 from library.options.comparison_plan import read_plan
 from library.plain_text import plain
@@ -54,17 +55,19 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
     """Train what is not there yet, ``jobs`` at a time; the first run draws the split, the others reuse it."""
     waiting = [run for run in runs if not finished(run, output)]
     at_work: dict[str, subprocess.Popen[bytes]] = {}
+    notes: dict[str, str] = {}
     split = output / runs[0]["name"] / "split.json"
     try:
         while waiting or at_work:
             while waiting and len(at_work) < jobs and (waiting[0] is runs[0] or split.is_file()):
                 run = waiting.pop(0)
+                notes[run["name"]] = note_of(run)  # before it starts: the files may change while it runs
                 at_work[run["name"]] = start_training(run, output, None if run is runs[0] else split)
             time.sleep(1)
             for name in [name for name, process in at_work.items() if process.poll() is not None]:
                 if at_work.pop(name).returncode != 0:
                     raise InputError(f"training '{name}' stopped; see {output / name}.txt")
-                mark_finished(next(run for run in runs if run["name"] == name), output)
+                mark_finished(next(run for run in runs if run["name"] == name), output, notes[name])
                 print(f"trained {plain(name)}", flush=True)
     finally:  # whatever stops the comparison stops its trainings too; each saves what it has
         for process in at_work.values():
@@ -78,9 +81,8 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
     """
     from library.tensor_files import owners_file
 
-    own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
-    own |= {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
-    flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    places = {"output_dir": output / run["name"], **({"split_file": split} if split else {})}
+    flags = own_flags({**run, **places})
     output.mkdir(parents=True, exist_ok=True)
     print(f"training {plain(run['name'])}", flush=True)
     with open(output / f"{run['name']}.txt", "wb", opener=owners_file) as words:
@@ -88,17 +90,43 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
         return subprocess.Popen(command, stdout=words, stderr=words, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def mark_finished(run: dict[str, Any], output: Path) -> None:
-    """Note with which settings a training came to its end."""
+def mark_finished(run: dict[str, Any], output: Path, note: str | None = None) -> None:
+    """Note with which settings a training came to its end.
+
+    Args:
+        note: of its start; None: the files that it names are read now.
+    """
     from library.tensor_files import write_whole
 
-    write_whole(output / f"{run['name']}.trained.json", json.dumps(run, sort_keys=True))
+    write_whole(output / f"{run['name']}.trained.json", note or note_of(run))
+
+
+def note_of(run: dict[str, Any]) -> str:
+    """The settings of a training, and a hash of what the files that they name say at this moment."""
+    if not any(name.endswith("config_file") or name == "dataset_config" for name in run):
+        return json.dumps(run, sort_keys=True)
+    given = resolve.collect_options(run["door"], own_flags(run), Faults(), lambda notice: None)
+    values = {name: entry.value for name, entry in given.items()}
+    dataset = values.get("dataset_config")
+    if dataset and Path(str(dataset)).is_file():
+        values["dataset_config"] = Path(str(dataset)).read_text(encoding="utf-8", errors="replace")
+    told = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+    return json.dumps({**run, "options_hash": told}, sort_keys=True)
+
+
+def own_flags(run: dict[str, Any]) -> list[str]:
+    """The flags of a training that stand in the plan."""
+    own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
+    return [word for name, value in own.items() for word in (f"--{name}", str(value))]
 
 
 def finished(run: dict[str, Any], output: Path) -> bool:
-    """Whether an earlier call trained this LoRA to its end with these very settings; a stopped run left no note."""
+    """Whether an earlier call trained this LoRA to its end with these very settings; a stopped run left no note.
+
+    A config file counts by what it says, so that a changed one is trained anew.
+    """
     note = output / f"{run['name']}.trained.json"
-    return note.is_file() and note.read_text(encoding="utf-8") == json.dumps(run, sort_keys=True)
+    return note.is_file() and note.read_text(encoding="utf-8") == note_of(run)
 
 
 def take_checkpoint(run: dict[str, Any], output: Path) -> None:

@@ -71,6 +71,7 @@ TRAINING = (
     Row("split.json", BY_TRAINERS, "who is a member: hash of the pixels, path, side and group of every picture; and the secret behind the draw", NEVER),
     Row("config.toml", BY_TRAINERS, "every option, resolved: names of folders, words put around captions",
         "never as it is: take out folders and words"),
+    Row("run.lock", BY_TRAINERS, "process and machine of the run that writes into the folder; removed at its end", NEVER),
     Row("log.jsonl", BY_TRAINERS, "losses and the attacker's figures by step; no caption, no file name",
         "never as it is: counts of the aux sides and steps per epoch narrow the number of members"),
     Row("proxy.safetensors", BY_TRAINERS, "the proxy attacker, fitted on the aux sides", NEVER),

@@ -19,6 +19,7 @@ NEEDED = {
     "huggingface_hub": "huggingface_hub", "tokenizers": "tokenizers",
 }  # fmt: skip
 SHOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+OLDEST_TORCH = "2.6.0"  # a GPU box keeps its own torch, but below this weights_only is unsafe
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
@@ -27,6 +28,25 @@ def missing() -> list[str]:
     pins = dict(re.findall(r"^([\w-]+)(==\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE))
     lacks = [package + pins.get(package, "") for name, package in NEEDED.items() if not importlib.util.find_spec(name)]
     return (["python>=3.11"] if sys.version_info < (3, 11) else []) + lacks
+
+
+def numbers(version: str) -> list[int]:
+    """2.5.1+cu124 -> [2, 5, 1]."""
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
+
+
+def older() -> list[str]:
+    """Two lines if installed packages are older than requirements.txt asks for: which, and the line that mends it."""
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE))
+    least = {name: pins[name] for name in NEEDED.values() if name in pins} | {"torch": OLDEST_TORCH}
+    found = {name: metadata.version(name) for name in least}
+    old = [name for name, version in least.items() if numbers(found[name]) < numbers(version)]
+    if not old:
+        return []
+    words = ", ".join(f"{name} {found[name]} (asked for: {least[name]} or newer)" for name in old)
+    unsafe = "; torch below 2.6 runs code from pickles that it should refuse" if "torch" in old else ""
+    line = " ".join(f"'{name}>={least[name]}'" for name in old)
+    return [f"older than requirements.txt asks for: {words}{unsafe}", f"to mend it: python -m pip install {line}"]
 
 
 def gpus() -> list[str]:
@@ -52,4 +72,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["missing"]:
         print(*missing())
     else:
-        print("\n".join(f"setup.sh: {line}" for line in versions()), file=sys.stderr)
+        print("\n".join(f"setup.sh: {line}" for line in [*versions(), *older()]), file=sys.stderr)

@@ -97,17 +97,18 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         with_state=config.save_state,
         state_at_end=config.save_state_on_train_end,
         options=dict(run.options),
-        split_hash=run.hash(),
+        inputs=run.inputs(),
         metadata=lambda done: lora_metadata(run, training.validation.history, done),
         checks=training.validation.history.checks,
         active=is_main,
     )
     painter = Painter(run.accelerator, run.model, run.prompts, training.state, run.folder, pick(config, PreviewRules))
-    if is_main:
-        output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
-        write_split(run.split, run.folder.split())
-        tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
     with ExitStack() as stack:
+        stack.callback(run.lock.release)
+        if is_main:
+            output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
+            write_split(run.split, run.folder.split())
+            tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())
         log = stack.enter_context(

@@ -1,19 +1,25 @@
 """From the rows of a run and an open model to pictures that batches are drawn from."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from library.data.batches import Pictures, Tokenize
+from library.data.captions import plain_caption
 from library.data.examples import Example
 from library.data.latent_source import CachedLatents, FreshLatents, LatentSource
 from library.data.latents import Moments, View, encoded_views
 from library.data.training_set import TrainingSet
 from library.diffusion.model_files import LatentDiffusion
-from library.diffusion.text import read_captions
+from library.diffusion.text import read_captions, token_counts
 from library.diffusion.vae import posterior_encoder
 from library.seeding import StreamKey, stream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,14 @@ class EncodingRules:
     rebuild_cache: bool
     cache_dir: str
     vae_batch_size: int
+    max_token_length: int
+    weighted_captions: bool
+
+
+@dataclass(frozen=True)
+class CaptionLengthRules:
+    """How captions become tokens; the fields are options."""
+
     max_token_length: int
     weighted_captions: bool
 
@@ -81,6 +95,22 @@ def _latent_source(
     return CachedLatents(
         training_set.examples, training_set.sizes, kept[: len(rows)], [turned.get(row) for row in range(len(rows))]
     )
+
+
+def warn_of_cut_captions(examples: Sequence[Example], tokenizer: Any, rules: CaptionLengthRules) -> None:
+    """Log how many captions are longer than the model will read, once; a picture of several datasets counts once."""
+    captions = {one.pixels: plain_caption(one.caption, one.subset.captions) for one in examples}
+    counts = token_counts(tokenizer, list(captions.values()), weighted=rules.weighted_captions)
+    cut = sum(count > rules.max_token_length for count in counts)
+    if cut:
+        way_out = "" if rules.max_token_length == 225 else "; max_token_length reads more (75, 150 or 225)"
+        logger.warning(
+            "%d of %d captions are longer than %d tokens and are cut%s",
+            cut,
+            len(counts),
+            rules.max_token_length,
+            way_out,
+        )
 
 
 def kept_moments(example: Example, moments: Moments, mirrored: bool, mode: str, key: StreamKey) -> Moments:

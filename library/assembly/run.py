@@ -6,12 +6,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.read_pictures import Sources, pick_rules, read_sources
 from library.data.split import Split
 from library.data.split_file import SplitRules, new_secret, open_split
-from library.data.training_set import TrainingSet, build_training_set
+from library.data.training_set import TrainingSet, build_training_set, undivided_set
 from library.diffusion import memory
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
@@ -29,7 +30,8 @@ from library.training.lr_schedulers import ScheduleRules, build_schedule
 from library.training.optimizer_step import DTYPES
 from library.training.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
 from library.training.output_folder import OutputFolder
-from library.training.training_plan import BatchSize, TrainingPlan, plan_training
+from library.training.output_lock import OutputLock
+from library.training.training_plan import BatchSize, TrainingPlan, Undivided, plan_training, steps_for
 from networks import protocol
 
 
@@ -51,6 +53,7 @@ class Run:
     options: Mapping[str, Any]  # those that shape the weights
     accelerator: Accelerator
     folder: OutputFolder
+    lock: OutputLock  # held until the outputs are closed
     size: tuple[int, int]  # training resolution (width, height) in pixels
     split: Split
     key: StreamKey  # of every private draw
@@ -60,6 +63,7 @@ class Run:
     stated: Mapping[str, str]  # what the LoRA file says of the network
     training_set: TrainingSet
     plan: TrainingPlan
+    undivided: Undivided  # the same steps in kohya
     resumed: Mapping[str, Any]  # steps done and the proxy's checks; 0 and none for a fresh run
     optimization: Optimization
 
@@ -67,16 +71,17 @@ class Run:
         """Tell the person, once for all processes."""
         self.accelerator.print("\n".join(lines))
 
-    def hash(self) -> str:
-        """What a resumed run must find again: pictures, sides, rules and the split's secret."""
-        return self.key.fingerprint(self.training_set.hash())
+    def inputs(self) -> dict[str, str]:
+        """What a resumed run must find again, as fingerprints."""
+        return _inputs(self.key, self.training_set, self.model)
 
     def summary(self) -> str:
         """Sides, steps and exposures."""
         accumulation, processes = self.config.gradient_accumulation_steps, self.accelerator.num_processes
         batch = BatchSize(self.training_set.largest_batch(), accumulation, processes)
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
-        plan = self.plan.summary(self.training_set.member_uses(), batch, self.config.max_train_epochs)
+        config, uses = self.config, self.training_set.member_uses()
+        plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
         return f"{sides}\n{plan}"
 
     def forecast(self, arguments: Sequence[str]) -> str:
@@ -102,13 +107,20 @@ def open_run(door: str, config: Config) -> Run:
         InputError: everything that is wrong with output folder, pictures, model, network and optimizer, at once.
     """
     accelerator = open_accelerator(config.mixed_precision, config.ddp_timeout)
+    folder = output_folder.choose_folder(config.output_dir, config.output_name, door, config.resume)
+    lock = OutputLock(folder.path)
+    with lock.released_on_error():
+        return _open_run(door, config, accelerator, folder, lock)
+
+
+def _open_run(door: str, config: Config, accelerator: Accelerator, folder: OutputFolder, lock: OutputLock) -> Run:
+    """The run in its folder, whose lock is taken here."""
     fresh_secret = agreed(accelerator, new_secret())  # of a new split; an earlier one keeps its own
     messages.show_library_messages(wanted=accelerator.is_main_process, level=config.console_log_level)
     options = resolve.weight_options(door, config)
-    folder = output_folder.choose_folder(config.output_dir, config.output_name, door, config.resume)
     size = dataset_config.main_resolution(config.dataset_config, config.resolution)
     faults = Faults()
-    faults.attempt(_check_outputs, config, folder)
+    faults.attempt(_check_outputs, config, folder, lock if accelerator.is_main_process else None)
     faults.attempt(check_optimizer, pick(config, OptimizerRules))
     resumed = faults.attempt(_resumed, config, options)
     found = faults.attempt(read_sources, *pick_rules(config))
@@ -129,18 +141,18 @@ def open_run(door: str, config: Config) -> Run:
     network, stated = injected
     warn_of_near_duplicates(split)
     training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
-    plan = plan_training(
-        training_set.steps_per_epoch(accelerator.num_processes, config.gradient_accumulation_steps),
-        config.max_train_steps,
-        config.max_train_epochs,
-    )
-    state.require_split(config.resume, resumed, key.fingerprint(training_set.hash()))
+    everybody = [*split.in_order(), *found.regularisation]
+    warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
+    undivided = _undivided(config, found, model.side_multiple(), accelerator.num_processes)
+    plan = _planned(config, training_set, undivided, accelerator.num_processes)
+    state.require_inputs(config.resume, resumed, _inputs(key, training_set, model))
     return Run(
         door=door,
         config=config,
         options=options,
         accelerator=accelerator,
         folder=folder,
+        lock=lock,
         size=size,
         split=split,
         key=key,
@@ -150,14 +162,16 @@ def open_run(door: str, config: Config) -> Run:
         stated=stated,
         training_set=training_set,
         plan=plan,
+        undivided=undivided,
         resumed=resumed,
         optimization=_open_optimization(config, network, model, plan),
     )
 
 
-def _check_outputs(config: Config, folder: OutputFolder) -> None:
+def _check_outputs(config: Config, folder: OutputFolder, lock: OutputLock | None) -> None:
     """Raises: InputError where the run could not be written or tracked."""
-    output_folder.check_folder(folder, overwrite=config.overwrite, resume=config.resume is not None)
+    wanted = None if config.dry_run else lock
+    output_folder.check_folder(folder, wanted, overwrite=config.overwrite, resume=config.resume is not None)
     trackers.check_trackers(pick(config, trackers.LogRules))
 
 
@@ -173,6 +187,34 @@ def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
     return split
+
+
+def _inputs(key: StreamKey, training_set: TrainingSet, model: LatentDiffusion) -> dict[str, str]:
+    """Fingerprints by the names of ``state.INPUTS``."""
+    return {
+        "split": key.fingerprint(training_set.hash()),
+        "captions": key.fingerprint(training_set.captions_hash()),
+        "model": model.fingerprint,
+    }
+
+
+def _undivided(config: Config, found: Sources, multiple: int, processes: int) -> Undivided:
+    """What kohya would make of the same pictures."""
+    everybody = undivided_set(found.candidates, found.regularisation, multiple)
+    uses = everybody.member_uses()
+    steps = everybody.steps_per_epoch(processes, config.gradient_accumulation_steps)
+    return Undivided(len(uses), steps, sum(uses) / len(uses))
+
+
+def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, processes: int) -> TrainingPlan:
+    """The length of the run; with ``keep_exposures`` the steps that give kohya's exposures, and no more than asked."""
+    per_epoch, steps = (
+        training_set.steps_per_epoch(processes, config.gradient_accumulation_steps),
+        config.max_train_steps,
+    )
+    if config.keep_exposures:
+        steps = min(steps, steps_for(undivided.exposures(steps), per_epoch, training_set.member_uses()))
+    return plan_training(per_epoch, steps, config.max_train_epochs)
 
 
 def _open_optimization(config: Config, network: Any, model: LatentDiffusion, plan: TrainingPlan) -> Optimization:

@@ -63,6 +63,11 @@ class Training:
 
 def open_training(run: Run) -> Training:
     """Encode the pictures, seat both players, and load the state of the run that this one goes on from."""
+    with run.lock.released_on_error():
+        return _open_training(run)
+
+
+def _open_training(run: Run) -> Training:
     config, model, device = run.config, run.model, run.accelerator.device
     model.prepare(device, full_precision_vae=config.no_half_vae, gradient_checkpointing=config.gradient_checkpointing)
     pictures = encode_pictures(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from library.data.examples import Example, open_picture
+from library.data.examples import Example, picture_of
 from library.data.masks import mask_of
 from library.errors import InputError
 
@@ -136,7 +136,7 @@ def use_of(example: Example, size: tuple[int, int], generator: torch.Generator |
     rules = example.subset.looks
     crop = chosen_crop(example, size, generator)
     mirrored = generator is not None and rules.flip_aug and bool(torch.rand((), generator=generator) < 0.5)
-    picture = crop.of(open_picture(example.path), rules.resize_interpolation)
+    picture = crop.of(picture_of(example), rules.resize_interpolation)
     if generator is not None and rules.color_aug:
         picture = recoloured(picture, generator)
     mask = mask_of(example)
@@ -149,7 +149,7 @@ def use_of(example: Example, size: tuple[int, int], generator: torch.Generator |
 
 def plain_pixels(example: Example, size: tuple[int, int]) -> Tensor:
     """A picture without augmentation, scaled by its own rules and cropped in the centre: [3, H, W] in -1 .. 1."""
-    return fitted_pixels(open_picture(example.path), size, example.subset.looks.resize_interpolation)
+    return fitted_pixels(picture_of(example), size, example.subset.looks.resize_interpolation)
 
 
 def fitted_pixels(picture: Image.Image, size: tuple[int, int], interpolation: str | None = None) -> Tensor:

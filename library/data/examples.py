@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from library.data.subset_rules import Subset
+from library.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,38 @@ def open_picture(path: Path) -> Image.Image:
         OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
     """
     with Image.open(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        return as_rgb(ImageOps.exif_transpose(file))
+
+
+def picture_of(example: Example) -> Image.Image:
+    """Decode the picture of an example again. Raises: InputError where it is another one by now."""
+    try:
+        picture = open_picture(example.path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"'{example.path}' was there when the split was drawn and cannot be decoded now "
+            f"({type(error).__name__}); restore it, or start again"
+        ) from error
+    if pixel_hash(picture) != example.pixels:
+        raise InputError(
+            f"'{example.path}' has changed since it was read for the split, which names the picture that it was; "
+            "restore it, or start again"
+        )
+    return picture
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in RGB; 16-bit grey is divided by 257, since Pillow's own conversion makes all above 255 white.
+
+    Raises:
+        ValueError: grey levels outside 0 .. 65535.
+    """
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture.convert("RGB")
+    levels = np.asarray(picture)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}; at most 16 bits are read")
+    return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
 
 
 def alpha_channel(path: Path) -> Image.Image | None:

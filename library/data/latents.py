@@ -14,9 +14,9 @@ from tqdm import tqdm
 from library.data.augmentation import plain_pixels
 from library.data.examples import Example
 from library.errors import InputError
-from library.tensor_files import private_folder, read_tensors, write_tensors
+from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
 
-FORMAT = 2
+FORMAT = 3
 logger = logging.getLogger(__name__)
 
 # [B, 3, H, W] pixels in -1 .. 1 -> posterior mean and standard deviation, each [B, C, h, w], unscaled
@@ -81,8 +81,7 @@ def encoded_views(
         InputError: a picture whose latents are not finite even in fp32.
     """
     folder = None if cache_dir is None else private_folder(private_folder(cache_dir) / "latents")
-    hashes: dict[Path, str] = {}
-    keys = [_cache_key(view, vae_fingerprint, hashes) if folder else "" for view in views]
+    keys = [_cache_key(view, vae_fingerprint) if folder else "" for view in views]
     found: list[Moments | None] = [None if rebuild else _read_cache(folder, key) for key in keys]
     missing = [index for index, moments in enumerate(found) if moments is None]
     progress = tqdm(total=len(missing), desc="encoding latents", unit="image", leave=False)
@@ -93,7 +92,8 @@ def encoded_views(
         for index, moments in zip(indices, moments_of, strict=True):
             found[index] = moments
             if folder is not None:
-                write_tensors(folder / f"{keys[index]}.safetensors", vars(moments), {}, private=True)
+                checksum = {"checksum": state_fingerprint(vars(moments))}
+                write_tensors(folder / f"{keys[index]}.safetensors", vars(moments), checksum, private=True)
         progress.update(len(indices))
     progress.close()
     return [moments for moments in found if moments is not None]
@@ -128,17 +128,18 @@ def _batches_of_one_size(indices: list[int], views: Sequence[View], batch_size: 
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 
-def _cache_key(view: View, vae_fingerprint: str, hashes: dict[Path, str]) -> str:
-    """SHA-256 over all inputs of the latents: file bytes, VAE, size, crop, scaling, mirror, format.
-
-    Args:
-        hashes: of files that were read before; new ones are added.
-    """
-    path = view.example.path
-    if path not in hashes:
-        hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+def _cache_key(view: View, vae_fingerprint: str) -> str:
+    """SHA-256 over all inputs of the latents: pixels (not the file, which may change), VAE, size, crop, and so on."""
     rules = view.example.subset.looks
-    parts = [FORMAT, hashes[path], vae_fingerprint, view.size, "centre", rules.resize_interpolation, view.mirrored]
+    parts = [
+        FORMAT,
+        view.example.pixels,
+        vae_fingerprint,
+        view.size,
+        "centre",
+        rules.resize_interpolation,
+        view.mirrored,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -147,7 +148,9 @@ def _read_cache(folder: Path | None, key: str) -> Moments | None:
     if folder is None or not (folder / f"{key}.safetensors").is_file():
         return None
     try:
-        tensors, _ = read_tensors(folder / f"{key}.safetensors")
+        tensors, metadata = read_tensors(folder / f"{key}.safetensors")
+        if metadata.get("checksum") != state_fingerprint(tensors):
+            raise InputError("its checksum differs")
         return Moments(tensors["mean"], tensors["std"])
     except (InputError, KeyError):
         logger.warning("the latent cache file '%s' is damaged and is rebuilt", folder / f"{key}.safetensors")

@@ -61,6 +61,13 @@ class TrainingSet:
         """Images of the largest training batch."""
         return max(example.subset.batch_size for example in self.examples)
 
+    def captions_hash(self) -> str:
+        """SHA-256 (hex) over the captions and their pictures; key it before writing, since captions can be guessed."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr((example.pixels, example.caption)).encode())
+        return digest.hexdigest()
+
     def hash(self) -> str:
         """SHA-256 (hex) over sides, pictures, sizes, uses, weights and rules: a resumed run must have the same."""
         digest = hashlib.sha256(self.split_hash.encode())
@@ -68,6 +75,19 @@ class TrainingSet:
             facts = (example.pixels, self.sizes[index], self.uses[index], self.weights[index], asdict(example.subset))
             digest.update(repr(facts).encode())
         return digest.hexdigest()
+
+
+def undivided_set(candidates: Sequence[Example], regularisation: Sequence[Example], multiple: int) -> TrainingSet:
+    """What kohya would train on: every candidate, with nothing held out; only its counts are of use.
+
+    Args:
+        multiple: sides must be multiples of this many pixels.
+    """
+    public_uses = regularisation_uses(regularisation, candidates)
+    examples = [*candidates, *(one for one, times in zip(regularisation, public_uses, strict=True) if times)]
+    uses = [*(example.repeats for example in candidates), *(times for times in public_uses if times)]
+    members = [place < len(candidates) for place in range(len(examples))]
+    return TrainingSet(examples, assign_buckets(examples, multiple), members, uses, [1.0] * len(examples), "")
 
 
 def build_training_set(

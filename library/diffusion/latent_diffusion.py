@@ -86,4 +86,9 @@ def vae_dtype(training: torch.dtype, device: torch.device, *, full_precision: bo
         return torch.float32
     if training != torch.float16:
         return training
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU computes in bf16 itself (compute capability 8.0); torch's own answer counts slow emulation."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

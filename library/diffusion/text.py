@@ -25,6 +25,17 @@ def read_captions(
     return tokenize(tokenizer, captions, max_token_length), None
 
 
+def token_counts(tokenizer: Any, captions: list[str], *, weighted: bool) -> list[int]:
+    """Prompt tokens of each caption before it is cut, without start and end."""
+    if not weighted:
+        ids = tokenizer(captions, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        return [len(row) for row in ids]
+    return [
+        sum(token_counts(tokenizer, [text for text, _ in parse_weights(caption)], weighted=False)) if caption else 0
+        for caption in captions
+    ]
+
+
 def tokenize(tokenizer: Any, captions: list[str], max_token_length: int) -> Tensor:
     """Token ids of captions, [B, pieces, 77].
 

@@ -191,6 +191,7 @@ class Config:
     gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1)
     max_train_steps: int = option("schedule", 1600, "optimizer steps", least=1, shapes_weights=False)
     max_train_epochs: int | None = option("schedule", None, "length in epochs; overrides max_train_steps if both are in the file, or both on the command line", least=1, shapes_weights=False)
+    keep_exposures: bool = option("schedule", False, "shorten max_train_steps so that each member is used as often as kohya would use it, although a share of the pictures is held out", shapes_weights=False, kohya="not in kohya")
     mixed_precision: str = option("schedule", "no", "dtype of frozen weights and activations", choices=("no", "fp16", "bf16"), doors=EVERYWHERE)
     torch_compile: bool = option("schedule", False, "compile the UNet's repeated blocks; every new bucket shape compiles again", shapes_weights=False)
     dynamo_backend: str = option("schedule", "inductor", "backend of torch_compile", choices=("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tvm", "ipex"), shapes_weights=False)

@@ -26,7 +26,7 @@ class CheckpointWriter:
     with_state: bool  # beside every LoRA file
     state_at_end: bool
     options: dict[str, Any]  # those that shape the weights
-    split_hash: str
+    inputs: dict[str, str]  # fingerprints of split, captions and model
     metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
     checks: list[Any]  # of the proxy, dataclasses; grows during the run
     active: bool  # only the main process writes
@@ -75,7 +75,7 @@ class CheckpointWriter:
                 self.training_state,
                 done=done,
                 options=self.options,
-                split_hash=self.split_hash,
+                inputs=self.inputs,
                 checks=[dataclasses.asdict(check) for check in self.checks],
             )
         return str(place)

@@ -1,5 +1,6 @@
 """One optimizer step: averages gradients over processes, clips and checks them, and takes or skips the step."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,9 @@ def take_step(
     if taken or scaled:
         optimizer.step()
     figures |= settle()
-    if taken and not (scaled and optimizer.step_was_skipped):
+    # A fused optimizer skips an overflow inside its kernel, which accelerate does not see; the norm shows it
+    overflowed = scaled and (optimizer.step_was_skipped or not math.isfinite(figures["gradient_norm"]))
+    if taken and not overflowed:
         schedule.step()  # before the gradients are cleared: Adafactor's schedule reads them
         if training_state.average is not None:
             training_state.average.update()

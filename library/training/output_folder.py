@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.errors import InputError
+from library.training.output_lock import OutputLock
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +72,25 @@ def choose_folder(output_dir: str | None, output_name: str, door: str, resume: s
     return OutputFolder(Path("output") / f"{door.lower()}-{time.strftime('%Y%m%d-%H%M%S')}", output_name)
 
 
-def check_folder(folder: OutputFolder, *, overwrite: bool, resume: bool) -> None:
-    """Raises: InputError when the folder cannot be written, or holds a run that would be lost."""
+def check_folder(folder: OutputFolder, lock: OutputLock | None, *, overwrite: bool, resume: bool) -> None:
+    """Take the folder's lock, then look what is in it; without a lock (``--dry_run``) nothing is written.
+
+    Raises:
+        InputError: the folder cannot be written, another run writes into it, or it holds a run that would be lost.
+    """
+    check_writable(folder)
+    if lock is not None:
+        lock.acquire()
     holds_run = folder.split().exists() or folder.lora().exists()
     if holds_run and not (overwrite or resume):
         raise InputError(
             f"output_dir '{folder.path}' already holds a run, and without its split.json its LoRA could not be "
             "audited; continue it with --resume STATE, replace it with --overwrite, or give another --output_dir"
         )
+
+
+def check_writable(folder: OutputFolder) -> None:
+    """Raises: InputError when the folder cannot be made or written."""
     existing = folder.path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

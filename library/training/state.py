@@ -1,7 +1,9 @@
 """A resumable state: LoRA, its average and proxy in fp32, both optimizers, the learning-rate schedule, the options."""
 
+import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -16,11 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import Faults, InputError, shortened
-from library.tensor_files import private_folder, read_tensors, write_tensors, write_whole
+from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
+logger = logging.getLogger(__name__)
+# Moments that have the shape of their parameter, in torch.optim and in the packages of optimizers.KNOWN
+SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "z", "state1", "state2")
 FORMAT = 2  # 1: the random streams depended only on the seed
+# What a resumed run must find as it was
+INPUTS = {
+    "split": "the pictures, their sides, the split's secret or the dataset_config have",
+    "captions": "captions have",
+    "model": "the weights of the base model (UNet, text encoder or VAE) have",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def save_state(
     *,
     done: int,
     options: Mapping[str, Any],
-    split_hash: str,
+    inputs: Mapping[str, str],
     checks: list[dict],
 ) -> None:
     """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
@@ -73,7 +84,7 @@ def save_state(
     Args:
         done: optimizer steps that have run.
         options: the options that shape the weights.
-        split_hash: identifies the split and its key without revealing a picture or the key.
+        inputs: by the names of INPUTS; they reveal no picture, no caption and no key.
         checks: the proxy's checks so far.
     """
     private_folder(path.parent)
@@ -92,7 +103,9 @@ def save_state(
         buffer = io.BytesIO()
         torch.save(moving, buffer)
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
-        content = {"format": FORMAT, "done": done, "options": options, "split": split_hash, "checks": checks}
+        files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
+        content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks, "files": files}
+        content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         if path.exists():
             shutil.rmtree(path)
@@ -127,7 +140,43 @@ def read_state(place: str | None) -> dict[str, Any]:
             f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); give e.g. "
             "OUTPUT_DIR/state/last-step00000050-state"
         ) from error
+    check_files(path, content)
     return content
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what a state.json says, but for this number."""
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(path: Path, content: Mapping[str, Any]) -> None:
+    """Compare a state's files with the checksums in its state.json; states of earlier versions have none.
+
+    Raises:
+        InputError: the files that are missing or damaged.
+    """
+    if "files" not in content and "checksum" not in content:
+        logger.warning("'%s' is a state of an earlier version, without checksums; damage would not be found", path)
+        return
+    damaged = [] if content.get("checksum") == content_hash(content) else ["state.json"]
+    if not damaged:
+        damaged = [
+            name
+            for name, wanted in (content.get("files") or {}).items()
+            if not (path / name).is_file() or file_hash(path / name) != wanted
+        ]
+    if damaged:
+        raise InputError(
+            f"--resume '{path}': {shortened(damaged)} differ from what was saved (damaged, changed or missing); resume "
+            "from another state"
+        )
 
 
 def require_options(place: str | None, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -151,13 +200,19 @@ def require_options(place: str | None, content: Mapping[str, Any], options: Mapp
     faults.raise_if_any()
 
 
-def require_split(place: str | None, content: Mapping[str, Any], split_hash: str) -> None:
-    """Raises: InputError when a state was trained on other pictures, sides or rules, or under another secret."""
-    if place is not None and content["split"] != split_hash:
-        raise InputError(
-            f"--resume '{place}': the pictures, their sides, the split's secret or the dataset_config have changed "
-            "since the state was saved"
-        )
+def require_inputs(place: str | None, content: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Compare what a state was trained on with what this run has; states of earlier versions know only the split.
+
+    Raises:
+        InputError: what has changed.
+    """
+    if place is None:
+        return
+    faults = Faults()
+    for name, what in INPUTS.items():
+        if content.get(name, None if name == "split" else inputs[name]) != inputs[name]:
+            faults.add(f"--resume '{place}': {what} changed since the state was saved; restore what was, or train anew")
+    faults.raise_if_any()
 
 
 def load_training_state(place: str | None, training_state: TrainingState) -> None:
@@ -165,16 +220,57 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
     if place is None:
         return
     path = Path(place)
-    fill_raw(training_state.network, read_tensors(path / "lora.safetensors")[0])
-    _fill(training_state.proxy, read_tensors(path / "proxy.safetensors")[0])
+    fill_raw(training_state.network, _finite_tensors(path / "lora.safetensors"))
+    _fill(training_state.proxy, _finite_tensors(path / "proxy.safetensors"))
     if training_state.average is not None:
-        training_state.average.fill(read_tensors(path / "average.safetensors")[0])
+        training_state.average.fill(_finite_tensors(path / "average.safetensors"))
     moving = _read_moments(path / "optimizers.pt")
+    check_moments(training_state.optimizer, moving["optimizer"], path / "optimizers.pt")
+    check_moments(training_state.attacker, moving["attacker"], path / "optimizers.pt")
     training_state.optimizer.load_state_dict(moving["optimizer"])
     training_state.schedule.load_state_dict(moving["schedule"])
     training_state.attacker.load_state_dict(moving["attacker"])
     if training_state.scaler is not None and moving["scaler"]:
         training_state.scaler.load_state_dict(moving["scaler"])
+
+
+def check_moments(optimizer: Any, saved: Any, file: Path) -> None:
+    """Compare an optimizer's saved moments with its parameters before they are loaded: a wrong shape crashes torch.
+
+    Raises:
+        InputError: another number of parameters, or a moment of another shape or with NaN or infinity.
+    """
+    try:
+        groups = [len(group["params"]) for group in saved["param_groups"]]
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        moments = {number: dict(saved["state"].get(number, {})) for number in numbers}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"--resume: '{file}' holds no optimizer; resume from another state") from error
+    if groups != [len(group["params"]) for group in optimizer.param_groups]:
+        raise InputError(f"--resume: '{file}' is of an optimizer with other parameters; resume from another state")
+    for number, parameter in zip(numbers, trained_parameters(optimizer), strict=True):
+        for name, value in moments[number].items():
+            if not isinstance(value, Tensor):
+                continue
+            if name in SHAPED and value.shape != parameter.shape:
+                raise InputError(
+                    f"--resume: in '{file}' {name} of parameter {number} has the shape {tuple(value.shape)}, and the "
+                    f"parameter {tuple(parameter.shape)}; resume from another state"
+                )
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"--resume: in '{file}' {name} of parameter {number} is not finite; resume from another state"
+                )
+
+
+def _finite_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state's file. Raises: InputError for NaN or infinity."""
+    tensors = read_tensors(file)[0]
+    if strange := not_finite(tensors):
+        raise InputError(
+            f"--resume: '{file}' holds NaN or infinity in {shortened(strange, 3)}; resume from another state"
+        )
+    return tensors
 
 
 def _read_moments(file: Path) -> dict[str, Any]:

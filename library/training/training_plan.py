@@ -27,6 +27,19 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
+class Undivided:
+    """The same steps in kohya, which trains on every picture."""
+
+    pictures: int
+    steps_per_epoch: int
+    uses: float  # of a picture in an epoch, on average
+
+    def exposures(self, steps: int) -> float:
+        """How often kohya would use each picture in so many steps."""
+        return steps / self.steps_per_epoch * self.uses
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """Steps are counted from 0 while they run; ``done`` is how many have run."""
 
@@ -67,11 +80,20 @@ class TrainingPlan:
         """
         return self.epochs(done) * sum(repeats) / len(repeats)
 
-    def summary(self, repeats: Sequence[int], size: BatchSize, max_train_epochs: int | None) -> str:
+    def summary(
+        self,
+        repeats: Sequence[int],
+        size: BatchSize,
+        max_train_epochs: int | None,
+        undivided: Undivided | None = None,
+        max_train_steps: int | None = None,
+    ) -> str:
         """The plan in numbers, and what decided the length of the run.
 
         Args:
             repeats: of each member.
+            undivided: what kohya would train on; None: not told.
+            max_train_steps: as given; the run is shorter where exposures are kept.
         """
         epochs = self.epochs(self.total_steps)
         text = (
@@ -85,11 +107,38 @@ class TrainingPlan:
                 f"{KOHYAS_STEPS} steps x {size.images()} images / {sum(repeats)} images per epoch = about "
                 f"{epochs:.4g} epochs; set max_train_epochs to give the length in epochs"
             )
+        if undivided is not None and max_train_epochs is None:
+            text += self._beside_kohya(repeats, undivided, max_train_steps or self.total_steps)
         return text
+
+    def _beside_kohya(self, repeats: Sequence[int], undivided: Undivided, steps: int) -> str:
+        """Exposures here and in kohya, where they differ or were made equal; else nothing."""
+        there, here = undivided.exposures(steps), self.exposures(self.total_steps, repeats)
+        start = (
+            f"\nexposures: kohya would use each of {undivided.pictures} pictures {there:.4g} times in {steps} steps; "
+            f"here {len(repeats)} of them are members"
+        )
+        if steps != self.total_steps:
+            return f"{start}, each used {here:.4g} times in {self.total_steps} steps (keep_exposures)"
+        if here < 1.1 * there:
+            return ""
+        return (
+            f"{start}, each used {here:.4g} times, since the others are held out; --keep_exposures shortens the run to "
+            f"{steps_for(there, self.steps_per_epoch, repeats)} steps"
+        )
 
     def stage(self, done: int, every_epochs: int | None) -> str:
         """Name of the previews after ``done`` steps: the epoch if they are made every n epochs, else the step."""
         return f"e{done // self.steps_per_epoch:06d}" if every_epochs is not None else f"step{done:08d}"
+
+
+def steps_for(exposures: float, steps_per_epoch: int, repeats: Sequence[int]) -> int:
+    """Steps in which each member is used so often, on average; at least one.
+
+    Args:
+        repeats: of each member.
+    """
+    return max(1, round(exposures * steps_per_epoch * len(repeats) / sum(repeats)))
 
 
 def plan_training(steps_per_epoch: int, max_train_steps: int, max_train_epochs: int | None) -> TrainingPlan:

@@ -91,6 +91,18 @@ def test_a_stopped_training_or_one_of_other_settings_is_trained_again(tmp_path):
     assert compare.finished(run, tmp_path) and not compare.finished({**run, "max_train_epochs": 8}, tmp_path)
 
 
+def test_a_training_whose_config_file_has_changed_is_trained_again(tmp_path):
+    file = tmp_path / "lora.toml"
+    file.write_text("[network]\nnetwork_dim = 4\n")
+    run = {"name": "a", "door": "PLoRA", "config_file": str(file), "seed": 3}
+    compare.mark_finished(run, tmp_path)
+    assert compare.finished(run, tmp_path)
+    file.write_text("# the same options\nnetwork_dim = 4\n")
+    assert compare.finished(run, tmp_path)
+    file.write_text("[network]\nnetwork_dim = 8\n")
+    assert not compare.finished(run, tmp_path)
+
+
 def test_whatever_stops_the_comparison_stops_its_trainings(tmp_path, monkeypatch):
     started = []
 

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,6 +31,33 @@ def test_identity_is_the_pixels_not_the_file(tmp_path: Path) -> None:
     Image.open(tmp_path / "a.png").save(tmp_path / "b.webp", lossless=True)
     Image.open(tmp_path / "a.png").save(tmp_path / "c.bmp")
     assert len({pixel_hash(open_picture(tmp_path / name)) for name in ("a.png", "b.webp", "c.bmp")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.png", "uint16"), ("a.tif", "uint16"), ("a.tif", ">u2"), ("a.tif", "int32")],
+    ids=["I;16 PNG", "I;16 TIFF", "I;16B TIFF", "I TIFF"],
+)
+def test_sixteen_bit_grey_keeps_its_levels(tmp_path: Path, name: str, kind: str) -> None:
+    """A full ramp: 257 levels become one; without the division all but the first of them are white."""
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    file = tmp_path / name
+    if kind == ">u2":
+        Image.frombytes("I;16B", (256, 256), ramp.astype(">u2").tobytes()).save(file)
+    else:
+        Image.fromarray(ramp.astype(kind)).save(file)
+    with Image.open(file) as opened:
+        assert opened.mode.startswith("I")
+    levels = np.asarray(open_picture(file))
+    assert levels.shape == (256, 256, 3) and levels.mean() == pytest.approx(127, abs=0.01)
+    assert levels[0, 0].tolist() == [0] * 3 and levels[-1, -1].tolist() == [255] * 3
+    assert (levels[..., 0].flatten() == np.arange(65536) // 257).all()
+
+
+def test_grey_of_more_than_sixteen_bits_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="grey levels from 70000 to 70000; at most 16 bits are read"):
+        open_picture(tmp_path / "a.tif")
 
 
 def test_a_folder_one_level_too_deep_names_its_parent(tmp_path: Path) -> None:

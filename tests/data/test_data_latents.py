@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.data.augmentation import use_of
 from library.data.latents import Moments, View, encoded_moments, encoded_views
 from library.errors import InputError
 from tests.helpers import tiny
@@ -102,4 +103,30 @@ def test_an_interrupted_write_leaves_no_half_file(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "cache" / "latents").iterdir()) == []
     encoder = CountingEncoder()
     encode_all(views, encoder, tmp_path / "cache")
+    assert encoder.seen == 2
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached once", "encoded at every use"])
+def test_a_picture_that_changes_after_the_draw_is_refused_by_name(tmp_path: Path, cached: bool) -> None:
+    example = read(tiny.write_pictures(tmp_path / "pictures", 1)).candidates[0]
+    tiny.write_picture(example.path, 99)
+    with pytest.raises(InputError, match="quokka000.png' has changed since it was read for the split"):
+        encoded([example], CountingEncoder(), None) if cached else use_of(example, (16, 16), torch.Generator())
+    example.path.write_text("no picture")
+    with pytest.raises(InputError, match="quokka000.png' was there when the split was drawn and cannot be decoded now"):
+        encoded([example], CountingEncoder(), None)
+
+
+def test_a_flipped_bit_in_cached_latents_is_found_and_told_once(tmp_path: Path, caplog) -> None:
+    examples = read(tiny.write_pictures(tmp_path / "pictures", 1)).candidates
+    encoder = CountingEncoder()
+    first = encoded(examples, encoder, tmp_path / "cache")[0]
+    file = next((tmp_path / "cache" / "latents").iterdir())
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    again = encoded(examples, encoder, tmp_path / "cache")[0]
+    assert encoder.seen == 2 and torch.equal(first.mean, again.mean) and torch.equal(first.std, again.std)
+    assert caplog.text.count("is damaged and is rebuilt") == 1
+    encoded(examples, encoder, tmp_path / "cache")
     assert encoder.seen == 2

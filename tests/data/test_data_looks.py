@@ -29,7 +29,7 @@ from library.data.buckets import (
     report_buckets,
     shrunk_bucket,
 )
-from library.data.examples import Example
+from library.data.examples import Example, open_picture, pixel_hash
 from library.data.latent_source import CachedLatents, FreshLatents, latent_mask, plain_mask
 from library.errors import InputError
 from library.seeding import stream
@@ -120,7 +120,10 @@ def painted(folder: Path, name: str = "ramp.png", size: tuple[int, int] = (64, 3
     levels[..., 0] = np.arange(size[0]) * 3
     levels[..., 1] = np.arange(size[1])[:, None] * 7
     Image.fromarray(levels).save(folder / name)
-    return replace(example(1), path=folder / name, width=size[0], height=size[1], subset=subset(**rules))
+    identity = pixel_hash(open_picture(folder / name))
+    return replace(
+        example(1, pixels=identity), path=folder / name, width=size[0], height=size[1], subset=subset(**rules)
+    )
 
 
 def test_random_crops_reach_every_place_and_keep_to_the_picture() -> None:

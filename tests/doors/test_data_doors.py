@@ -21,6 +21,19 @@ from tests.helpers.data_toy import write_parquet
 from tests.helpers.runs import assert_same_tensors, records, two_datasets
 
 
+def test_captions_that_are_cut_are_counted_once(flags, pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of all sides together; a letter is a token."""
+    for place, file in enumerate(sorted(pictures.rglob("*.txt"))):
+        file.write_text("x" * (76 if place % 2 else 75))
+    assert SPLoRA.main(flags(dry_run=True)) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "tokens and are cut" in line]
+    assert told == [
+        "8 of 16 captions are longer than 75 tokens and are cut; max_token_length reads more (75, 150 or 225)"
+    ]
+    assert SPLoRA.main(flags(dry_run=True, max_token_length=150)) == 0
+    assert "tokens and are cut" not in capsys.readouterr().err
+
+
 def moved(folder: Path) -> bool:
     """Whether the LoRA of a run has left zero."""
     written = load_file(folder / "last.safetensors")

@@ -146,3 +146,17 @@ def test_what_is_missing_carries_the_pinned_version(monkeypatch: pytest.MonkeyPa
     assert environment.missing() == []
     monkeypatch.setattr(environment, "NEEDED", {"no_such_module": "diffusers", "json": "json"})
     assert environment.missing() == ["diffusers==0.42.1"]
+
+
+def test_packages_that_are_too_old_are_named_with_the_line_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tools import environment
+
+    assert environment.older() == []
+    found = {"torch": "2.5.1+cu124", "diffusers": "0.9.0"}
+    monkeypatch.setattr(environment.metadata, "version", lambda name: found.get(name, "99.0"))
+    told, line = environment.older()
+    assert "torch 2.5.1+cu124 (asked for: 2.6.0 or newer), diffusers 0.9.0 (asked for: 0.42.1 or newer)" in told
+    assert "torch below 2.6 runs code from pickles" in told
+    assert line == "to mend it: python -m pip install 'torch>=2.6.0' 'diffusers>=0.42.1'"
+    monkeypatch.setattr(environment.metadata, "version", lambda name: "2.6.0" if name == "torch" else "99.0")
+    assert environment.older() == []

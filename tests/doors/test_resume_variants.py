@@ -1,11 +1,14 @@
 """Ten straight steps equal five, a state, and five, whatever optimizer, average, noise and looks a run has."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import SPLoRA
+from library.errors import InputError
 from tests.helpers.runs import assert_same_tensors, records
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,3 +46,25 @@ def test_ten_straight_steps_equal_five_resume_and_five(flags, tmp_path: Path, ch
         assert_same_tensors(straight / average, resumed / average)
     kept = [record for record in records(straight) if record["step"] > 5]
     assert [record for record in records(resumed) if record["step"] > 5] == kept and len(kept) >= 6
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("captions", "captions have changed"), ("vae", r"UNet, text encoder or VAE\) have changed")]
+)
+def test_a_state_is_refused_once_captions_or_weights_have_changed(
+    flags, pictures: Path, model_folder: Path, tmp_path: Path, what: str, said: str
+) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model_folder, own)
+    run = {"max_train_steps": 1, "save_state": True, "pretrained_model_name_or_path": own}
+    assert SPLoRA.main(flags(**run)) == 0
+    state = tmp_path / "out" / "state" / "last-state"
+    if what == "captions":
+        for caption in pictures.rglob("*.txt"):
+            caption.write_text("another picture\n")
+    else:
+        file = own / "vae" / "diffusion_pytorch_model.safetensors"
+        save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=said) as caught:
+        SPLoRA.main(flags(**{**run, "max_train_steps": 2}, resume=state))
+    assert len(caught.value.messages) == 1

@@ -21,6 +21,7 @@ from library.options.declarations import TRAINERS, Config
 from library.tensor_files import write_tensors
 from library.training import output_folder
 from library.training.output_folder import OutputFolder
+from library.training.state import content_hash, file_hash
 
 
 class Payload:
@@ -166,6 +167,9 @@ def test_a_state_with_a_payload_is_refused_and_not_run(flags, tmp_path: Path) ->
     assert PLoRA.main(flags(save_state=True, max_train_steps=1)) == 0
     state = tmp_path / "out" / "state" / "last-state"
     torch.save({"optimizer": Payload(str(tmp_path / "ran"))}, state / "optimizers.pt")
+    content = json.loads((state / "state.json").read_text())  # a stranger's checksums fit
+    content["files"]["optimizers.pt"] = file_hash(state / "optimizers.pt")
+    (state / "state.json").write_text(json.dumps({**content, "checksum": content_hash(content)}))
     with pytest.raises(InputError, match="optimizers.pt' was not read: .* more than tensors"):
         PLoRA.main(flags(save_state=True, max_train_steps=2, resume=state))
     assert not (tmp_path / "ran").exists()

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import PLoRA
 import SPLoRA
 from library.diffusion import flops, memory
 from library.diffusion.compiling import CompileRules, compile_unet
+from library.diffusion.latent_diffusion import vae_dtype
 from library.diffusion.memory import AdviceRules, best_switches
 from library.diffusion.model_files import load_model
 from library.errors import InputError
@@ -21,7 +23,9 @@ from library.options.declarations import Config
 from library.rules import pick
 from library.training import device
 from library.training.checkpoint_schedule import KeepRule, numbers_due
-from library.training.training_plan import BatchSize, TrainingPlan
+from library.training.interruption import FiniteGuard
+from library.training.optimizer_step import take_step
+from library.training.training_plan import BatchSize, TrainingPlan, Undivided
 from networks.lora import create_network
 from tests.helpers.runs import assert_same_tensors, records
 
@@ -55,6 +59,30 @@ def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() ->
     assert "1600 steps x 24 images / 2400 images per epoch = about 16 epochs" in text
     assert "no other length" not in TrainingPlan(100, 1600).summary([1] * 2400, size, 16)
     assert "decides" not in TrainingPlan(100, 1500).summary([1] * 2400, size, None)
+
+
+def test_exposures_are_told_beside_those_of_kohya_where_steps_decide() -> None:
+    """60 pictures of 10_x, 200 steps of 3: kohya uses each 10 times; 32 members are used 18.7 times."""
+    size, members, everybody = BatchSize(3, 1, 1), [10] * 32, Undivided(60, 200, 10.0)
+    plan = TrainingPlan(107, 200)
+    text = plan.summary(members, size, None, everybody)
+    assert "kohya would use each of 60 pictures 10 times in 200 steps; here 32 of them are members" in text
+    assert "each used 18.69 times, since the others are held out; --keep_exposures shortens the run to 107" in text
+    assert "kohya would use" not in plan.summary(members, size, 2, everybody)
+    assert "kohya would use" not in TrainingPlan(200, 200).summary([10] * 60, size, None, everybody)
+    kept = TrainingPlan(107, 107).summary(members, size, None, everybody, 200)
+    assert "32 of them are members, each used 10 times in 107 steps (keep_exposures)" in kept
+
+
+def test_keep_exposures_shortens_the_run_to_kohyas_exposures(flags, tmp_path: Path, capsys) -> None:
+    """16 pictures in batches of 2: 8 steps are one epoch in kohya; half of them are members, which 4 steps use once."""
+    assert PLoRA.main(flags(max_train_steps=8)) == 0
+    assert "kohya would use each of 16 pictures 1 times in 8 steps; here 8 of them are members, each used 2 times" in (
+        capsys.readouterr().out
+    )
+    assert PLoRA.main(flags(max_train_steps=8, keep_exposures=True, output_dir=tmp_path / "kept")) == 0
+    assert "each used 1 times in 4 steps (keep_exposures)" in capsys.readouterr().out
+    assert [max(record["step"] for record in records(tmp_path / name)) for name in ("out", "kept")] == [8, 4]
 
 
 def test_looks_by_steps_are_logged_with_the_weights_that_were_looked_at(flags, tmp_path: Path, capsys) -> None:
@@ -201,6 +229,55 @@ def test_a_gpu_is_compared_with_what_torch_was_built_for(capability: tuple, buil
         return
     with pytest.raises(InputError, match=rf"no code for this GPU: Card is sm_{capability[0]}{capability[1]}"):
         device.check_capability("Card", capability, built, "2.0")
+
+
+@pytest.mark.parametrize(
+    ("card", "capability", "has"),
+    [("V100", (7, 0), False), ("T4", (7, 5), False), ("A100", (8, 0), True), ("RTX 40", (8, 9), True)],
+)
+def test_bf16_is_the_cards_own_not_emulated(
+    card: str, capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as torch says of each of them
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    chosen = vae_dtype(torch.float16, torch.device("cuda"), full_precision=False)
+    assert chosen == (torch.bfloat16 if has else torch.float32), card
+    assert vae_dtype(torch.float16, torch.device("cpu"), full_precision=False) == torch.float32
+
+
+class FusedStep:
+    """A fused optimizer behind accelerate with fp16: an overflow changes nothing, and no skipped step is reported."""
+
+    step_was_skipped = False
+
+    def __init__(self, gradient: float) -> None:
+        self.parameter = torch.nn.Parameter(torch.zeros(2))
+        self.parameter.grad = torch.full((2,), gradient)
+        self.param_groups: list[dict[str, Any]] = [{"params": [self.parameter]}]
+        self.moved: list[str] = []
+
+    def step(self) -> None:
+        self.moved.append("optimizer")
+
+    def update(self) -> None:
+        self.moved.append("average")
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        self.parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    ("gradient", "moved"), [(1.0, ["optimizer", "schedule", "average"]), (float("inf"), ["optimizer"])]
+)
+def test_an_overflow_in_a_fused_step_moves_neither_schedule_nor_average(gradient: float, moved: list[str]) -> None:
+    one = FusedStep(gradient)
+    schedule = SimpleNamespace(step=lambda: one.moved.append("schedule"), get_last_lr=lambda: [0.1])
+    state: Any = SimpleNamespace(optimizer=one, schedule=schedule, average=one)
+    accelerator: Any = SimpleNamespace(
+        num_processes=1, scaler=object(), unscale_gradients=lambda _: None, reduce=lambda values, how: values
+    )
+    take_step(accelerator, state, 1.0, torch.zeros(3), FiniteGuard(), dict)
+    assert one.moved == moved
 
 
 def test_the_gpu_is_asked_before_anything_is_put_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
