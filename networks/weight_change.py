@@ -98,13 +98,17 @@ def _rotated(values: Mapping[str, Tensor], base: Tensor) -> Tensor:
     return turned * values["rescale"].reshape(-1, *[1] * (base.dim() - 1)) if "rescale" in values else turned
 
 
+def lengths_of(weight: Tensor, scale: torch.Size) -> Tensor:
+    """The lengths of a weight's rows (or columns, as the shape of a DoRA scale says), to be set beside the weight."""
+    rows, columns = weight.shape[:2]
+    of_rows = len(scale) == 1 or scale[0] == scale.numel() or scale.numel() == rows != columns
+    others = [dimension for dimension in range(weight.dim()) if dimension != (0 if of_rows else 1)]
+    return torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+
+
 def _rescaled(changed: Tensor, scale: Tensor) -> Tensor:
-    """A weight with rows (or columns, as the scale's shape says) of the stated lengths."""
-    rows, columns = changed.shape[:2]
-    of_rows = scale.dim() == 1 or scale.shape[0] == scale.numel() or scale.numel() == rows != columns
-    axis = 0 if of_rows else 1
-    others = [dimension for dimension in range(changed.dim()) if dimension != axis]
-    lengths = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
+    """A weight with rows (or columns) of the stated lengths."""
+    lengths = lengths_of(changed, scale.shape)
     return changed * (scale.reshape(lengths.shape) / (lengths + torch.finfo(changed.dtype).eps))
 
 
