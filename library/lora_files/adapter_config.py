@@ -11,6 +11,7 @@ from library.errors import InputError
 
 TYPES = ("LORA", "LOHA", "LOKR")  # of peft; others have no kind that kohya's clients know
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start that subtract something from the base model
+PARTS = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # folders that diffusers' scripts write with peft
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def _figures(value: Any, what: str) -> dict[str, float]:
             raise InputError(f"{what}: {str(pattern)[:60]!r} is not the plain end of a module path")
         found[str(pattern)] = _figure(number, f"{what}[{str(pattern)[:60]!r}]") or 0.0
     return found
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Whether a folder is an adapter of peft, or holds one for each part of the model."""
+    return any((place / "adapter_config.json").is_file() for place in (path, *(path / part for part in PARTS)))
 
 
 def json_of(text: str, where: str) -> Any:

@@ -16,7 +16,6 @@ from library.tensor_files import read_tensors
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 PEFT_FILE = "adapter_model.safetensors"
-PARTS = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # folders that diffusers' scripts write with peft
 FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL"}  # by the width of the text states
 ANY_DIMENSIONS = ("alpha", "dora_scale", "rescale", "diff", "diff_b", "w_norm", "b_norm")
 PARTS_OF_KINDS = frozenset(part for sets in KINDS.values() for parts in sets for part in parts)
@@ -47,9 +46,18 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(path, tensors, metadata, kinds_of(tensors))
 
 
-def is_peft_folder(path: Path) -> bool:
-    """Whether a folder is an adapter of peft, or holds one for each part of the model."""
-    return any((place / "adapter_config.json").is_file() for place in (path, *(path / part for part in PARTS)))
+def weight_file(path: Path) -> Path:
+    """The one file with a LoRA's tensors: itself, or a peft folder's.
+
+    Raises:
+        InputError: a folder with a file for each part of the model.
+    """
+    file = path / PEFT_FILE if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise InputError(
+            f"'{path}' has a file for each part of the model; only a single file can be stamped or published"
+        )
+    return file
 
 
 def refuse_pickle(path: Path) -> None:
@@ -67,12 +75,12 @@ def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors under kohya's names, and the metadata; of a peft folder, all of its parts together."""
     if not path.is_dir():
         return _of_file(path)
-    if not is_peft_folder(path):
+    if not adapter_config.is_peft_folder(path):
         raise InputError(f"'{path}' is a folder without peft's adapter_config.json; name the LoRA file in it")
     if (path / "adapter_config.json").is_file():
         return _of_peft_folder(path, "")
     found: dict[str, Tensor] = {}
-    for part in PARTS:
+    for part in adapter_config.PARTS:
         if (path / part / "adapter_config.json").is_file():
             found |= _of_peft_folder(path / part, f"{part}.")[0]
     return found, {}
@@ -102,7 +110,7 @@ def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[st
     tensors, metadata = read_tensors(file)
     _refuse_other_families(folder, tensors)
     inner = {f"{part}{name.removeprefix('base_model.model.')}": value for name, value in tensors.items()}
-    return renamed(inner, dict.fromkeys(PARTS.values(), config)), metadata
+    return renamed(inner, dict.fromkeys(adapter_config.PARTS.values(), config)), metadata
 
 
 def _refuse_other_families(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """What the reader of LoRA files refuses, by name, and what it fills in."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from library.audit.targets.lora_runs import find_runs
+from library.audit.targets.provenance import stamp
 from library.diffusion.model_files import load_model
-from library.errors import InputError
-from library.lora_files.lora_file import check_width, context_width, faults_of, input_width, read_lora
+from library.errors import Faults, InputError
+from library.lora_files.lora_file import check_width, context_width, faults_of, input_width, read_lora, weight_file
 from library.options.declarations import Config
+from library.options.joint_checks import check_together
 from library.rules import pick
 from networks import protocol
 from networks.base_weights import merge_base_weights
@@ -145,3 +149,24 @@ def test_the_width_shows_in_every_low_rank_kind() -> None:
     assert input_width({"lokr_w1": torch.ones(2, 16), "lokr_w2_b": torch.ones(2, 48)}) == 768
     assert input_width({"oft_blocks": torch.ones(2, 3, 3)}) is None
     assert context_width(lora_of(1024, name=TEXT)) == 1024 and context_width(lora_of(name="lora_unet_conv_in")) is None
+
+
+def test_a_peft_folder_may_stand_wherever_a_lora_file_may(tmp_path: Path) -> None:
+    """In the options of a training, and among the LoRAs of an audit."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    faults = Faults()
+    given = dataclasses.replace(Config(), network_weights=str(tmp_path), base_weights=[str(tmp_path), "nowhere"])
+    check_together("PLoRA", given, {}, faults)
+    assert [one for one in faults.messages if "_weights" in one] == [
+        "base_weights 'nowhere' is neither a file nor a peft folder"
+    ]
+    defaults = {"pretrained_model_name_or_path": "base", "train_data_dir": "pictures"}
+    split = written(tmp_path / "split.json", {})
+    runs = find_runs([str(tmp_path)], "last", defaults=defaults, overrides={}, split_file=str(split))
+    assert [run.lora for run in runs] == [tmp_path]
+    with pytest.raises(InputError, match="a file for each part of the model; only a single file"):
+        weight_file(tmp_path)
+    file = written(tmp_path / "adapter_model.safetensors", lora_of())
+    stamp(tmp_path, {"ss_privacy_audit_auc": "0.51"})
+    assert weight_file(tmp_path) == weight_file(file) == file
+    assert read_lora(file).metadata == {"ss_privacy_audit_auc": "0.51"}
