@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from library.errors import Faults, InputError, shortened
-from library.lora_files.format import with_alphas, with_client_names
-from library.tensor_files import not_finite, read_tensors, tensor_hash
+from library.errors import Faults, InputError
+from library.lora_files.lora_file import check_width, read_lora
+from library.tensor_files import tensor_hash
 from networks.weight_change import merge_weights
 
 
@@ -32,10 +32,12 @@ def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[s
             faults.add(f"base_weights_multiplier must be numbers, got {text!r}")
     faults.raise_if_any()
     for file, strength in zip(files, [*strengths, *[1.0] * (len(files) - len(strengths))], strict=True):
-        tensors = with_alphas(with_client_names(read_tensors(Path(file))[0]))
-        broken = not_finite(tensors)
-        if broken:
-            faults.add(f"base_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; the file is damaged")
+        try:
+            tensors = read_lora(Path(file)).tensors
+            check_width(file, tensors, model.unet.config.cross_attention_dim)
+        except InputError as error:
+            for message in error.messages:
+                faults.add(f"base_weights {message}")
             continue
         try:
             merge_weights(model.unet, model.text_encoder, tensors, strength)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from library.errors import Faults, InputError, shortened
 from library.lora_files.format import kind_of, modules_of
-from library.tensor_files import not_finite, read_tensors
+from library.lora_files.lora_file import read_lora
+from library.tensor_files import not_finite
 from networks.lora_args import (
     KNOWN,
     RANKS,
@@ -63,9 +64,7 @@ class LoRANetwork(nn.Module):
 
     def load_weights(self, file: str | Path) -> dict[str, list[str]]:
         """Load a LoRA file with its alphas; returns the tensors that it lacks and those without a module here."""
-        tensors = read_tensors(Path(file))[0]
-        for lora in self.modules_of_both():
-            tensors.setdefault(f"{lora.lora_name}.alpha", torch.tensor(float(lora.rank)))  # what every client assumes
+        tensors = read_lora(Path(file)).tensors
         found = self.load_state_dict(tensors, strict=False)
         for lora in self.modules_of_both():
             lora.scale = float(lora.alpha) / lora.rank
@@ -203,7 +202,7 @@ def create_network_from_weights(
     reader.refuse(RANKS, f"cannot be set here: the ranks come from '{file}'; leave it out")
     dropouts, learning = read_dropouts(reader, neuron_dropout), read_learning(reader, blocks)
     faults.raise_if_any()
-    weights = dict(weights_sd) if weights_sd is not None else read_tensors(Path(str(file)))[0]
+    weights = dict(weights_sd) if weights_sd is not None else read_lora(Path(str(file))).tensors
     layers = all_layers(unet, text_encoder)
     names = _fitting_names(weights, layers, file)
     loras: dict[bool, list[LoRAModule]] = {True: [], False: []}
@@ -233,8 +232,8 @@ def _fitting_names(weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module
     others = {kind_of(frozenset(parts)) or "" for name, parts in modules.items() if name in layers} - {"LoRA", ""}
     if others:
         raise InputError(
-            f"'{file}' holds modules of the kind {' and '.join(sorted(others))}; networks.lora and the audit support "
-            "only LoRA and LoCon"
+            f"'{file}' holds modules of the kind {' and '.join(sorted(others))}; networks.lora trains "
+            "LoRA and LoCon; others are for network_module = lycoris.kohya"
         )
     names = sorted(modules)
     strange = [name for name in names if name not in layers or f"{name}.lora_down.weight" not in weights]

@@ -13,6 +13,7 @@ UNET_PREFIX = "lora_unet"
 TEXT_LAYERS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
+NORMS = (nn.LayerNorm, nn.GroupNorm)
 LAYERS_PER_TRANSFORMER = 10  # of a transformer block: 2 attentions of 4, and 2 of the feed-forward
 LOCON_PARTS = ("resnets", "downsamplers", "upsamplers")
 PLACE = re.compile(rf"{UNET_PREFIX}_(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_")
@@ -142,6 +143,17 @@ def all_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
         unet_name(path): layer for path, layer in unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
     }
     return layers | text_targets(text_encoder, family_of_unet(unet.config).lora_text_prefix)
+
+
+def named_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
+    """Every layer that a file of any kind can name: those of ``all_layers``, and norms with a weight."""
+    prefix = family_of_unet(unet.config).lora_text_prefix.removesuffix("_encoder_layers")
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    norms = {unet_name(path): layer for path, layer in unet.named_modules() if isinstance(layer, NORMS)}
+    norms |= {
+        f"{prefix}_{path.replace('.', '_')}": layer for path, layer in inner.named_modules() if isinstance(layer, NORMS)
+    }
+    return all_layers(unet, text_encoder) | {name: layer for name, layer in norms.items() if layer.weight is not None}
 
 
 def _is_linear_like(layer: nn.Module) -> bool:

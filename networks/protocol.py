@@ -19,9 +19,10 @@ from torch import Tensor
 
 from library.errors import Faults, InputError, shortened
 from library.key_values import split_pair
-from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_alphas, with_client_names
+from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_client_names
+from library.lora_files.lora_file import check_width, read_lora
 from library.named_code import NotImportedError, Wanted, imported
-from library.tensor_files import not_finite, read_tensors, write_tensors
+from library.tensor_files import write_tensors
 from networks import lora_args, lycoris_args
 from networks.base_weights import merge_base_weights
 from networks.network_protocol import Network
@@ -81,7 +82,7 @@ def inject(
     apply_text, apply_unet = not rules.network_train_unet_only, not rules.network_train_text_encoder_only
     network.apply_to(model.text_encoder, model.unet, apply_text, apply_unet)
     if rules.network_weights:
-        _load_weights(network, rules, apply_text and apply_unet)
+        _load_weights(network, rules, model, apply_text and apply_unet)
     if rules.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     state = with_client_names(network.state_dict())
@@ -201,7 +202,7 @@ def _create(rules: NetworkRules, given: dict[str, str], model: Any) -> Network:
             if not rules.dim_from_weights:
                 return module.create_network(1.0, rules.network_dim, rules.network_alpha, *parts, **arguments)
             file = str(rules.network_weights)
-            tensors = _named_for(model.text_encoder, name, with_alphas(read_tensors(Path(file))[0]))
+            tensors = _named_for(model.text_encoder, name, _start_of(rules, model))
             return module.create_network_from_weights(1.0, file, *parts, weights_sd=tensors, **arguments)[0]
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -223,18 +224,34 @@ def _require_calls(network: Network, rules: NetworkRules) -> None:
         raise InputError(f"network_module '{rules.network_module}' lacks {', '.join(lacking)}; use {OWN}")
 
 
-def _load_weights(network: Network, rules: NetworkRules, both_parts: bool) -> None:
+def _start_of(rules: NetworkRules, model: Any) -> dict[str, Tensor]:
+    """The tensors of network_weights under kohya's names.
+
+    Raises:
+        InputError: a file of another family, or of kinds that networks.lora does not train.
+    """
+    try:
+        lora = read_lora(Path(str(rules.network_weights)))
+        check_width(lora.path, lora.tensors, model.unet.config.cross_attention_dim)
+    except InputError as error:
+        raise InputError(*(f"network_weights {message}" for message in error.messages)) from error
+    others = sorted(lora.kinds - {"LoRA"})
+    if others and rules.network_module == OWN:
+        raise InputError(
+            f"network_weights '{lora.path}' holds modules of the kind {' and '.join(others)}, and {OWN} trains LoRA "
+            f"and LoCon; set network_module = {lycoris_args.MODULE}"
+        )
+    return lora.tensors
+
+
+def _load_weights(network: Network, rules: NetworkRules, model: Any, both_parts: bool) -> None:
     """Load network_weights into the network; a warning names modules that the file lacks, which start fresh.
 
     Raises:
         InputError: tensors without a module in the network, or of another rank.
     """
     file = Path(str(rules.network_weights))
-    own = network.state_dict()
-    tensors = with_alphas(with_client_names(read_tensors(file)[0]))
-    broken = not_finite(tensors)
-    if broken:
-        raise InputError(f"network_weights '{file}' has NaN or infinity in {shortened(broken, 3)}; the file is damaged")
+    own, tensors = network.state_dict(), _start_of(rules, model)
     if not any(name.startswith("lora_te_text_model_") for name in own):
         tensors = _in_live_names(tensors)
     with tempfile.TemporaryDirectory() as place:  # 0700: names as this network wants them, by kohya's own call

@@ -100,15 +100,6 @@ def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return modules
 
 
-def with_alphas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the alpha that every client assumes, the rank, to LoRA modules without one."""
-    filled = dict(tensors)
-    for name, value in tensors.items():
-        if name.endswith(".lora_down.weight"):
-            filled.setdefault(f"{name.partition('.')[0]}.alpha", torch.tensor(float(value.shape[0])))
-    return filled
-
-
 def kind_of(parts: frozenset[str]) -> str | None:
     """Kind of a module from the names of its tensors; None for an unknown set."""
     plain = parts - {"dora_scale"}
@@ -139,7 +130,7 @@ def check_lora(tensors: Mapping[str, Tensor]) -> None:
     modules = modules_of(tensors)
     wrong = [f"{name} ({', '.join(sorted(parts))})" for name, parts in modules.items() if not kind_of(frozenset(parts))]
     wrong += [name for name in modules if not NAMES.fullmatch(name)]
-    wrong += [name for name, parts in modules.items() if not _ranks_agree(parts)]
+    wrong += [name for name, parts in modules.items() if not factors_agree(parts)]
     wrong += [name for name, value in tensors.items() if not value.is_floating_point()]
     wrong += [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     wrong += [name for name, value in tensors.items() if name.endswith(".alpha") and value.dim() != 0]
@@ -152,13 +143,14 @@ def check_lora(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _ranks_agree(parts: Mapping[str, Tensor]) -> bool:
-    """Whether the factors of a module can be multiplied."""
-    pairs = (("lora_up.weight", "lora_down.weight"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
-    if {"lora_mid.weight", "hada_t1"} & set(parts):  # a core of another shape is between them
-        return True
+def factors_agree(parts: Mapping[str, Tensor]) -> bool:
+    """Whether the factors of a module can be multiplied; those around a core are not compared."""
+    pairs = [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")] if "hada_t1" not in parts else []
+    pairs += [("lora_up.weight", "lora_down.weight")] if "lora_mid.weight" not in parts else []
+    pairs += [("lokr_w2_a", "lokr_w2_b")] if "lokr_t2" not in parts else []
+    pairs += [("lokr_w1_a", "lokr_w1_b"), ("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")]
     return all(
-        parts[left].dim() >= 2 and parts[left].shape[1] == parts[right].shape[0]
+        parts[left].dim() >= 2 and parts[right].dim() >= 1 and parts[left].shape[1] == parts[right].shape[0]
         for left, right in pairs
         if left in parts and right in parts
     )

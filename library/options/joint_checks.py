@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import Faults
+from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
 from library.plain_text import plain
 
@@ -28,11 +29,13 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
         where = f" ({origins[name]})" if name in origins else ""
         if path and not Path(path).exists():
             faults.add(f"{name} '{path}' does not exist{where}")
+        elif path and name == "network_weights" and is_peft_folder(Path(path)):
+            continue
         elif path and Path(path).is_dir() != (name in FOLDERS):
             faults.add(f"{name} '{path}' is {'a folder, and not a file' if name in FILES else 'not a folder'}{where}")
     for path in config.base_weights:
-        if not Path(path).is_file():
-            faults.add(f"base_weights '{path}' is not a file")
+        if not Path(path).is_file() and not is_peft_folder(Path(path)):
+            faults.add(f"base_weights '{path}' is neither a file nor a peft folder")
     if door not in TRAINERS:
         _check_audit(config, faults)
         return

@@ -272,9 +272,12 @@ def test_a_module_that_is_not_there_or_makes_nothing_is_refused(model_folder, mo
         protocol.inject(rules(network_args=["conv_dim=many"]), model, CPU, {})
 
 
-def test_the_audit_says_which_kinds_it_reads(model_folder, tmp_path: Path) -> None:
+def test_networks_lora_names_the_module_that_trains_other_kinds(model_folder, tmp_path: Path) -> None:
     model = load_model(str(model_folder))
     network, _ = protocol.inject(rules(network_args=["algo=loha"]), model, CPU, {})
     write_lora(tmp_path / "x.safetensors", network.state_dict(), {}, "float")
-    with pytest.raises(InputError, match="kind LoHa; networks.lora and the audit support only LoRA and LoCon"):
+    with pytest.raises(InputError, match="kind LoHa; networks.lora trains LoRA and LoCon; others are for"):
         lora.create_network_from_weights(1.0, tmp_path / "x.safetensors", None, model.text_encoder, model.unet)
+    chosen = rules(network_module="networks.lora", network_weights=str(tmp_path / "x.safetensors"))
+    with pytest.raises(InputError, match="of the kind LoHa, .*set network_module = lycoris.kohya"):
+        protocol.inject(chosen, load_model(str(model_folder)), CPU, {})

@@ -11,7 +11,7 @@ from library.audit.queries.audited_model import AuditedModel, moved_along, noise
 from library.audit.queries.error_statistics import difference_statistics, noise_for, residual_statistics
 from library.audit.queries.query_plan import QueryPlan
 from library.audit.targets.candidate_table import Picture
-from networks.per_sample_gradients import GradientReader, weight_of
+from networks.per_sample_gradients import GradientReader
 
 
 def clipped_caption(caption: str, share: float) -> str:
@@ -180,8 +180,7 @@ class Asker:
                 total = taken if total is None else [old + new for old, new in zip(total, taken, strict=False)]
         assert total is not None
         mean = [one / len(norms) for one in total]
-        weights = [weight_of(module) for module in reader.modules]
-        products = [(one * weight).flatten(1).sum(1) for one, weight in zip(mean, weights, strict=False)]
+        products = [(one * factor).flatten(1).sum(1) for one, factor in zip(mean, reader.factors(), strict=True)]
         records = {
             "gradient_norms": torch.stack(norms, dim=1),
             "gradient_of_mean": torch.stack([one.flatten(1).norm(dim=1) for one in mean], dim=1),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from library.audit.targets.lora_runs import Run
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.text import encode_text, read_captions
+from library.lora_files.lora_file import check_width, kinds_of
 from library.rules import pick
-from networks import base_weights, lora
-from networks.per_sample_gradients import AdapterLayer
+from networks import adapted_layers, base_weights, lora
+from networks.per_sample_gradients import AdapterLayer, ReadableLayer
 
 TEXT_STATES = ("clip_skip", "max_token_length", "weighted_captions")  # options that shape the text states
 
@@ -31,7 +33,7 @@ class AuditedModel:
     predict_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
     encode_text: Callable[[Sequence[str]], Tensor]
     switch: Callable[[str], None]
-    layers: Sequence[AdapterLayer]
+    layers: Sequence[ReadableLayer]
     alphas_cumprod: Tensor  # [steps] on the CPU
     device: torch.device
 
@@ -80,12 +82,26 @@ def with_adapter(run: Run, model: LatentDiffusion, weights: dict[str, Tensor], h
     """
     # The down factors of the untrained adapter. The seed is not a stream: cached answers depend on it
     torch.manual_seed(0)
-    network, own = lora.create_network_from_weights(1.0, run.lora, model.vae, model.text_encoder, model.unet, weights)
-    network.apply_to(model.text_encoder, model.unet, True, True)
+    check_width(run.lora, weights, model.unet.config.cross_attention_dim)
+    network, layers = _injected(run.lora, model, weights)
     network.to(next(model.unet.parameters()).device).requires_grad_(True)
-    layers = [AdapterLayer(one.lora_name, one.lora_down, one.lora_up) for one in network.modules_of_both()]
     text_states = {name: run.settings[name] for name in TEXT_STATES}
-    return audited_model_of(model, layers, switch_of(network, own), **text_states, half=half)
+    return audited_model_of(model, layers, switch_of(network, weights), **text_states, half=half)
+
+
+def _injected(file: Path, model: LatentDiffusion, weights: dict[str, Tensor]) -> tuple[Any, Sequence[ReadableLayer]]:
+    """An untrained network of the LoRA's shape in the model, and the layers whose gradients can be read.
+
+    LoRA and LoCon are the trainer's own modules; every other kind is built from its factors.
+    """
+    if kinds_of(weights) == {"LoRA"}:
+        parts = (model.vae, model.text_encoder, model.unet)
+        network, _ = lora.create_network_from_weights(1.0, file, *parts, weights)
+        network.apply_to(model.text_encoder, model.unet, True, True)
+        return network, [AdapterLayer(one.lora_name, one.lora_down, one.lora_up) for one in network.modules_of_both()]
+    built = adapted_layers.untrained_network(file, model.unet, model.text_encoder, weights)
+    built.apply_to()
+    return built, built.layers
 
 
 def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], None]:
@@ -105,7 +121,7 @@ def switch_of(network: Any, weights: Mapping[str, Tensor]) -> Callable[[str], No
 
 def audited_model_of(
     model: LatentDiffusion,
-    layers: Sequence[AdapterLayer],
+    layers: Sequence[ReadableLayer],
     switch: Callable[[str], None],
     *,
     clip_skip: int,

@@ -24,6 +24,7 @@ from library.audit.report.captioned_figures import attack_figures, comparison_fi
 from library.audit.report.json_csv import as_json
 from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.errors import InputError
+from library.lora_files.lora_file import weight_file
 from library.tensor_files import private_folder, write_whole
 
 BANDS = 5  # as many parts of the non-members as scores.csv tells apart
@@ -59,7 +60,11 @@ def publish(audited: Sequence[tuple[Path, AuditResult]], together: Sequence[Audi
     for number, (lora, result) in enumerate(audited, 1):
         place = private_folder(folder / str(number)) if len(audited) > 1 else folder
         one, others = shared[id(result)], list(shared.values())
-        facts = {"checkpoint_sha256": file_hash(lora), "date": time.strftime("%Y-%m-%d"), "suite": suite_version()}
+        facts = {
+            "checkpoint_sha256": file_hash(weight_file(lora)),
+            "date": time.strftime("%Y-%m-%d"),
+            "suite": suite_version(),
+        }
         content = json.dumps(shareable_json(one, others) | facts, indent=1)
         write_whole(place / "findings.json", content + "\n")
         write_whole(place / "scores.csv", banded_scores(result.evaluation.scores[PRIMARY], result.candidates))

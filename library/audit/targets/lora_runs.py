@@ -9,6 +9,7 @@ from typing import Any
 import toml
 
 from library.errors import Faults, InputError
+from library.lora_files.adapter_config import is_peft_folder
 
 SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
 WRITTEN_TO = ("cache_dir", "tokenizer_cache_dir", "output_dir", "logging_dir")  # a run's folders, not the audit's
@@ -58,9 +59,9 @@ def find_runs(
         faults.add("nothing to audit; give one or more output folders, e.g. bash audit.sh output/my-run")
     for output in outputs:
         path = Path(output)
-        if path.is_dir():
+        if path.is_dir() and not is_peft_folder(path):
             runs += _of_folder(path, checkpoints, defaults, split_file, faults)
-        elif path.suffix == ".safetensors" and path.is_file():
+        elif path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
             runs += _of_file(path, {**defaults, **overrides}, split_file, faults)
         else:
             faults.add(f"'{output}' is neither an output folder nor a .safetensors file")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from library.errors import InputError, shortened
+from library.errors import InputError
+from library.lora_files.lora_file import read_lora, weight_file
 from library.lora_files.metadata import PRIVACY_PREFIX
-from library.lora_files.other_names import kohya_named
-from library.tensor_files import not_finite, read_tensors, state_fingerprint, write_tensors
+from library.tensor_files import read_tensors, state_fingerprint, write_tensors
 from library.trainers import TRAINERS
 
 KEPT_APART = ("base_fingerprint",)
@@ -87,27 +87,19 @@ def check_base(file: Path, metadata: Mapping[str, str], base_fingerprint: str, b
             )
 
 
-def check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: InputError when tensors hold NaN or infinity."""
-    bad = not_finite(tensors)
-    if bad:
-        raise InputError(f"'{file}' has NaN or infinity in {len(bad)} tensors: {shortened(bad, 3)}; it is broken")
-
-
 def read_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, str], Provenance]:
-    """Tensors of a LoRA file under kohya's names, its metadata, and what it says of itself.
+    """Tensors of a LoRA file or peft folder under kohya's names, its metadata, and what it says of itself.
 
     Raises:
-        InputError: not a safetensors file, or NaN in it.
+        InputError: what is no LoRA, or one of another family; NaN in it.
     """
-    tensors, metadata = read_tensors(file)
-    weights = kohya_named(tensors, metadata)
-    check_finite(file, weights)
-    return weights, metadata, provenance(weights, metadata)
+    lora = read_lora(file)
+    return lora.tensors, lora.metadata, provenance(lora.tensors, lora.metadata)
 
 
 def stamp(file: Path, facts: Mapping[str, str]) -> None:
     """Put measured figures into a LoRA's metadata in place of an earlier audit's; tensors, hash and mode stay."""
+    file = weight_file(file)
     tensors, metadata = read_tensors(file)
     mode = stat.S_IMODE(file.stat().st_mode)
     kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PRIVACY_PREFIX}audit_")}
