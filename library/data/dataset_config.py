@@ -25,6 +25,7 @@ SIZE, RANGE = "a whole number or [width, height]", "[least, most] or 'least,most
 DATASET_KEYS = {
     "batch_size": WHOLE, "resolution": SIZE, "enable_bucket": TRUTH, "min_bucket_reso": WHOLE,
     "max_bucket_reso": WHOLE, "bucket_reso_steps": WHOLE, "bucket_no_upscale": TRUTH,
+    "skip_image_resolution": SIZE,
 }  # fmt: skip
 ANYWHERE = {
     "num_repeats": WHOLE, "shuffle_caption": TRUTH, "keep_tokens": WHOLE, "keep_tokens_separator": TEXT,
@@ -119,6 +120,17 @@ def main_resolution(dataset_config: str | None, resolution: str) -> tuple[int, i
         return parse_resolution(next(size for table in tables if (size := _size(table.get("resolution")))))
     except (InputError, LookupError, TypeError, AttributeError, StopIteration):
         return parse_resolution(resolution)
+
+
+def switched_on(dataset_config: str, name: str) -> bool:
+    """Whether the file sets a key of any table to something that is on; False for a file that cannot be read."""
+    try:
+        content = _parsed(Path(dataset_config))
+        tables = [content.get("general", {}), *content["datasets"]]
+        tables += [subset for dataset in content["datasets"] for subset in dataset.get("subsets", [])]
+        return any(bool(table.get(name)) for table in tables)
+    except (InputError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _parsed(file: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class SourceRules:
     masked_loss: bool
     alpha_mask: bool
     conditioning_data_dir: str | None
+    skip_image_resolution: str | None
     cache_latents: bool
     cache_dir: str
     train_batch_size: int
@@ -59,6 +60,7 @@ class Part:
     group_root: Path  # may hold groups.json
     masks: Path | None  # folder with one mask for each picture
     subset: Subset
+    passed_over: str | None  # skip_image_resolution: pictures of at most this area are not used
 
 
 def pick_rules(values: Any) -> tuple[SourceRules, CaptionRules, AugmentationRules, BucketRules]:
@@ -121,6 +123,7 @@ def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
             folder,
             masks,
             base,
+            where.skip_image_resolution,
         )
     ]
 
@@ -143,6 +146,7 @@ def _kohya_parts(
             folder,
             masks,
             subset,
+            where.skip_image_resolution,
         )
         for child in picture_folders(folder, flat, option_name)
     ]
@@ -171,6 +175,7 @@ def _dataset_part(where: SourceRules, base: Subset) -> Part:
         metadata.parent,
         masks,
         base,
+        where.skip_image_resolution,
     )
 
 
@@ -188,6 +193,7 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
         "batch_size": where.train_batch_size,
         "num_repeats": where.dataset_repeats,
         "caption_extension": where.caption_extension,
+        "skip_image_resolution": where.skip_image_resolution,
     }
     entries = read_dataset_config(file, fallback)
     faults = Faults()
@@ -241,4 +247,5 @@ def _configured_part(entry: SubsetEntry) -> Part:
         group_root=folder,
         masks=values.get("conditioning_data_dir"),
         subset=subset,
+        passed_over=values["skip_image_resolution"],
     )

@@ -1,6 +1,7 @@
 """Reads the pictures that the options name: candidates, separate non-members, and public regularisation images."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.data.augmentation import face_of, face_range
+from library.data.buckets import parse_resolution
 from library.data.caption_metadata import Captioned, read_metadata
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
@@ -109,6 +111,7 @@ class Reader:
         group_of = self._group_rule(part)
         masks = MaskFinder(part.masks, part.subset.alpha_mask) if self.with_masks else MaskFinder(None, False)
         without: list[str] = []
+        small: list[str] = []
         examples: list[Example] = []
         for one in tqdm(named, desc="reading pictures", unit="image", leave=False, disable=len(named) < 200):
             if one.caption is None:
@@ -120,6 +123,9 @@ class Reader:
             if facts is None:
                 continue
             width, height, identity, signs = facts
+            if part.passed_over and width * height <= math.prod(parse_resolution(part.passed_over)):
+                small.append(one.path.name)
+                continue
             example = Example(
                 path=one.path,
                 caption=part.class_words if one.caption is None else one.caption,
@@ -136,6 +142,8 @@ class Reader:
                 examples.append(replace(example, mask=masks.of(example)))
             except InputError as error:
                 self.faults.take(error, "pictures without a fitting mask")
+        if small:
+            logger.info("%d pictures are passed over by skip_image_resolution: %s", len(small), shortened(small, 5))
         self._report_captions(part, len(named), without)
         self._check_faces(part, examples)
         return examples

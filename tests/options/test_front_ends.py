@@ -1,0 +1,215 @@
+"""Configs in the manner of front-ends and notebooks: what changes nothing is told, what would change the run stops."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toml
+
+from library.errors import InputError
+from library.options.declarations import Config
+from library.options.front_ends import NOT_KOHYAS
+from library.options.resolve import read_config
+
+FLAT = """
+LoRA_type = "Standard"
+additional_parameters = ""
+adaptive_noise_scale = 0
+async_upload = false
+bucket_no_upscale = true
+cache_latents = true
+caption_dropout_every_n_epochs = 0
+clip_l = ""
+color_aug = false
+ddp_timeout = 0
+discrete_flow_shift = 3
+dynamo_backend = "no"
+dynamo_mode = "default"
+epoch = 2
+face_crop_aug_range = ""
+fp8_base = false
+full_bf16 = false
+gpu_ids = ""
+highvram = true
+huggingface_repo_id = ""
+huggingface_repo_type = ""
+huggingface_repo_visibility = "private"
+log_tracker_config = "nowhere.toml"
+log_tracker_name = "mine"
+log_with = ""
+logit_std = 1
+lowram = true
+lr_scheduler = "constant"
+lr_scheduler_num_cycles = 0
+lr_scheduler_power = 1
+lr_scheduler_type = ""
+lr_warmup_steps = 0
+main_process_port = 0
+max_train_epochs = 0
+max_train_steps = 40
+min_snr_gamma = 0
+network_args = ["rank_dropout_scale=False", "use_tucker=False", "use_tucker=False", "decompose_both=False"]
+network_dropout = 0
+network_weights = ""
+noise_offset = 0.05
+multires_noise_iterations = 6
+num_processes = 1
+sample_every_n_epochs = 0
+sample_every_n_steps = 0
+sample_prompts = "absent.txt"
+save_every_n_steps = 0
+save_n_epoch_ratio = 0
+sdxl = false
+sdxl_no_half_vae = false
+stop_text_encoder_training = 0
+text_encoder_lr = [5e-5, 5e-5]
+training_comment = "a trigger word"
+tomorrows_switch = false
+tomorrows_number = 0
+tomorrows_text = ""
+tomorrows_list = []
+unet_lr = 1e-4
+vae = ""
+vae_batch_size = 0
+wandb_run_name = "first"
+weighted_captions = false
+xformers = "xformers"
+"""
+
+
+def read(folder: Path, text: str, flags: list[str]) -> tuple[Config, list[str]]:
+    """The config of a file beside the flags, and the lines that were told."""
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    heard: list[str] = []
+    return read_config("SPLoRA", ["--config_file", str(folder / "mine.toml"), *flags], heard.append), heard
+
+
+def refused(folder: Path, text: str, flags: list[str]) -> list[str]:
+    """The faults of a file, one a line."""
+    with pytest.raises(InputError) as caught:
+        read(folder, text, flags)
+    return str(caught.value).splitlines()
+
+
+def test_a_flat_file_with_every_option_named_and_off_trains_what_it_asks_for(tmp_path: Path, flags) -> None:
+    config, heard = read(tmp_path, FLAT, flags(max_train_steps=None))
+    assert (config.max_train_steps, config.max_train_epochs) == (40, None), "named steps decide, as in kohya"
+    assert (config.noise_offset, config.multires_noise_iterations) == (0.05, 6), "kohya adds both kinds of noise"
+    assert (config.text_encoder_lr, config.lr_scheduler_num_cycles, config.vae_batch_size) == (5e-5, 1, 1)
+    assert config.sample_prompts is None and config.training_comment is None and config.log_tracker_config is None
+    told = "\n".join(heard)
+    for name in ("epoch", "lowram", "highvram", "wandb_run_name", "log_tracker_name", "log_tracker_config",
+                 "training_comment", "sample_prompts", "lr_scheduler_num_cycles", "lr_scheduler_power", "xformers",
+                 "tomorrows_switch", "tomorrows_number", "tomorrows_text", "tomorrows_list", "LoRA_type",
+                 "discrete_flow_shift", "num_processes", "network_args"):  # fmt: skip
+        assert f"'{name}'" in told, name
+    assert 'metadata = "full" writes it' in told and "rank_dropout_scale, use_tucker, decompose_both" in told
+    assert len(heard) <= 15, "keys with one reason share a line"
+
+
+def test_a_sectioned_file_with_constants_of_its_machine_is_told_only_what_is_missing(tmp_path: Path, flags) -> None:
+    text = """[model_arguments]
+v2 = false
+vae = "None"
+[dataset_arguments]
+resolution = "512,512"
+train_data_dir = "/nowhere/images"
+[training_arguments]
+max_train_epochs = 3
+lowram = true
+mem_eff_attn = false
+resolution = "512,512"
+prior_loss_weight = 1.0
+logging_dir = "/nowhere/logs"
+[sample_prompt_arguments]
+sample_every_n_steps = 0
+[dreambooth_arguments]
+lr_warmup_steps = "10%"
+lr_scheduler = "cosine"
+"""
+    (fault,) = refused(tmp_path, text, flags(train_data_dir=None, max_train_steps=None, resolution=None))
+    assert (
+        "train_data_dir '/nowhere/images' does not exist" in fault and "mine.toml line 6, [dataset_arguments]" in fault
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("epoch = 2", "max_train_epochs", 2),
+        ("epoch = 2\nmax_train_steps = 0", "max_train_epochs", 2),
+        ('lr_warmup_steps = "10%"\nlr_scheduler = "cosine"', "lr_warmup_steps", 0.1),
+        ('lr_decay_steps = 0.2\nlr_scheduler = "warmup_stable_decay"', "lr_decay_steps", 0.2),
+        ("resolution = 512", "resolution", "512"),
+        ('resolution = "512"', "resolution", "512"),
+        ('resolution = "512,512"', "resolution", "512,512"),
+        ("resolution = [512, 512]", "resolution", "512,512"),
+        ("resolution = 512\nresolution = 512", "resolution", "512"),
+        ("max_resolution = [512, 640]", "resolution", "512,640"),
+        ("face_crop_aug_range = [2.0, 4.0]\ncache_latents = false", "face_crop_aug_range", "2,4"),
+        ("color_aug = true", "cache_latents", False),
+        ("random_crop = true", "cache_latents", False),
+        ("flip_aug = 1", "flip_aug", True),
+        ("skip_image_resolution = 256", "skip_image_resolution", "256"),
+        ('seed = ""', "seed", 0),
+        ('network_dropout = "None"', "network_dropout", 0.0),
+        ("min_snr_gamma = false", "min_snr_gamma", None),
+    ],
+)
+def test_a_value_in_another_writers_form_is_read(tmp_path: Path, flags, text: str, name: str, value: Any) -> None:
+    config, _ = read(tmp_path, text, flags(max_train_steps=None, resolution=None, seed=None))
+    assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("color_aug = true\ncache_latents = true", "cache_latents keeps one encoding"),
+        ("bucket_reso_steps = 1", "bucket_reso_steps must be at least 8, got 1"),
+        ("masked_loss = true", "masked_loss needs masks"),
+        ('network_module = "lycoris.kohya"\nnetwork_args = ["algo=ia3"]', "finds no layer of Stable Diffusion"),
+        ("full_bf16 = true", "'full_bf16' is not taken"),
+        ("fp8_base = true", "'fp8_base' is not taken"),
+        ('network_module = "networks.dylora"', "it trains a rank that is drawn anew"),
+        ('network_args = ["conv_dim=4", "conv_dim=8"]', "network_args: 'conv_dim' is given twice, as '4' and '8'"),
+        ('network_args = ["algo=loha"]', "networks.lora has no 'algo'; it belongs to network_module"),
+        ('sample_prompts = "absent.txt"\nsample_every_n_epochs = 1', "sample_prompts 'absent.txt' does not exist"),
+        ('lr_warmup_steps = "110%"', 'or a share of the run such as 0.1 or "10%"'),
+        (
+            'lr_scheduler = "cosine_with_restarts"\nlr_scheduler_num_cycles = 0',
+            "lr_scheduler_num_cycles must be above 0",
+        ),
+        ("tomorrows_switch = true", "unknown option 'tomorrows_switch'"),
+        ("stop_text_encoder_training = 50", "'stop_text_encoder_training' is not taken"),
+        ("lr_decay_steps = 10", "lr_decay_steps is not used by lr_scheduler constant"),
+    ],
+)
+def test_what_would_change_the_run_is_a_fault_with_its_line(tmp_path: Path, flags, text: str, words: str) -> None:
+    (fault,) = refused(tmp_path, text, flags())
+    assert words in fault and "mine.toml line " in fault
+
+
+def misspelt(name: str) -> list[str]:
+    """The name with a letter left out, two exchanged, and one doubled, at each place."""
+    places = range(1, len(name) - 1)
+    dropped = [name[:place] + name[place + 1 :] for place in places]
+    swapped = [name[:place] + name[place + 1] + name[place] + name[place + 2 :] for place in places]
+    return [other for other in (*dropped, *swapped, name + name[-1]) if other not in Config.__dataclass_fields__]
+
+
+def test_a_misspelt_option_of_defence_or_split_stops_the_run_even_where_it_is_off(tmp_path: Path, flags) -> None:
+    names = [name for name, field in Config.__dataclass_fields__.items() if field.metadata["section"] in NOT_KOHYAS[:2]]
+    wrong = list(dict.fromkeys(other for name in names for other in misspelt(name)))
+    faults = refused(tmp_path, toml.dumps({other: False for other in wrong}), flags())
+    assert len(wrong) > 300 and len(faults) == len(wrong)
+    for value in ('""', "0", "[]"):
+        assert "did you mean 'param_alpha'?" in refused(tmp_path, f"param_aplha = {value}\n", flags())[0]
+    assert "did you mean 'cache_latents'?" in refused(tmp_path, "cache_latent = false\n", flags())[0], "it is on"
+
+
+def test_equal_keys_are_told_once_and_unequal_ones_are_a_fault(tmp_path: Path, flags) -> None:
+    _, heard = read(tmp_path, "[a]\nclip_skip = 2\nclip_skip = 2\n[b]\nclip_skip = 2\n", flags())
+    assert [text.rpartition("mine.toml ")[2].partition(",")[0] for text in heard] == [
+        "line 3: 'clip_skip' is given twice with one value", "line 2"]  # fmt: skip
+    assert "line 5, [b]: 'clip_skip' is given twice with one value, also in" in heard[1]
+    assert "not valid TOML" in refused(tmp_path, 'seed = "a#1"\nseed = "a#2"\n', flags(seed=None))[0]
