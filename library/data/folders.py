@@ -27,6 +27,15 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
 
 
+def no_pictures(folder: Path) -> str:
+    """What is said of a folder without pictures directly in it: where they may be, and what it holds instead."""
+    deeper = [child for child in sorted(folder.iterdir()) if child.is_dir() and pictures_in(child)]
+    if deeper:
+        names = shortened([child.name for child in deeper], 3)
+        return f"'{folder}' has no pictures directly in it; they are one level deeper, in {names}"
+    return f"'{folder}' has no pictures directly in it"
+
+
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
     """The folders to read, or an error that says which folder the person probably meant."""
     if not folder.is_dir():

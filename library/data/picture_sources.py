@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.dataset_config import SubsetEntry, read_dataset_config
-from library.data.folders import picture_folders
+from library.data.folders import no_pictures, picture_folders, pictures_in
 from library.data.hub_datasets import DatasetSource, fetch_dataset
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules, Subset
 from library.errors import Faults, InputError
@@ -206,7 +206,20 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
             f"masked_loss is on, but no subset of '{file}' has masks; give a subset conditioning_data_dir or alpha_mask"
         )
     faults.raise_if_any()
-    return [_configured_part(entry) for entry in entries]
+    return [_configured_part(entry) for entry in _with_pictures(entries)]
+
+
+def _with_pictures(entries: list[SubsetEntry]) -> list[SubsetEntry]:
+    """The subsets whose folder holds pictures; others are passed over, unless no picture to train on would be left."""
+    full = [
+        entry for entry in entries if entry.values.get("metadata_file") or pictures_in(Path(entry.values["image_dir"]))
+    ]
+    if all(entry.values.get("is_reg") for entry in full):
+        return entries  # the reader says of each folder what it holds
+    for entry in entries:
+        if entry not in full:
+            logger.warning("%s: %s, so it is passed over", entry.where, no_pictures(Path(entry.values["image_dir"])))
+    return full
 
 
 def _check_entry(entry: SubsetEntry, where: SourceRules, faults: Faults) -> None:

@@ -13,7 +13,7 @@ from library.data.buckets import parse_resolution
 from library.data.caption_metadata import Captioned, read_metadata
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
-from library.data.folders import caption_file, caption_in, pictures_in
+from library.data.folders import caption_file, caption_in, no_pictures, pictures_in
 from library.data.groups import group_rule
 from library.data.masks import MaskFinder
 from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
@@ -155,7 +155,7 @@ class Reader:
             return read_metadata(part.metadata, part.folder, separator, every_line, self.faults)
         files = pictures_in(part.folder)
         if not files:
-            self.faults.add(f"{part.option_name}: '{part.folder}' has no pictures directly in it")
+            self.faults.add(f"{part.option_name}: {no_pictures(part.folder)}")
         beside = [caption_file(path, part.caption_extension) for path in files]
         if part.caption_extension is None and any(beside):
             endings = " and ".join(sorted({file.suffix for file in beside if file}, reverse=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 from library.errors import Faults, InputError
 from library.options.declarations import Config, fields_of
+from library.options.further_faults import add_further_faults
 from library.options.joint_checks import check_together
 from library.options.known_keys import known_keys, refuse_sdxl
 from library.options.kohya import REFUSED, WITHOUT_EFFECT
@@ -48,6 +49,8 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     config = settled(door, dataclasses.replace(Config(), **values), both, notices)
     notices.finish()
     check_together(door, config, {name: entry.origin for name, entry in both.items()}, faults)
+    if faults.messages:
+        add_further_faults(door, config, faults)
     faults.raise_if_any()
     return config
 

@@ -213,3 +213,47 @@ def test_equal_keys_are_told_once_and_unequal_ones_are_a_fault(tmp_path: Path, f
         "line 3: 'clip_skip' is given twice with one value", "line 2"]  # fmt: skip
     assert "line 5, [b]: 'clip_skip' is given twice with one value, also in" in heard[1]
     assert "not valid TOML" in refused(tmp_path, 'seed = "a#1"\nseed = "a#2"\n', flags(seed=None))[0]
+
+
+def test_faults_of_option_network_argument_dataset_file_and_prompts_are_told_in_one_round(tmp_path, flags) -> None:
+    dataset, prompts = tmp_path / "data.toml", tmp_path / "p.txt"
+    dataset.write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nowhere"\nnum_repeat = 2\n')
+    prompts.write_text("a cat --w 64\na dog --s many\n")
+    text = f'clip_skp = 2\nnetwork_args = ["conv_dmi=4"]\ndataset_config = "{dataset}"\nsample_prompts = "{prompts}"\n'
+    faults = refused(tmp_path, text + 'optimizer_type = "Adamm"\n', flags(train_data_dir=None))
+    for number, words in enumerate((
+        "mine.toml line 1: unknown option 'clip_skp'",
+        "network_args: networks.lora has no 'conv_dmi'; did you mean 'conv_dim'?",
+        "data.toml' line 3: datasets[0].subsets[0]: image_dir 'nowhere' is not a folder",
+        "data.toml' line 4: datasets[0].subsets[0]: unknown 'num_repeat'",
+        "p.txt' line 2: --s (sample_steps) takes a whole number",
+        "optimizer_type 'Adamm' is neither",
+    )):  # fmt: skip
+        assert words in faults[number], faults
+    assert "mine.toml line 2)" in faults[1] and len(faults) == 6
+
+
+def test_a_training_config_given_as_dataset_config_is_told_which_is_which(tmp_path: Path, flags) -> None:
+    (tmp_path / "train.toml").write_text("[a]\nnetwork_dim = 4\nmax_train_steps = 10\n")
+    faults = refused(tmp_path, f'dataset_config = "{tmp_path / "train.toml"}"\nx = 1\n', flags(train_data_dir=None))
+    assert "is a training config (network_dim, max_train_steps): give it as config_file" in faults[1]
+
+
+def test_subset_folders_without_pictures_are_passed_over_unless_none_is_left(tmp_path: Path, pictures, caplog) -> None:
+    from library.data.picture_sources import find_parts, pick_rules
+    from library.data.read_pictures import read_sources
+
+    (tmp_path / "deep/inner").mkdir(parents=True)
+    next(pictures.rglob("*.png")).rename(tmp_path / "deep/inner/a.png")
+    full = next(pictures.rglob("*.png")).parent
+    file = tmp_path / "data.toml"
+    subset = '[[datasets.subsets]]\nimage_dir = "{}"\nclass_tokens = "x"\n'
+    file.write_text("[[datasets]]\n" + subset.format(tmp_path / "deep") + subset.format(full))
+    rules = pick_rules({**vars(Config()), "dataset_config": str(file)})
+    assert [part.folder for part in find_parts(*rules)] == [full]
+    assert (
+        "datasets[0].subsets[0]" in caplog.text and "one level deeper, in 'inner', so it is passed over" in caplog.text
+    )
+    file.write_text("[[datasets]]\n" + subset.format(tmp_path / "deep"))
+    with pytest.raises(InputError, match="no pictures directly in it; they are one level deeper, in 'inner'"):
+        read_sources(*rules)
