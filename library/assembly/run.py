@@ -76,7 +76,17 @@ class Run:
         batch = BatchSize(self.training_set.largest_batch(), accumulation, processes)
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
         plan = self.plan.summary(self.training_set.member_uses(), batch, self.config.max_train_epochs)
-        return f"{sides}\n{plan}"
+        return f"{sides}\n{plan}{self._without_a_split(batch)}"
+
+    def _without_a_split(self, batch: BatchSize) -> str:
+        """How often a trainer that holds nothing out would use each picture in as many steps."""
+        if self.config.nonmember_data_dir is not None:
+            return ""
+        pictures = [picture for side in self.split.sides.values() for picture in side]
+        times = self.plan.total_steps * batch.images() / len(pictures)
+        return (
+            f"\nkohya, which holds nothing out, would use each of the {len(pictures)} pictures about {times:.4g} times"
+        )
 
     def forecast(self, arguments: Sequence[str]) -> str:
         """What ``--dry_run`` prints: memory, and every option with its origin.

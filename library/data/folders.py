@@ -23,8 +23,12 @@ class PictureFolder:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+    """The picture files directly in a folder, by name, without hidden ones (other systems leave ._001.png behind)."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def no_pictures(folder: Path) -> str:
@@ -47,7 +51,7 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
                 "<repeats>_<class> folders are read"
             )
         return [PictureFolder(folder, 1, "")]
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if not named:
         _explain_folder(folder, children, option_name)
@@ -130,8 +134,6 @@ def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
 
 
 def caption_lines(text: str, every_line: bool) -> str:
-    """The first line of a text, or all lines that are not empty."""
-    lines = [line.strip() for line in text.splitlines()]
-    if every_line:
-        return "\n".join(line for line in lines if line)
-    return lines[0] if lines else ""
+    """The first line of a text that is not empty, or all of them."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines if every_line else lines[:1])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import toml
 
+import SPLoRA
 from library.errors import InputError
 from library.options.declarations import Config
 from library.options.front_ends import NOT_KOHYAS
@@ -257,3 +258,25 @@ def test_subset_folders_without_pictures_are_passed_over_unless_none_is_left(tmp
     file.write_text("[[datasets]]\n" + subset.format(tmp_path / "deep"))
     with pytest.raises(InputError, match="no pictures directly in it; they are one level deeper, in 'inner'"):
         read_sources(*rules)
+
+
+def test_prompts_of_another_script_are_rounded_down_and_their_other_flags_told(tmp_path: Path, caplog) -> None:
+    from library.diffusion.prompt_files import read_prompts
+
+    (tmp_path / "p.txt").write_text("a --w 600 --h 800 --am 0.8 --fs 3 --ctr x\nb\n")
+    caplog.set_level("INFO")
+    first, second = read_prompts(str(tmp_path / "p.txt"), (520, 512), 0, 64, ["ddim"])
+    assert (first.width, first.height, second.width, second.height) == (576, 768, 512, 512)
+    for words in ("--w 600 is painted as 576", "--am changes nothing", "--fs changes nothing", "--ctr changes nothing"):
+        assert f"line 1: {words}" in caplog.text
+    assert "line 2: resolution 520 is painted as 512" in caplog.text, (
+        "not blamed on --w, which the prompt does not have"
+    )
+
+
+def test_the_plan_says_how_often_a_trainer_without_a_split_would_use_each_picture(flags, capsys) -> None:
+    """3 steps of 2 pictures are 6 uses: of 8 members here, of all 16 pictures there."""
+    assert SPLoRA.main([*flags(), "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert "each member is used 0.75 times in total" in told
+    assert "kohya, which holds nothing out, would use each of the 16 pictures about 0.375 times" in told
