@@ -15,6 +15,7 @@ from library.audit.report.comparison_table import comparison_rows, markdown, rea
 from library.errors import Faults, InputError
 from library.options import resolve
 from library.options.comparison_plan import read_plan
+from library.options.notices import Notices
 from library.plain_text import plain
 
 # library.tensor_files imports torch, which takes seconds: functions import it when they write a file
@@ -105,7 +106,7 @@ def note_of(run: dict[str, Any]) -> str:
     """The settings of a training, and a hash of what the files that they name say at this moment."""
     if not any(name.endswith("config_file") or name == "dataset_config" for name in run):
         return json.dumps(run, sort_keys=True)
-    given = resolve.collect_options(run["door"], own_flags(run), Faults(), lambda notice: None)
+    given = resolve.collect_options(run["door"], own_flags(run), Faults(), Notices(lambda notice: None))
     values = {name: entry.value for name, entry in given.items()}
     dataset = values.get("dataset_config")
     if dataset and Path(str(dataset)).is_file():

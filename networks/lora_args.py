@@ -15,6 +15,9 @@ LEARNING = (
 )  # fmt: skip
 DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 KNOWN = (*RANKS, *DROPOUTS, *LEARNING)
+OF_LYCORIS = {
+    name: 'it belongs to network_module = "lycoris.kohya"' for name in ("algo", "preset", "factor", "dora_wd")
+}
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "sine": lambda place: math.sin(math.pi / 2 * place),
@@ -129,7 +132,16 @@ def check_known(given: Mapping[str, Any], known: tuple[str, ...], module: str, f
     """Add a fault for each key that the module does not have."""
     for name in given:
         if name not in known:
-            faults.add(f"network_args: {module} has no '{name}'{did_you_mean(name, known)}")
+            hint = f"; {OF_LYCORIS[name]}" if name in OF_LYCORIS else did_you_mean(name, known)
+            faults.add(f"network_args: {module} has no '{name}'{hint}")
+
+
+def check_numbers(reader: ArgumentReader) -> None:
+    """Add a fault for each number that no model takes; how many numbers a block-wise list needs, the model says."""
+    reader.number("conv_dim", least=1, whole=True)
+    reader.number("conv_alpha", least=0)
+    for name in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
+        reader.number(name, least=1e-3)
 
 
 def read_dropouts(reader: ArgumentReader, neuron_dropout: float | None) -> Dropouts:

@@ -55,8 +55,6 @@ def check_lycoris(given: Mapping[str, str], network_dropout: float, from_weights
     for name in given:
         if name.startswith("loraplus_") and algo not in WITH_UP_FACTORS:
             faults.add(f"network_args: {name} acts on up factors, which algo={algo} does not have; leave it out")
-    if given.get("decompose_both", "True").lower() == "false":
-        faults.add("network_args: LyCORIS reads decompose_both=False as True; leave it out to switch it off")
 
 
 @contextmanager

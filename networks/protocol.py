@@ -18,19 +18,17 @@ import torch
 from torch import Tensor
 
 from library.errors import Faults, InputError, shortened
-from library.key_values import split_pair
 from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_client_names
 from library.lora_files.lora_file import check_width, read_lora
 from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import write_tensors
-from networks import lora_args, lycoris_args
+from networks import lycoris_args
 from networks.base_weights import merge_base_weights
+from networks.given_args import KNOWN_ARGS, OWN, read_pairs, without_off
 from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
-OWN = "networks.lora"
 NEEDED = ("apply_to", "prepare_optimizer_params", "prepare_grad_etc", "on_epoch_start", "get_trainable_params")
-KNOWN_ARGS = {OWN: lora_args.KNOWN, lycoris_args.MODULE: lycoris_args.KNOWN}
 LYCORIS_WAY_OUT = "pip install lycoris-lora==4.1.3"
 PLAIN = (bool, int, float, str, list, dict, tuple, set, type(None))
 
@@ -72,7 +70,7 @@ def inject(
     """
     faults = Faults()
     rules = faults.attempt(with_stand_in, rules) or rules
-    given = read_pairs(rules.network_args, faults)
+    given = without_off(rules.network_module, read_pairs(rules.network_args, faults))
     faults.attempt(merge_base_weights, model, rules.base_weights, rules.base_weights_multiplier)
     network: Any = faults.attempt(_create, rules, given, model)
     faults.raise_if_any()
@@ -110,20 +108,6 @@ def with_stand_in(rules: NetworkRules) -> NetworkRules:
         dim_from_weights=False,
         scale_weight_norms=None,
     )
-
-
-def read_pairs(pairs: list[str], faults: Faults) -> dict[str, str]:
-    """``["conv_dim=8", "algo=loha"]`` -> texts by key; a text that is not a pair and a repeated key are faults."""
-    given: dict[str, str] = {}
-    for pair in pairs:
-        found = split_pair(pair)
-        if found is None:
-            faults.add(f"network_args: '{pair}' is not key=value, e.g. conv_dim=8")
-        elif found[0] in given:
-            faults.add(f"network_args: '{found[0]}' is given twice")
-        else:
-            given[found[0]] = found[1]
-    return given
 
 
 def parameter_groups(

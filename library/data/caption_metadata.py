@@ -60,7 +60,7 @@ def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, fa
     unclear: list[str] = []
     silent: list[str] = []
     for name, entry in _entries(file):
-        paths = index.find(name)
+        paths = index.find(name) or index.find(name.replace("\\", "/"))
         if len(paths) != 1:
             (unclear if paths else lost).append(name)
             continue

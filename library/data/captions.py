@@ -38,7 +38,7 @@ def training_caption(caption: str, rules: CaptionRules, moment: Moment, generato
     if rules.shuffle_caption:
         flexible = [flexible[index] for index in torch.randperm(len(flexible), generator=generator).tolist()]
     flexible = kept_tags(flexible, rules.caption_tag_dropout_rate, generator)
-    return with_secondary_separator(", ".join(head + flexible + tail), rules)
+    return with_secondary_separator(_joint(rules).join(head + flexible + tail), rules)
 
 
 def plain_caption(caption: str, rules: CaptionRules) -> str:
@@ -120,7 +120,7 @@ def rejoined(caption: str, rules: CaptionRules) -> str:
     """A caption with unchanged parts, without its separator marks."""
     if rules.keep_tokens_separator and rules.keep_tokens_separator in caption:
         head, flexible, tail = caption_parts(caption, rules)
-        caption = ", ".join(head + flexible + tail)
+        caption = _joint(rules).join(head + flexible + tail)
     return with_secondary_separator(caption, rules)
 
 
@@ -129,6 +129,11 @@ def with_secondary_separator(caption: str, rules: CaptionRules) -> str:
     if not rules.secondary_separator:
         return caption
     return caption.replace(rules.secondary_separator, rules.caption_separator)
+
+
+def _joint(rules: CaptionRules) -> str:
+    """What stands between two parts: the separator with one space behind it, ", " for kohya's default."""
+    return f"{rules.caption_separator.strip()} " if rules.caption_separator.strip() else rules.caption_separator
 
 
 def _split(text: str, rules: CaptionRules) -> list[str]:

@@ -13,6 +13,7 @@ import toml
 from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
 from library.errors import Faults, InputError, did_you_mean
+from library.toml_lines import lines_of_keys
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ SIZE, RANGE = "a whole number or [width, height]", "[least, most] or 'least,most
 DATASET_KEYS = {
     "batch_size": WHOLE, "resolution": SIZE, "enable_bucket": TRUTH, "min_bucket_reso": WHOLE,
     "max_bucket_reso": WHOLE, "bucket_reso_steps": WHOLE, "bucket_no_upscale": TRUTH,
+    "skip_image_resolution": SIZE,
 }  # fmt: skip
 ANYWHERE = {
     "num_repeats": WHOLE, "shuffle_caption": TRUTH, "keep_tokens": WHOLE, "keep_tokens_separator": TEXT,
@@ -59,6 +61,8 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "custom_attributes": ({},),
 }
 IDLE = {"cache_info": "sizes are read with the pictures' pixels, which the split needs anyway"}
+TRAINING_KEYS = ("pretrained_model_name_or_path", "network_module", "network_dim", "train_data_dir", "output_dir",
+                 "max_train_steps", "max_train_epochs", "learning_rate", "unet_lr", "optimizer_type")  # fmt: skip
 COMMAND_LINE = ("max_token_length", "prior_loss_weight", "masked_loss", "weighted_captions", "seed")
 
 
@@ -78,7 +82,9 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
         InputError: all unknown, misplaced, refused or mistyped keys, and paths that do not exist.
     """
     content = _parsed(file)
+    _require_datasets(content, file)
     faults = Faults()
+    lines = {} if file.suffix.lower() == ".json" else lines_of_keys(file.read_text(encoding="utf-8-sig"))
     for name in content:
         if name not in ("general", "datasets"):
             faults.add(f"unknown table '{name}'; dataset_config has [general], [[datasets]] and [[datasets.subsets]]")
@@ -104,8 +110,26 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
             faults.add(f"{here} has no [[datasets.subsets]]; give at least one, with image_dir or metadata_file")
         entries += _checked_subsets(own, here, faults)
     if faults.messages:
-        raise InputError(*(f"dataset_config '{file}': {message}" for message in faults.messages))
+        raise InputError(*(f"dataset_config '{file}'{_line(message, lines)}: {message}" for message in faults.messages))
     return entries
+
+
+def _require_datasets(content: Mapping[str, Any], file: Path) -> None:
+    """Raises: InputError for a training config, in one sentence."""
+    keys = {*content, *(key for table in content.values() if isinstance(table, dict) for key in table)}
+    found = [name for name in TRAINING_KEYS if name in keys]
+    if "datasets" not in content and found:
+        raise InputError(
+            f"dataset_config '{file}' is a training config ({', '.join(found[:3])}): give it as config_file; a "
+            "dataset_config has [[datasets]] with [[datasets.subsets]]"
+        )
+
+
+def _line(message: str, lines: Mapping[tuple[str, str], int]) -> str:
+    """`` line 7`` for a message like "datasets[0].subsets[1]: num_repeats must be ..."; empty where no key is named."""
+    where, _, said = message.partition(": ")
+    named = re.findall(r"\w+", said)
+    return next((f" line {lines[where, name]}" for name in named if (where, name) in lines), "")
 
 
 def main_resolution(dataset_config: str | None, resolution: str) -> tuple[int, int]:
@@ -119,6 +143,17 @@ def main_resolution(dataset_config: str | None, resolution: str) -> tuple[int, i
         return parse_resolution(next(size for table in tables if (size := _size(table.get("resolution")))))
     except (InputError, LookupError, TypeError, AttributeError, StopIteration):
         return parse_resolution(resolution)
+
+
+def switched_on(dataset_config: str, name: str) -> bool:
+    """Whether the file sets a key of any table to something that is on; False for a file that cannot be read."""
+    try:
+        content = _parsed(Path(dataset_config))
+        tables = [content.get("general", {}), *content["datasets"]]
+        tables += [subset for dataset in content["datasets"] for subset in dataset.get("subsets", [])]
+        return any(bool(table.get(name)) for table in tables)
+    except (InputError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _parsed(file: Path) -> dict[str, Any]:

@@ -25,8 +25,21 @@ class PictureFolder:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+    """The picture files directly in a folder, by name, without hidden ones (other systems leave ._001.png behind)."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def no_pictures(folder: Path) -> str:
+    """What is said of a folder without pictures directly in it: where they may be, and what it holds instead."""
+    deeper = [child for child in sorted(folder.iterdir()) if child.is_dir() and pictures_in(child)]
+    if deeper:
+        names = shortened([child.name for child in deeper], 3)
+        return f"'{folder}' has no pictures directly in it; they are one level deeper, in {names}"
+    return f"'{folder}' has no pictures directly in it"
 
 
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
@@ -40,7 +53,7 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
                 "<repeats>_<class> folders are read"
             )
         return [PictureFolder(folder, 1, "")]
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if not named:
         _explain_folder(folder, children, option_name)
@@ -123,11 +136,9 @@ def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
 
 
 def caption_lines(text: str, every_line: bool) -> str:
-    """The first line of a text, or all lines that are not empty."""
-    lines = [line.strip() for line in text.splitlines()]
-    if every_line:
-        return "\n".join(line for line in lines if line)
-    return lines[0] if lines else ""
+    """The first line of a text that is not empty, or all of them."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines if every_line else lines[:1])
 
 
 def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.dataset_config import SubsetEntry, read_dataset_config
-from library.data.folders import picture_folders
+from library.data.folders import no_pictures, picture_folders, pictures_in
 from library.data.hub_datasets import DatasetSource, fetch_dataset
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules, Subset
 from library.errors import Faults, InputError
@@ -40,6 +40,7 @@ class SourceRules:
     masked_loss: bool
     alpha_mask: bool
     conditioning_data_dir: str | None
+    skip_image_resolution: str | None
     cache_latents: bool
     cache_dir: str
     train_batch_size: int
@@ -59,6 +60,7 @@ class Part:
     group_root: Path  # may hold groups.json
     masks: Path | None  # folder with one mask for each picture
     subset: Subset
+    passed_over: str | None  # skip_image_resolution: pictures of at most this area are not used
 
 
 def pick_rules(values: Any) -> tuple[SourceRules, CaptionRules, AugmentationRules, BucketRules]:
@@ -121,6 +123,7 @@ def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
             folder,
             masks,
             base,
+            where.skip_image_resolution,
         )
     ]
 
@@ -143,6 +146,7 @@ def _kohya_parts(
             folder,
             masks,
             subset,
+            where.skip_image_resolution,
         )
         for child in picture_folders(folder, flat, option_name)
     ]
@@ -171,6 +175,7 @@ def _dataset_part(where: SourceRules, base: Subset) -> Part:
         metadata.parent,
         masks,
         base,
+        where.skip_image_resolution,
     )
 
 
@@ -188,6 +193,7 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
         "batch_size": where.train_batch_size,
         "num_repeats": where.dataset_repeats,
         "caption_extension": where.caption_extension,
+        "skip_image_resolution": where.skip_image_resolution,
     }
     entries = read_dataset_config(file, fallback)
     faults = Faults()
@@ -200,7 +206,20 @@ def _configured_parts(where: SourceRules, base: Subset) -> list[Part]:
             f"masked_loss is on, but no subset of '{file}' has masks; give a subset conditioning_data_dir or alpha_mask"
         )
     faults.raise_if_any()
-    return [_configured_part(entry) for entry in entries]
+    return [_configured_part(entry) for entry in _with_pictures(entries)]
+
+
+def _with_pictures(entries: list[SubsetEntry]) -> list[SubsetEntry]:
+    """The subsets whose folder holds pictures; others are passed over, unless no picture to train on would be left."""
+    full = [
+        entry for entry in entries if entry.values.get("metadata_file") or pictures_in(Path(entry.values["image_dir"]))
+    ]
+    if all(entry.values.get("is_reg") for entry in full):
+        return entries  # the reader says of each folder what it holds
+    for entry in entries:
+        if entry not in full:
+            logger.warning("%s: %s, so it is passed over", entry.where, no_pictures(Path(entry.values["image_dir"])))
+    return full
 
 
 def _check_entry(entry: SubsetEntry, where: SourceRules, faults: Faults) -> None:
@@ -241,4 +260,5 @@ def _configured_part(entry: SubsetEntry) -> Part:
         group_root=folder,
         masks=values.get("conditioning_data_dir"),
         subset=subset,
+        passed_over=values["skip_image_resolution"],
     )

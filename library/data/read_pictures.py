@@ -1,6 +1,7 @@
 """Reads the pictures that the options name: candidates, separate non-members, and public regularisation images."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.data.augmentation import face_of, face_range
+from library.data.buckets import parse_resolution
 from library.data.caption_metadata import Captioned, read_metadata
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
-from library.data.folders import caption_file, caption_in, group_rule, pictures_in
+from library.data.folders import caption_file, caption_in, group_rule, no_pictures, pictures_in
 from library.data.masks import MaskFinder
 from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules
@@ -108,6 +110,7 @@ class Reader:
         group_of = self._group_rule(part)
         masks = MaskFinder(part.masks, part.subset.alpha_mask) if self.with_masks else MaskFinder(None, False)
         without: list[str] = []
+        small: list[str] = []
         examples: list[Example] = []
         for one in tqdm(named, desc="reading pictures", unit="image", leave=False, disable=len(named) < 200):
             if one.caption is None:
@@ -119,6 +122,9 @@ class Reader:
             if facts is None:
                 continue
             width, height, identity, signs = facts
+            if part.passed_over and width * height <= math.prod(parse_resolution(part.passed_over)):
+                small.append(one.path.name)
+                continue
             example = Example(
                 path=one.path,
                 caption=part.class_words if one.caption is None else one.caption,
@@ -135,6 +141,8 @@ class Reader:
                 examples.append(replace(example, mask=masks.of(example)))
             except InputError as error:
                 self.faults.take(error, "pictures without a fitting mask")
+        if small:
+            logger.info("%d pictures are passed over by skip_image_resolution: %s", len(small), shortened(small, 5))
         self._report_captions(part, len(named), without)
         self._check_faces(part, examples)
         return examples
@@ -146,7 +154,7 @@ class Reader:
             return read_metadata(part.metadata, part.folder, separator, every_line, self.faults)
         files = pictures_in(part.folder)
         if not files:
-            self.faults.add(f"{part.option_name}: '{part.folder}' has no pictures directly in it")
+            self.faults.add(f"{part.option_name}: {no_pictures(part.folder)}")
         beside = [caption_file(path, part.caption_extension) for path in files]
         if part.caption_extension is None and any(beside):
             endings = " and ".join(sorted({file.suffix for file in beside if file}, reverse=True))

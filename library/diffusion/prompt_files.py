@@ -1,6 +1,7 @@
 """Prompts of the previews, in kohya's three formats: .txt (one prompt a line), .toml and .json."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ import toml
 
 from library.errors import Faults, did_you_mean
 
+logger = logging.getLogger(__name__)
 LETTERS = {
     "n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "l": "scale", "s": "sample_steps",
-    "ss": "sample_sampler", "g": "guidance_scale", "cn": "controlnet_image",
+    "ss": "sample_sampler", "g": "guidance_scale", "cn": "controlnet_image", "am": "additional_network_multiplier",
+    "fs": "flow_shift", "ctr": "ctr",
 }  # fmt: skip
 REFUSED = {
     "guidance_scale": "distilled guidance belongs to FLUX; the scale of classifier-free guidance is --l (scale)",
     "controlnet_image": "previews are generated without a ControlNet; leave it out",
 }
+IGNORED = ("additional_network_multiplier", "flow_shift", "ctr")  # of other scripts and other families
 FLAGS = {key: f"--{letter}" for letter, key in LETTERS.items()}
-KEYS = ("prompt", *(key for key in LETTERS.values() if key not in REFUSED))
+KEYS = ("prompt", *(key for key in LETTERS.values() if key not in (*REFUSED, *IGNORED)))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
 Entries = Iterator[tuple[str, Mapping[str, Any]]]  # place of a prompt, and its values by kohya's keys
@@ -66,9 +70,7 @@ def read_prompts(
         "sample_steps": STEPS,
         "sample_sampler": samplers[0],
     }
-    found = [
-        _prompt(where, {**defaults, **given}, multiple, samplers, faults) for where, given in _entries(file, faults)
-    ]
+    found = [_prompt(where, defaults, given, multiple, samplers, faults) for where, given in _entries(file, faults)]
     if not found:
         faults.add(f"sample_prompts '{file}' holds no prompt")
     faults.raise_if_any()
@@ -136,13 +138,20 @@ def _of_list(file: str, entries: Any, faults: Faults) -> Entries:
             faults.add(f"{where} must be a text or an object, got {entry!r}")
 
 
-def _prompt(where: str, given: Mapping[str, Any], multiple: int, samplers: list[str], faults: Faults) -> Prompt | None:
+def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
+    where: str,
+    defaults: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    multiple: int,
+    samplers: list[str],
+    faults: Faults,
+) -> Prompt | None:
     """One checked prompt, or None after a fault."""
-    before = len(faults.messages)
+    before, given = len(faults.messages), {**defaults, **stated}
     _check_keys(where, given, faults)
     if not isinstance(given.get("prompt"), str) or not isinstance(given["negative_prompt"], str):
         faults.add(f"{where}: prompt is needed, and it and negative_prompt are texts")
-    numbers = _numbers(where, given, multiple, faults)
+    numbers = _numbers(where, given, stated, multiple, faults)
     if given["sample_sampler"] not in samplers:
         faults.add(f"{where}: sampler {given['sample_sampler']!r} is unknown; known are {', '.join(sorted(samplers))}")
     if len(faults.messages) > before:
@@ -164,13 +173,21 @@ def _check_keys(where: str, given: Mapping[str, Any], faults: Faults) -> None:
     for key in given:
         if key in REFUSED:
             faults.add(f"{where}: {FLAGS[key]} ({key}) is not taken: {REFUSED[key]}")
+        elif key in IGNORED:
+            logger.info("%s: %s changes nothing here: the previews of this suite do not have it", where, FLAGS[key])
         elif key not in KEYS:
             known = ", ".join(FLAGS[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
             faults.add(f"{where}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
 
 
-def _numbers(where: str, given: Mapping[str, Any], multiple: int, faults: Faults) -> dict[str, float]:
-    """The numbers of a prompt by key; one that cannot be read is a fault and left out."""
+def _numbers(
+    where: str, given: Mapping[str, Any], stated: Mapping[str, Any], multiple: int, faults: Faults
+) -> dict[str, float]:
+    """The numbers of a prompt by key; one that cannot be read is a fault and left out. Sides are rounded down.
+
+    Args:
+        stated: what the prompt itself states; other values are defaults.
+    """
     numbers: dict[str, float] = {}
     for key, kind in (("width", int), ("height", int), ("seed", int), ("sample_steps", int), ("scale", float)):
         try:
@@ -178,10 +195,16 @@ def _numbers(where: str, given: Mapping[str, Any], multiple: int, faults: Faults
         except (ValueError, TypeError, OverflowError):
             wanted = "a whole number" if kind is int else "a number"
             faults.add(f"{where}: {FLAGS[key]} ({key}) takes {wanted}, got {given[key]!r}")
-    sides = [numbers[key] for key in ("width", "height") if key in numbers]
-    if any(side % multiple or side <= 0 for side in sides):
-        shown = " x ".join(f"{side:g}" for side in sides)
-        faults.add(f"{where}: --w and --h must be multiples of {multiple} pixels, got {shown}")
+    for key in ("width", "height"):
+        side = numbers.get(key, multiple)
+        if side < multiple:
+            faults.add(f"{where}: {FLAGS[key]} ({key}) must be at least {multiple} pixels, got {side:g}")
+        elif side % multiple:
+            numbers[key] = side // multiple * multiple
+            logger.warning(
+                "%s: %s %g is painted as %g: sides are multiples of %d pixels",
+                where, FLAGS[key] if key in stated else "resolution", side, numbers[key], multiple,
+            )  # fmt: skip
     for key, least in (("sample_steps", 1), ("seed", 0)):
         if numbers.get(key, least) < least:
             faults.add(f"{where}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")

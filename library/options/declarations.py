@@ -87,6 +87,7 @@ class Config:
     min_bucket_reso: int = option("data", 256, "smallest bucket side in pixels", least=8, doors=EVERYWHERE)
     max_bucket_reso: int = option("data", 1024, "largest bucket side in pixels", least=8, doors=EVERYWHERE)
     bucket_reso_steps: int = option("data", 64, "bucket sides are multiples of this many pixels", least=8, doors=EVERYWHERE)
+    skip_image_resolution: str | None = option("data", None, "pictures of at most this area are passed over, '512' or 'width,height'; unset: none", doors=EVERYWHERE, kohya="not in kohya's v0.10.1; newer versions have it")
     resize_interpolation: str | None = option("data", None, "how pictures are scaled; unset: area to shrink, lanczos to enlarge", choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"), doors=EVERYWHERE)
     shuffle_caption: bool = option("data", False, "shuffle the parts of a caption each time it is used")
     caption_separator: str = option("data", ",", "what separates the parts of a caption")
@@ -163,8 +164,8 @@ class Config:
     lr_scheduler_min_lr_ratio: float | None = option("optimizer", None, "lowest rate of cosine_with_min_lr and warmup_stable_decay, as a share of the peak (0..1)", least=0, most=1)
     lr_scheduler_type: str = option("optimizer", "", "class of torch.optim.lr_scheduler, or dotted path of a class in an installed package; overrides lr_scheduler")
     lr_scheduler_args: list[str] = option("optimizer", [], "key=value pairs for lr_scheduler_type or for lr_scheduler piecewise_constant")
-    lr_scheduler_num_cycles: int = option("optimizer", 1, "number of cycles of cosine_with_restarts", least=1)
-    lr_scheduler_power: float = option("optimizer", 1.0, "exponent of polynomial", above=0)
+    lr_scheduler_num_cycles: int = option("optimizer", 1, "number of cycles of cosine_with_restarts", least=0)
+    lr_scheduler_power: float = option("optimizer", 1.0, "exponent of polynomial", least=0)
 
     ema_decay: float | None = option("optimizer", None, "decay of a moving average of the LoRA, e.g. 0.999; the files then hold the average; unset: no average", above=0, most=0.99999, kohya="not in kohya")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from library.options import kohya
+from library.options import front_ends, kohya
 from library.options.declarations import AUDIT, EVERYWHERE, TRAINERS, Config
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "options.md"
@@ -37,8 +37,10 @@ Every option is a key of the TOML file that `--config_file` names (section headi
 flag (`--name value`, with dashes or underscores; `--no-<switch>` undoes a switch of the file). A flag overrides the
 file. Names, units and defaults are those of kohya's `train_network.py` if it has the option; the column *kohya*
 states which defaults differ and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`.
-An unknown key, a wrong type, a value out of bounds or an unsupported option stops the run; all faults are reported at
-once, with file, line and section. `--dry_run` prints every resolved value with its origin."""
+An unknown key, a wrong type, a value out of bounds or an option that would change the LoRA or its privacy and is not
+supported stops the run; all faults are reported at once, with file, line and section. A key that changes nothing here
+is taken with one line that says so; an unknown key that is off counts as such, unless it could be a misspelt option of
+the defence or the split. `--dry_run` prints every resolved value with its origin."""
 
 
 def page() -> str:
@@ -96,6 +98,12 @@ def _not_taken() -> list[str]:
         for value, reason in reasons.items()
     ]
     idle = [(f"`{name}`", reason) for name, reason in kohya.WITHOUT_EFFECT.items()]
+    idle += [(f"`{name}`", f"it is read only beside `{leader}`") for name, leader in kohya.READ_ONLY_WITH.items()]
+    shared: dict[str, list[str]] = {}
+    for name, reason in front_ends.WITHOUT_EFFECT.items():
+        shared.setdefault(reason, []).append(f"`{name}`")
+    idle += [(", ".join(names), reason) for reason, names in shared.items()]
+    idle.append(('an unknown key of a file that is `false`, `0`, `""`, `[]` or `"None"`', "unknown, and off"))
     idle += [
         (f"`{name} = {value}`", reason)
         for name, reasons in kohya.VALUES_WITHOUT_EFFECT.items()

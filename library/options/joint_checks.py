@@ -8,6 +8,7 @@ from pathlib import Path
 from library.errors import Faults
 from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
+from library.options.sources import COMMAND_LINE
 from library.plain_text import plain
 
 FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
@@ -15,7 +16,6 @@ FILES = (
     "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
     "inception_weights",
 )  # fmt: skip
-METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
 
 
 def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
@@ -39,12 +39,44 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     if door not in TRAINERS:
         _check_audit(config, faults)
         return
-    _check_model(config, faults)
-    _check_data(config, faults)
-    _check_game(door, config, faults)
-    _check_loss(config, faults)
-    _check_saving(config, faults)
-    _check_device(config, faults)
+    together = Faults()
+    _check_model(config, together)
+    _check_network_args(config, together)
+    _check_data(config, together)
+    _check_game(door, config, together)
+    _check_loss(config, together)
+    _check_schedule(config, together)
+    _check_saving(config, together)
+    _check_device(config, together)
+    for message in together.messages:
+        faults.add(_with_origins(message, origins))
+
+
+def _with_origins(message: str, origins: Mapping[str, str]) -> str:
+    """A message with the line of the option that it names first, unless it names that place already."""
+    named = re.findall(r"[a-z][a-z0-9_]+", message.partition(";")[0])
+    place = next((origins[name] for name in named if name in origins), COMMAND_LINE)
+    return message if place == COMMAND_LINE or place in message else f"{message} ({place})"
+
+
+def _check_network_args(config: Config, faults: Faults) -> None:
+    from networks.given_args import check_given  # slow to import
+
+    check_given(config.network_module, config.network_args, config.network_dropout, config.dim_from_weights, faults)
+
+
+def _check_schedule(config: Config, faults: Faults) -> None:
+    from library.training.lr_schedulers import COUNTS, READS  # slow to import
+
+    finds_its_rate = "schedulefree" in config.optimizer_type.lower() or config.optimizer_type.lower() == "adafactor"
+    if config.lr_scheduler_type or finds_its_rate:
+        return
+    for name, readers in READS.items():
+        if getattr(config, name) and config.lr_scheduler not in readers:
+            faults.add(f"{name} is not used by lr_scheduler {config.lr_scheduler}; it is for {', '.join(readers)}")
+    for name, readers in COUNTS.items():
+        if getattr(config, name) == 0 and config.lr_scheduler in readers:
+            faults.add(f"{name} must be above 0 with lr_scheduler {config.lr_scheduler}, got 0; 1 is usual")
 
 
 def _check_audit(config: Config, faults: Faults) -> None:
@@ -105,6 +137,10 @@ def _check_data(config: Config, faults: Faults) -> None:
         faults.add("in_json names pictures of train_data_dir, and that is unset; give the folder")
     if not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.resolution.strip()):
         faults.add(f"resolution must be '512' or 'width,height' in pixels, got {config.resolution!r}")
+    if config.skip_image_resolution and not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.skip_image_resolution.strip()):
+        faults.add(
+            f"skip_image_resolution must be '512' or 'width,height' in pixels, got {config.skip_image_resolution!r}"
+        )
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
     _check_caches_and_masks(config, faults)
@@ -148,15 +184,13 @@ def _check_loss(config: Config, faults: Faults) -> None:
         faults.add(f"min_timestep {first} must be below max_timestep {end} (exclusive)")
     if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0 and not config.lr_scheduler_type:
         faults.add(
-            f"lr_scheduler constant has no warm-up, got lr_warmup_steps {config.lr_warmup_steps}; "
+            f"lr_warmup_steps {config.lr_warmup_steps:g}: lr_scheduler constant has no warm-up; "
             "use constant_with_warmup"
         )
     if not config.noise_offset and (config.adaptive_noise_scale is not None or config.noise_offset_random_strength):
         faults.add(
             "adaptive_noise_scale and noise_offset_random_strength change noise_offset, which is not set; set it"
         )
-    if config.noise_offset and config.multires_noise_iterations:
-        faults.add("noise_offset and multires_noise_iterations exclude each other, as in kohya; leave one out")
     if not config.ip_noise_gamma and config.ip_noise_gamma_random_strength:
         faults.add("ip_noise_gamma_random_strength changes ip_noise_gamma, which is not set; set it")
     if config.huber_scale != 1 and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
@@ -185,13 +219,6 @@ def _check_saving(config: Config, faults: Faults) -> None:
         )
     if config.no_metadata and config.metadata == "full":
         faults.add('no_metadata and metadata = "full" exclude each other; leave one out')
-    if config.metadata != "full":
-        dropped = [name for name in ("training_comment", *METADATA) if getattr(config, name)]
-        if dropped:
-            faults.add(
-                f'{", ".join(dropped)} would be lost: free text is written to the LoRA only with metadata = "full"; '
-                "set it, or leave the text out"
-            )
 
 
 def _check_device(config: Config, faults: Faults) -> None:

@@ -1,19 +1,18 @@
 """Reads options from the command line and from a TOML file, each value with its origin."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import toml
 
-from library.errors import Faults
+from library.errors import Faults, InputError
+from library.toml_lines import lines_of_keys, without_repeats
 
 COMMAND_LINE = "command line"
-HEADING = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 SPOILED_PATH = re.compile(r"[A-Za-z]:[\x00-\x1f]")  # "C:\new": TOML reads a line break
 BACKSLASHES = "; in a Windows path write / or double every backslash, or put it into 'single quotes'"
-KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*=""")
 
 
 class Given(NamedTuple):
@@ -70,18 +69,31 @@ def read_flags(
     return given, config_file
 
 
-def read_file(path: str, faults: Faults) -> dict[str, Given]:
-    """The options of a TOML file, its sections flattened as in kohya; a key that is given twice is a fault."""
+def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[str, Given]:
+    """The options of a TOML file, its sections flattened as in kohya; a key that is given twice with two values is a
+    fault, and with one value it is told.
+
+    Raises:
+        InputError: a dataset file.
+    """
     path = path if path.endswith(".toml") else path + ".toml"
     if not Path(path).is_file():
         faults.add(f"config_file '{path}' is not a file")
         return {}
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        tables = toml.loads(text)
+        once, repeated = without_repeats(text)
+        tables = toml.loads(once)
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
         faults.add(f"{path} is not valid TOML: {error}{_way_out(str(error))}")
         return {}
+    if "datasets" in tables and set(tables) <= {"datasets", "general"}:
+        raise InputError(
+            f"{path} is a dataset file ([[datasets]]): give that file as dataset_config, and the options of the "
+            "training in another file as config_file"
+        )
+    for number, name in repeated:
+        notice(f"{path} line {number}: '{name}' is given twice with one value")
     lines = lines_of_keys(text)
     given: dict[str, Given] = {}
     for key, value in tables.items():
@@ -95,8 +107,10 @@ def read_file(path: str, faults: Faults) -> dict[str, Given]:
                     f"{where}: {name} = {entry!r} is not a path: TOML reads its backslash as a control "
                     f"character{BACKSLASHES}"
                 )
-            if name in given:
+            if name in given and given[name].value != entry:
                 faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}")
+            elif name in given:
+                notice(f"{where}: '{name}' is given twice with one value, also in {given[name].origin}")
             given[name] = Given(entry, where)
     return given
 
@@ -106,24 +120,6 @@ def _way_out(error: str) -> str:
     if "homogeneous" in error:
         return "; write all numbers of a list in the same form, e.g. [0.0, 0.5]"
     return BACKSLASHES if "escape" in error or "Unterminated" in error else ""
-
-
-def lines_of_keys(text: str) -> dict[tuple[str, str], int]:
-    """Line (from 1) of each (heading, key) of a TOML text, found line by line.
-
-    The ``toml`` package does not report lines. Lines inside a multi-line text are skipped. A key that is not found (for
-    example a quoted one with unusual letters) is left out; its message then names only file and section.
-    """
-    found: dict[tuple[str, str], int] = {}
-    heading, inside = "", False
-    for number, line in enumerate(text.splitlines(), start=1):
-        opens_or_closes = (line.count('"""') + line.count("'''")) % 2 == 1
-        if not inside and (match := HEADING.match(line)):
-            heading = match[1].strip("\"'")
-        elif not inside and (match := KEY.match(line)):
-            found.setdefault((heading, match[2]), number)
-        inside = inside != opens_or_closes
-    return found
 
 
 def outputs_named(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:

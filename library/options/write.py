@@ -6,7 +6,9 @@ from typing import Any
 
 from library.errors import Faults
 from library.options.declarations import Config, fields_of
-from library.options.resolve import collect_options, names_a_place
+from library.options.notices import Notices
+from library.options.resolve import collect_options
+from library.options.values import names_a_place
 from library.plain_text import STEERING, plain
 
 
@@ -21,7 +23,7 @@ def explained_toml(door: str, config: Config, arguments: Sequence[str]) -> str:
     Args:
         arguments: the command line of the config.
     """
-    given = collect_options(door, arguments, Faults(), lambda text: None)
+    given = collect_options(door, arguments, Faults(), Notices(lambda text: None))
     origins = {name: "default" for name in fields_of(door)} | {name: entry.origin for name, entry in given.items()}
     return _as_toml(door, config, origins)
 

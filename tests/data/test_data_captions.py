@@ -1,6 +1,7 @@
 """Captions: each step of the pipeline alone, then their order; weights in A1111's syntax."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from library.data.captions import (
     warmed_up_parts,
     with_secondary_separator,
 )
+from library.data.folders import caption_lines, pictures_in
 from library.diffusion.model_files import load_model
 from library.diffusion.text import encode_text, parse_weights, tokenize, tokenize_weighted
 from library.seeding import stream
@@ -182,3 +184,15 @@ def test_weights_of_long_captions_follow_their_pieces(model_folder) -> None:
         plain, weighted = (encode_text(model.text_encoder, tokens, 1, one) for one in (None, weights))
     changed = (plain != weighted).any(dim=-1)[0].nonzero().flatten().tolist()
     assert changed == [81] and plain.shape == (1, 152, 16)
+
+
+def test_a_separator_of_ones_own_stays_between_shuffled_parts() -> None:
+    for text in uses("a, b; c; d", count=20, caption_separator=";", shuffle_caption=True):
+        assert sorted(text.split("; ")) == ["a, b", "c", "d"]
+
+
+def test_hidden_files_are_no_pictures_and_a_blank_first_line_is_no_caption(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".b.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in pictures_in(tmp_path)] == ["a.png"]
+    assert caption_lines("\n  \n a cat \nsecond", False) == "a cat" and caption_lines("\n\n", False) == ""

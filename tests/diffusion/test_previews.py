@@ -77,7 +77,7 @@ def test_json_holds_objects_or_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "faults"),
     [
-        ("p.txt", "a --w 30\nb --zz 3\nc --s many\nd --w\ne --ss eulr\nf --g 3\ng --cn x.png\nh --d -1\ni --s 0\n", 9),
+        ("p.txt", "a --w 3\nb --zz 3\nc --s many\nd --w\ne --ss eulr\nf --g 3\ng --cn x.png\nh --d -1\ni --s 0\n", 9),
         ("p.txt", "# nothing\n", 1),
         ("p.json", [{"prompt": "a", "widht": 8, "seed": 1.5}, 3, {"seed": True}], 5),
         ("p.json", "{", 2),

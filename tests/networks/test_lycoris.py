@@ -19,7 +19,7 @@ from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import stream
 from library.tensor_files import read_tensors
-from networks import lora, lycoris_args, protocol
+from networks import given_args, lora, lycoris_args, protocol
 from networks.weight_change import merge_weights
 from tests.helpers.runs import assert_same_tensors
 from tests.helpers.tiny import unet_output
@@ -159,10 +159,11 @@ def test_presets_do_not_leak_into_the_next_network_of_the_process(model_folder) 
 
 def test_arguments_that_lycoris_would_swallow_are_refused_together() -> None:
     faults = Faults()
-    given = {"algo": "lokrr", "conv_dims": "4", "decompose_both": "False", "loraplus_lr_ratio": "4"}
+    given = {"algo": "lokrr", "conv_dims": "4", "loraplus_lr_ratio": "4"}
     lycoris_args.check_lycoris(given, 0.0, False, faults)
     text = "\n".join(faults.messages)
-    assert "'lokr'" in text and "'conv_dim'" in text and "decompose_both" in text and "loraplus_lr_ratio" in text
+    assert "'lokr'" in text and "'conv_dim'" in text and "loraplus_lr_ratio" in text
+    assert given_args.without_off("lycoris.kohya", {"algo": "lokr", "decompose_both": "False"}) == {"algo": "lokr"}
     faults = Faults()
     lycoris_args.check_lycoris({"algo": "loha"}, 0.1, False, faults)
     lycoris_args.check_lycoris({"algo": "dylora"}, 0.0, False, faults)

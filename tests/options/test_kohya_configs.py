@@ -11,11 +11,12 @@ import toml
 import SPLoRA
 from library.errors import Faults, InputError
 from library.options.declarations import Config
+from library.options.notices import Notices
 from library.options.resolve import collect_options, read_config
 from tests.helpers import tiny
 
 FOLDER = Path(__file__).parent / "kohya_configs"
-FILES = ("character.toml", "style.toml", "sdxl.toml", "fine_tune.toml")
+FILES = ("character.toml", "style.toml", "several_scripts.toml", "fine_tune.toml")
 NOT_TAKEN = ("refused", "unknown", "wrong", "conflicts")
 NOTICED = ("taken as", "without effect")
 MARK = re.compile(r"#= (taken as|taken|without effect|refused|unknown|wrong|conflicts|off|asks for nothing):?\s*(.*)$")
@@ -54,6 +55,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which every path of the files exists, on a machine that has a GPU (configs are read, not run)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("library.options.resolve.add_further_faults", lambda *given: None)  # the folders are empty
     for name in ("data/character", "data/reg", "data/sdxl", "data/finetune", "data/style", "models"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("v1-5-pruned", "sd_xl_base_1.0", "vae-ft-mse-840000"):
@@ -92,7 +94,7 @@ def test_every_line_of_a_kohya_config_gets_its_verdict(shop: Path, name: str) ->
     assert sorted(keys) == sorted(line.key for line in lines), "every option carries a verdict"
     faults, notices = heard(FOLDER / name)
     for line in lines:
-        about = re.compile(rf"{re.escape(name)} line {line.number}\b")
+        about = re.compile(rf"{re.escape(name)}\b.*\bline {line.number}\b")
         told = [message for message in faults if about.search(message) or f"{line.key} " in message.split(";")[0]]
         noted = [message for message in notices if about.search(message)]
         if line.verdict in NOT_TAKEN:
@@ -118,7 +120,7 @@ def test_without_its_faulty_lines_the_config_loads_with_every_value_it_names(sho
     written = flat(copy)
     for line in lines:
         if line.verdict == "taken":
-            (value,) = written[line.key] if written[line.key] == [5e-5] else [written[line.key]]  # text_encoder_lr
+            value = written[line.key][0] if line.key == "text_encoder_lr" else written[line.key]
             assert getattr(config, line.key) in (value, str(value)), line
         elif line.verdict == "off":
             assert getattr(config, line.key) == getattr(Config(), line.key), line
@@ -128,19 +130,32 @@ def test_without_its_faulty_lines_the_config_loads_with_every_value_it_names(sho
 
 def test_an_old_switch_stands_for_its_optimizer_and_may_not_contradict_it(shop: Path) -> None:
     Path("a.toml").write_text("use_lion_optimizer = true\n")
-    assert collect_options("SPLoRA", ["--config_file", "a.toml"], Faults(), print)["optimizer_type"].value == "Lion"
+    assert (
+        collect_options("SPLoRA", ["--config_file", "a.toml"], Faults(), Notices(print))["optimizer_type"].value
+        == "Lion"
+    )
     Path("b.toml").write_text('use_8bit_adam = true\noptimizer_type = "Lion"\n')
     faults, _ = heard(Path("b.toml"))
     assert any(
         "b.toml line 2: optimizer_type = 'Lion' contradicts b.toml line 1, as use_8bit_adam" in text for text in faults
     )
-    given = collect_options("SPLoRA", ["--config_file", "b.toml", "--optimizer_type", "AdamW"], Faults(), print)
+    given = collect_options(
+        "SPLoRA", ["--config_file", "b.toml", "--optimizer_type", "AdamW"], Faults(), Notices(print)
+    )
     assert given["optimizer_type"].value == "AdamW", "a flag beats both"
 
 
+def test_a_config_of_sdxl_is_told_in_one_sentence_that_names_what_shows_it(shop: Path) -> None:
+    (told,), notices = heard(FOLDER / "sdxl.toml")
+    assert "this is a config for SDXL: sdxl = True" in told and "sdxl.toml line 4, [model_arguments])" in told
+    assert "pretrained_model_name_or_path = 'models/sd_xl_base_1.0.safetensors'" in told and notices == []
+    Path("a.toml").write_text('pretrained_model_name_or_path = "models/v1-5-pruned.safetensors"\nsdxl = false\n')
+    assert not any("SDXL" in text for text in heard(Path("a.toml"))[0]), "off is no mark"
+
+
 def test_a_dataset_file_given_as_config_file_is_told_where_it_belongs(shop: Path) -> None:
-    faults, _ = heard(FOLDER / "style_dataset.toml")
-    assert any("give that file as dataset_config" in text for text in faults)
+    (fault,), _ = heard(FOLDER / "style_dataset.toml")
+    assert "is a dataset file ([[datasets]]): give that file as dataset_config" in fault
 
 
 @pytest.mark.skipif(not find_spec("library.data.dataset_config"), reason="dataset_config is not read yet")

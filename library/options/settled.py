@@ -1,0 +1,133 @@
+"""Options that give way to others: defaults that another option rules out, and values that nothing here reads."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from library.errors import Faults
+from library.options.declarations import TRAINERS, Config
+from library.options.notices import Notices
+from library.options.sources import Given
+from library.options.values import leaves_unset, unequal_rates
+
+METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
+FRESH_PICTURES = ("color_aug", "random_crop", "face_crop_aug_range")  # change the picture at every use
+FOR_WANDB = ("log_tracker_name", "log_tracker_config", "wandb_run_name")
+
+
+def settled(door: str, config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """The config after its defaults have given way; each change, and each value that nothing reads, is told.
+
+    Args:
+        given: the options of file and flags. What is named there is never changed where it would change the LoRA.
+    """
+    if door not in TRAINERS:
+        return config
+    rates = given.get("text_encoder_lr")
+    if rates is not None and unequal_rates(rates) and config.text_encoder_lr is not None:
+        notices.tell(
+            f"{rates.origin}: text_encoder_lr = {rates.value!r} is taken as {config.text_encoder_lr:g}, the first "
+            "rate: SD 1.x and 2.x have one text encoder"
+        )
+    _network_args(config, given, notices)
+    for settle in (_cache, _previews, _trackers, _free_text, _schedule):
+        config = settle(config, given, notices)
+    return config
+
+
+def _network_args(config: Config, given: Mapping[str, Given], notices: Notices) -> None:
+    """Keys that are off; their faults are reported by the joint checks."""
+    from networks.given_args import check_given  # slow to import
+
+    off = check_given(config.network_module, config.network_args, config.network_dropout, False, Faults())
+    if off:
+        notices.idle("network_args", given["network_args"], f"{', '.join(off)}: unknown to the network, and off")
+
+
+def _cache(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """cache_latents is on by default, and gives way to what changes pictures at every use."""
+    named = [name for name in ("cache_latents", "cache_latents_to_disk", "rebuild_cache") if getattr(config, name)]
+    if any(name in given and not leaves_unset(name, given[name]) for name in named) or not config.cache_latents:
+        return config
+    asking = [f"{name} ({given[name].origin})" for name in FRESH_PICTURES if name in given and getattr(config, name)]
+    asking += _asking_subsets(config)
+    if not asking:
+        return config
+    notices.tell(
+        f"cache_latents is off: {', '.join(asking)} changes a picture at every use, so it is encoded at every use"
+    )
+    return dataclasses.replace(config, cache_latents=False)
+
+
+def _asking_subsets(config: Config) -> list[str]:
+    """What the dataset_config asks for; its faults are reported where it is read."""
+    from library.data.dataset_config import switched_on  # slow to import
+
+    if not config.dataset_config:
+        return []
+    return [f"{name} ({config.dataset_config})" for name in FRESH_PICTURES if switched_on(config.dataset_config, name)]
+
+
+def _previews(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """A file of prompts that is absent or empty asks for nothing, where no preview is asked for."""
+    asked = config.sample_every_n_epochs or config.sample_every_n_steps or config.sample_at_first
+    place = config.sample_prompts
+    if not place or asked or "sample_prompts" not in given:
+        return config
+    file = Path(place)
+    if file.exists() and not (file.is_file() and file.stat().st_size == 0):
+        return config
+    state = "is empty" if file.exists() else "does not exist"
+    notices.idle(
+        "sample_prompts", given["sample_prompts"], f"'{place}' {state}, and no sample_every_* asks for a preview"
+    )
+    return dataclasses.replace(config, sample_prompts=None)
+
+
+def _trackers(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """Names for wandb, where it receives nothing."""
+    if config.log_with in ("wandb", "all"):
+        return config
+    unread = [name for name in FOR_WANDB if getattr(config, name) and name in given]
+    for name in unread:
+        notices.idle(name, given[name], f'it is for wandb, and log_with is "{config.log_with}"')
+    return _without(config, unread)
+
+
+def _free_text(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """Free text, which reaches the LoRA file only where all metadata is asked for."""
+    if config.metadata == "full":
+        return config
+    unwritten = [name for name in ("training_comment", *METADATA) if getattr(config, name) and name in given]
+    for name in unwritten:
+        notices.idle(
+            name,
+            given[name],
+            'free text is not written into the LoRA file, which may be shared; metadata = "full" writes it',
+        )
+    return _without(config, unwritten)
+
+
+def _schedule(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """Numbers that another schedule reads."""
+    from library.training.lr_schedulers import COUNTS  # slow to import
+
+    if config.lr_scheduler_type:
+        return config
+    unread = [name for name, readers in COUNTS.items() if name in given and config.lr_scheduler not in readers]
+    for name in unread:
+        notices.idle(
+            name, given[name], f"lr_scheduler {config.lr_scheduler} does not read it; it is for {_listed(COUNTS[name])}"
+        )
+    return _without(config, unread)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names)
+
+
+def _without(config: Config, names: list[str]) -> Config:
+    """The config with the defaults of some options."""
+    defaults: dict[str, Any] = {name: Config.__dataclass_fields__[name].default for name in names}
+    return dataclasses.replace(config, **defaults)
