@@ -52,7 +52,6 @@ class FileRules:
     network_module: str
     clip_skip: int
     v2: bool
-    v_parameterization: bool
     min_timestep: int | None
     max_timestep: int | None
     output_name: str

@@ -29,7 +29,6 @@ class Family:
     text_prefix: str  # of the text encoder's tensors in a single file
     context_width: int  # of the text states
     linear_projections: bool  # in the UNet's transformers; else they are 1x1 convolutions
-    added_conditions: tuple[str, ...]  # what the UNet takes besides the text states and the timestep
     lora_text_prefix: str  # of the text encoder's LoRA layers, before the layer's number
     version: Version  # of models that predict noise
     velocity_version: Version | None  # of models that predict velocity; None: the family has none

@@ -26,7 +26,6 @@ SD1 = Family(
     text_prefix=f"{CLIP_PREFIX}text_model.",
     context_width=768,
     linear_projections=False,
-    added_conditions=(),
     lora_text_prefix="lora_te_text_model_encoder_layers",
     version=Version("sd_v1", "stable-diffusion-v1/lora"),
     velocity_version=None,

@@ -29,7 +29,6 @@ SD2 = Family(
     text_prefix=OPEN_CLIP_PREFIX,
     context_width=1024,
     linear_projections=True,
-    added_conditions=(),
     lora_text_prefix="lora_te_text_model_encoder_layers",
     version=Version("sd_v2", "stable-diffusion-v2-512/lora"),
     velocity_version=Version("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
