@@ -15,7 +15,7 @@ DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
-    """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
+    """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 without a LoRA: losses not finite, target_auc never met."""
     config = resolve.read_config(DOOR, arguments)
     run = open_run(DOOR, config)  # the split, the model with its network, the plan
     run.say(run.summary())
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     game, accelerator = training.game, run.accelerator
 
     with open_outputs(run, training) as outputs:  # log, LoRA files, states, previews
-        for step in range(training.done, run.plan.total_steps):
+        for step in training.steps():
             training.seed_step(step)
             figures = game.attacker_turn(step) if config.update_order == "attacker_first" else {}
             batches = outputs.timed(game.members.of_step, step)
@@ -37,15 +37,15 @@ def main(arguments: list[str]) -> int:
                 loss = sum_objective(adaptation, attack_loss, config.param_alpha)
                 accelerator.backward(loss / len(batches))
                 losses += torch.stack([loss, adaptation, attack_loss]).detach() / len(batches)
-            figures |= training.take_step(losses)
+            figures |= training.take_step(step, losses)
             figures |= game.attacker_turn(step) if config.update_order == "lora_first" else {}
             outputs.after_step(step + 1, figures)
             status = outputs.stopped(step + 1, figures)
             if status is not None:
                 return status
-        outputs.finish()
+        status = outputs.finish()
     run.say(outputs.summary())
-    return 0
+    return status
 
 
 if __name__ == "__main__":

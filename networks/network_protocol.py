@@ -1,10 +1,13 @@
 """What a trainer calls on a network: kohya's module protocol as a type, for networks.lora, LyCORIS and others alike."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from library.errors import InputError
 
 
 @runtime_checkable
@@ -52,3 +55,31 @@ class Network(Protocol):
 
     def to(self, device: torch.device) -> Any:
         """Move every tensor."""
+
+
+def can_be_switched_off(network: Any) -> bool:
+    """Whether a network has kohya's ``set_multiplier``; it is optional in the protocol."""
+    return callable(getattr(network, "set_multiplier", None))
+
+
+def require_switch(network: Any, module: str) -> None:
+    """Raises: InputError for a network that cannot be switched off.
+
+    Args:
+        module: its name, for the message.
+    """
+    if not can_be_switched_off(network):
+        raise InputError(
+            f"network_module '{module}' lacks set_multiplier, so the model cannot be asked without the LoRA, which "
+            'target_auc and proxy_input = "calibrated" need; leave them out, or use networks.lora'
+        )
+
+
+@contextmanager
+def switched_off(network: Any) -> Iterator[None]:
+    """The model as it is without the network, which is at full strength again afterwards."""
+    network.set_multiplier(0.0)
+    try:
+        yield
+    finally:
+        network.set_multiplier(1.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from library.data.batches import Batch, Pictures
 from library.diffusion.denoising import Denoiser
 from library.errors import InputError
+from networks.network_protocol import can_be_switched_off, switched_off
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # captions encoded at once
@@ -18,24 +19,33 @@ CHUNK = 16  # captions encoded at once
 class Contexts:
     """What the UNet attends to, by batch; with a table, equal captions share one entry, kept beside the latents."""
 
-    def __init__(self, denoiser: Denoiser, table: Tensor | None, entries: Sequence[int]) -> None:
+    def __init__(
+        self, denoiser: Denoiser, table: Tensor | None, entries: Sequence[int], off_table: Tensor | None = None
+    ) -> None:
         self.denoiser = denoiser
         self.table = table  # [captions, T, D] on the CPU, in the UNet's dtype; None: encode at each use
         self.entries = entries  # place in the table of each row of the pictures
+        self.off_table = table if off_table is None else off_table  # without the network
 
-    def of(self, batch: Batch) -> Tensor:
-        """Text states [B, T, D] in the UNet's dtype."""
-        if self.table is None:
+    def of(self, batch: Batch, *, off: bool = False) -> Tensor:
+        """Text states [B, T, D] in the UNet's dtype.
+
+        Args:
+            off: the network is switched off.
+        """
+        if self.table is None or self.off_table is None:
             return self.denoiser.context(batch.tokens, batch.token_weights)
-        return self.table[[self.entries[row] for row in batch.indices]].to(self.denoiser.unet.device)
+        table = self.off_table if off else self.table
+        return table[[self.entries[row] for row in batch.indices]].to(self.denoiser.unet.device)
 
 
-def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, insist: bool) -> Contexts:
+def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, network: Any, *, insist: bool) -> Contexts:
     """Encode every caption once where that changes no number.
 
     A frozen network in the text encoder (rate 0) is taken as it stands, without its dropout.
 
     Args:
+        network: in the model.
         insist: refuse to start where captions must be encoded at each use.
 
     Raises:
@@ -46,6 +56,20 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, i
         if insist:
             raise InputError(f"cache_text_encoder_outputs cannot be: {reason}")
         return Contexts(denoiser, None, ())
+    table, entries = _table(accelerator, denoiser, pictures)
+    logger.info(
+        "text encoder frozen, captions static: %d captions were encoded once (%.1f MB in memory)",
+        len(table), table.numel() * table.element_size() / 1e6,
+    )  # fmt: skip
+    if not can_be_switched_off(network):
+        return Contexts(denoiser, table, entries)
+    with switched_off(network):
+        off_table, _ = _table(accelerator, denoiser, pictures)
+    return Contexts(denoiser, table, entries, None if torch.equal(off_table, table) else off_table)
+
+
+def _table(accelerator: Any, denoiser: Denoiser, pictures: Pictures) -> tuple[Tensor, list[int]]:
+    """Text states [captions, T, D] of all different captions, and the place of each row of the pictures."""
     places: dict[bytes, int] = {}
     entries: list[int] = []
     states: list[Tensor] = []
@@ -59,12 +83,7 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, i
                 places[caption] = len(states)
                 states.append(contexts[place])
             entries.append(places[caption])
-    table = torch.stack(states)
-    logger.info(
-        "text encoder frozen, captions static: %d captions were encoded once (%.1f MB in memory)",
-        len(table), table.numel() * table.element_size() / 1e6,
-    )  # fmt: skip
-    return Contexts(denoiser, table, entries)
+    return torch.stack(states), entries
 
 
 @torch.no_grad()

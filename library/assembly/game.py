@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.assembly.contexts import Contexts
 from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
 from library.diffusion.denoising import Denoiser
 from library.diffusion.loss import LossRules, adaptation_loss
-from library.diffusion.noise import NoiseRules, draw_noise
-from library.privacy.attackers.build import ProxyAttacker, frozen
+from library.diffusion.noise import Draw, NoiseRules, draw_noise
+from library.privacy.attackers.build import frozen
+from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import attacker_losses, member_cross_entropy
+from library.privacy.proxy_history import ProxyHistory
 from library.seeding import StreamKey, stream
 from library.training.optimizer_step import average_gradients
+from networks.network_protocol import switched_off
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,24 @@ class GameRules:
     attack_eval_draws: int  # fixed (timestep, noise) pairs per image in a check
     separate_noise: bool
     proxy_mode: str
+    proxy_input: str  # error_map, or calibrated: the error with the LoRA on and off, and the timestep
+    attack_draws: int  # (timestep, noise) pairs per image that the proxy sees at once
+    gain_starts: str  # at_once, or above_chance: once a check of the proxy is above chance
     gain_limit: float | None
 
     def images_per_side(self) -> int:
         """Aux images of each side in an attacker step."""
         return self.attack_batch_size or self.train_batch_size
+
+
+@dataclass(frozen=True)
+class Look:
+    """One pass of the model over a batch."""
+
+    batch: Batch  # every picture ``attack_draws`` times
+    scaled: Tensor  # [B * K, C, h, w] latents
+    draw: Draw
+    difference: Tensor  # [B * K, C, h, w] prediction - target, with gradient to the LoRA
 
 
 @dataclass(frozen=True)
@@ -46,12 +62,14 @@ class Game:
     aux_non_members: AuxCycle
     denoiser: Denoiser
     contexts: Contexts
-    proxy: ProxyAttacker
+    network: Any
+    proxy: nn.Module
     attacker: Any  # the proxy's optimizer
+    history: ProxyHistory  # the checks of the proxy so far
     key: StreamKey
     rules: GameRules
     noise: NoiseRules
-    loss: LossRules  # of L alone; the proxy sees the squared error as it is
+    loss: LossRules  # of L alone; the proxy sees the squared error as it is, or compared with the LoRA's absence
 
     def attacker_turn(self, step: int) -> dict[str, float]:
         """``k_steps`` Adam steps of the proxy on aux members + aux non-members, the diffusion model frozen.
@@ -61,8 +79,8 @@ class Game:
         """
         totals, weights = torch.zeros(2, device=self.accelerator.device), list(self.proxy.parameters())
         for turn in range(self.rules.k_steps):
-            maps, is_member = self._attack_maps(step, turn)
-            member_loss, non_member_loss = attacker_losses(self.proxy, maps, is_member)
+            seen, is_member = self._attack_maps(step, turn)
+            member_loss, non_member_loss = attacker_losses(self.proxy, seen, is_member)
             loss = (member_loss + non_member_loss) / 2
             self.attacker.zero_grad(set_to_none=True)
             loss.backward()
@@ -79,40 +97,65 @@ class Game:
 
     @torch.no_grad()
     def _attack_maps(self, step: int, turn: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Error maps of the next aux pictures of both sides, and who of them is a member."""
+        """What the proxy sees of the next aux pictures of both sides, and who of them is a member."""
         accelerator = self.accelerator
         round_number = (step * self.rules.k_steps + turn) * accelerator.num_processes + accelerator.process_index
         count = self.rules.images_per_side()
         rows = [
             row for side in (self.aux_members, self.aux_non_members) for row in side.take(round_number * count, count)
         ]
-        maps, is_member = [], []
+        seen, is_member = [], []
         use = ("attack", step, turn, accelerator.process_index)
         for part, batch in enumerate(self.pictures.batches_by_shape(rows, len(rows), step, *use)):
-            maps.append(self._difference(batch, *use, part)[0].square())
+            seen.append(self.evidence(self._look(batch, *use, part)))
             is_member.append(batch.is_member)
-        return maps, is_member
+        return seen, is_member
 
     def member_losses(self, batch: Batch, step: int, part: int) -> tuple[Tensor, Tensor]:
         """L and CE of a training batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
 
-        CE is the mean over the batch's members; exactly 0 where no attacker plays or no member is in the batch.
+        CE is the mean over the batch's members; exactly 0 where no attacker plays, where it does not count yet, or where
+        no member is in the batch.
         """
         use = (step, part, self.accelerator.process_index)
-        difference, timesteps = self._difference(batch, "members", *use)
-        scheduler = self.denoiser.scheduler
-        adaptation = adaptation_loss(difference, timesteps, scheduler, self.loss, batch.weights, batch.mask)
-        if not self.rules.k_steps or not batch.is_member.any():  # regularisation images are public
+        look = self._look(batch, "members", *use)
+        shown, scheduler = look.batch, self.denoiser.scheduler
+        adaptation = adaptation_loss(
+            look.difference, look.draw.timesteps, scheduler, self.loss, shown.weights, shown.mask
+        )
+        if not self._gain_counts() or not batch.is_member.any():  # regularisation images are public
             return adaptation, torch.zeros_like(adaptation)
-        watched = self._difference(batch, "gain", *use)[0] if self.rules.separate_noise else difference
+        watched = self._look(batch, "gain", *use) if self.rules.separate_noise else look
         with frozen(self.proxy, self.rules.proxy_mode) as adversary:
-            error_map = watched[batch.is_member.to(watched.device)].square()  # neither mask nor weight: method R13
-            return adaptation, member_cross_entropy(adversary, error_map, self.rules.gain_limit)
+            seen = self.evidence(watched)  # neither mask nor weight: method R13
+            seen = seen[batch.is_member.to(seen.device)]
+            return adaptation, member_cross_entropy(adversary, seen, self.rules.gain_limit)
 
-    def _difference(self, batch: Batch, *purpose: str | int) -> tuple[Tensor, Tensor]:
-        """Prediction - target [B, C, h, w] and timesteps [B]; every draw comes from this purpose's stream."""
+    def _gain_counts(self) -> bool:
+        """Whether there is an attacker, and one worth hiding from."""
+        if not self.rules.k_steps:
+            return False
+        return self.rules.gain_starts == "at_once" or self.history.has_an_opponent()
+
+    def evidence(self, look: Look) -> Tensor:
+        """What the proxy sees of a look, with gradient to the LoRA: error maps [B, C, h, w], or evidence [B, K, F]."""
+        if self.rules.proxy_input == "error_map":
+            return look.difference.square()
+        with torch.no_grad(), switched_off(self.network):
+            off = log_errors(self._difference(look.batch, look.scaled, look.draw, off=True).square())
+        on = log_errors(look.difference.square())
+        seen = calibrated_evidence(on, off, look.draw.timesteps, self.denoiser.timestep_count())
+        return seen.unflatten(0, (-1, self.rules.attack_draws))
+
+    def _look(self, batch: Batch, *purpose: str | int) -> Look:
+        """One pass under fresh noise; every draw comes from this purpose's stream."""
+        shown = batch.repeated(self.rules.attack_draws)
         generator = stream(self.key, "noise", *purpose)
-        scaled = self.denoiser.scaled(batch.latents(generator))
+        scaled = self.denoiser.scaled(shown.latents(generator))
         draw = draw_noise(self.noise, scaled, self.denoiser.timestep_count(), generator)
+        return Look(shown, scaled, draw, self._difference(shown, scaled, draw))
+
+    def _difference(self, batch: Batch, scaled: Tensor, draw: Draw, *, off: bool = False) -> Tensor:
+        """Prediction - target [B, C, h, w]; ``off``: the network is switched off."""
         with self.accelerator.autocast():
-            return self.denoiser.difference(scaled, self.contexts.of(batch), draw), draw.timesteps
+            return self.denoiser.difference(scaled, self.contexts.of(batch, off=off), draw)

@@ -15,6 +15,8 @@ from library.diffusion.memory import AdviceRules, out_of_memory_explained
 from library.diffusion.previews import PreviewRules
 from library.lora_files import metadata
 from library.options import write
+from library.privacy import gap
+from library.privacy.gap import StopRules, kept_check
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.training import messages, output_folder, sample_folder
@@ -45,16 +47,16 @@ class Outputs:
     def start(self) -> None:
         """The validation pass and the previews of the untouched base, where the run is fresh."""
         if self.training.done == 0:
-            self.log.epoch(0, 0, self.training.validation.run(0))
+            self.log.epoch(0, 0, self.training.validate(0, 0))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
 
     def after_step(self, done: int, figures: dict[str, float]) -> None:
         """Record a step, and whatever is due after it: validation, LoRA file, state, previews."""
-        config, plan = self.run.config, self.run.plan
+        config, plan, end = self.run.config, self.run.plan, self.training.course().end
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
-        if plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
-            self.log.epoch(done, epoch, self.training.validation.run(epoch))
+        if done == end or plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
+            self.log.epoch(done, epoch, self.training.validate(done, epoch))
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
         is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
@@ -63,25 +65,38 @@ class Outputs:
     def stopped(self, done: int, figures: dict[str, float]) -> int | None:
         """The exit status of a run that ends here, its state saved; None for a run that goes on."""
         guard, is_lost = self.training.guard, self.training.guard.is_lost()
-        if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.run.plan.total_steps):
+        if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.training.course().end):
             return None
         self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
         return 1 if is_lost else 130
 
-    def finish(self) -> None:
-        """The final LoRA, state and previews."""
-        done = self.run.plan.total_steps
-        self.checkpoints.finish(done)
-        self.previews.show("final", done, self.log)
+    def finish(self) -> int:
+        """The final LoRA, state and previews; returns the exit status: 1 where a target of the AUC was never met."""
+        done, kept = self.training.course().end, self._kept()
+        self.checkpoints.finish(done, kept)
+        with self.training.state.shown_as_kept():
+            self.previews.show("final", done if kept is None else kept, self.log)
+        return 1 if kept is None else 0
+
+    def _kept(self) -> int | None:
+        """Steps after which the weights of the final LoRA were kept: the last ones, unless a target chooses."""
+        rules = pick(self.run.config, StopRules)
+        if rules.target_auc is None:
+            return self.training.course().end
+        check = kept_check(rules, self.training.game.history.gaps)
+        return None if check is None else check.done
 
     def summary(self) -> str:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
         if not self.run.accelerator.is_main_process:
             return ""
-        folder = self.run.folder
-        verdict = self.training.validation.history.verdict()
-        how = messages.how_to_use(folder, sample_folder.write_sheet(folder))
-        return f"{self.log.summary()}\n{verdict}\n{how}"
+        folder, rules, history = self.run.folder, pick(self.run.config, StopRules), self.training.game.history
+        lines = [self.log.summary(), history.verdict()]
+        if rules.target_auc is not None:
+            lines.append(gap.verdict(rules, history.gaps, self.run.plan.total_steps))
+        if self._kept() is not None:
+            lines.append(messages.how_to_use(folder, sample_folder.write_sheet(folder)))
+        return "\n".join(lines)
 
 
 @contextmanager
@@ -98,8 +113,10 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         state_at_end=config.save_state_on_train_end,
         options=dict(run.options),
         inputs=run.inputs(),
-        metadata=lambda done: lora_metadata(run, training.validation.history, done),
-        checks=training.validation.history.checks,
+        metadata=lambda done: lora_metadata(run, training.game.history, done),
+        checks=training.game.history.checks,
+        gaps=training.game.history.gaps,
+        chosen_by_target=config.target_auc is not None,
         active=is_main,
     )
     painter = Painter(run.accelerator, run.model, run.prompts, training.state, run.folder, pick(config, PreviewRules))

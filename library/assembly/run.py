@@ -21,6 +21,7 @@ from library.diffusion.prompt_files import Prompt
 from library.errors import Faults
 from library.options import resolve, write
 from library.options.declarations import Config
+from library.privacy.gap import require_visible
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
 from library.training import messages, output_folder, state, trackers
@@ -33,6 +34,7 @@ from library.training.output_folder import OutputFolder
 from library.training.output_lock import OutputLock
 from library.training.training_plan import BatchSize, TrainingPlan, Undivided, plan_training, steps_for
 from networks import protocol
+from networks.network_protocol import require_switch
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
         seed_published(key, "network")
         rules = pick(config, protocol.NetworkRules)
         injected = faults.attempt(protocol.inject, rules, model, accelerator.device, options)
+        if injected is not None and (config.target_auc is not None or config.proxy_input == "calibrated"):
+            faults.attempt(require_switch, injected[0], config.network_module)
     faults.raise_if_any()
     assert found is not None and split is not None and model is not None and prompts is not None
     assert resumed is not None and injected is not None  # whatever is missing has been a fault
@@ -186,6 +190,9 @@ def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
     """The sides, with enough aux pictures for the attacker."""
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
+    if config.target_auc is not None:
+        sizes = split.sizes()
+        require_visible(config.target_auc, sizes["members-aux"], sizes["non-members-aux"])
     return split
 
 

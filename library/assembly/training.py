@@ -1,6 +1,8 @@
 """A run from its first step on: latents, the game, and one step of what is optimised."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from library.data.batches import AuxCycle, MemberBatches, Pictures
 from library.diffusion.compiling import CompileRules, compile_unet
 from library.diffusion.denoising import Denoiser
 from library.privacy.attackers.build import AttackerRules, build_attacker
+from library.privacy.gap import Course, StopRules, course_of, kept_check
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import seed_modules
@@ -34,6 +37,25 @@ class Training:
     guard: FiniteGuard  # counts steps that were not finite
     done: int  # optimizer steps of the run that this one goes on from
 
+    def steps(self) -> Iterator[int]:
+        """Every step that is left, counted from 0; how many they are may change while the run goes on."""
+        step = self.done
+        while step < self.course().end:
+            yield step
+            step += 1
+
+    def course(self) -> Course:
+        """When the rate falls and the run ends, by the checks so far."""
+        return course_of(pick(self.run.config, StopRules), self.game.history.gaps, self.run.plan.total_steps)
+
+    def validate(self, done: int, epoch: int) -> dict[str, Any]:
+        """One validation pass; weights that a target of the AUC lets through, and that learnt most, are kept."""
+        figures = self.validation.run(done, epoch)
+        rules, gaps = pick(self.run.config, StopRules), self.game.history.gaps
+        if rules.target_auc is not None and kept_check(rules, gaps) is gaps[-1]:
+            self.state.keep()
+        return figures
+
     def seed_step(self, step: int) -> None:
         """Seed dropout and third-party modules for one step."""
         seed_modules(self.run.key, step, self.run.accelerator.process_index)
@@ -47,14 +69,17 @@ class Training:
         """[3] zeros, to add the objective, L and CE of a step's passes to."""
         return torch.zeros(3, device=self.run.accelerator.device)
 
-    def take_step(self, losses: Tensor) -> dict[str, float]:
+    def take_step(self, step: int, losses: Tensor) -> dict[str, float]:
         """Step the optimizer unless loss or gradient are not finite; returns the figures of the step.
 
         Args:
+            step: counted from 0.
             losses: [3] the objective that was differentiated, L and CE, of this process.
         """
         run = self.run
-        return take_step(run.accelerator, self.state, run.config.max_grad_norm, losses, self.guard, self._settle)
+        factor = self.course().rate_factor(step)
+        limit = run.config.max_grad_norm
+        return take_step(run.accelerator, self.state, limit, losses, self.guard, self._settle, factor)
 
     def _settle(self) -> dict[str, float]:
         run = self.run
@@ -86,9 +111,7 @@ def _open_training(run: Run) -> Training:
         run.network, optimizer, parts.schedule, game.proxy, game.attacker, run.accelerator.scaler, parts.average
     )
     load_training_state(config.resume, state)
-    history = ProxyHistory()
-    history.remember(run.resumed["checks"])
-    return Training(run, game, Validation.of(game, state, history), state, FiniteGuard(), run.resumed["done"])
+    return Training(run, game, Validation.of(game, state), state, FiniteGuard(), run.resumed["done"])
 
 
 def open_game(run: Run, pictures: Pictures) -> Game:
@@ -115,6 +138,8 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    history = ProxyHistory()
+    history.remember(run.resumed["checks"], run.resumed.get("gaps", []))
     return Game(
         accelerator=accelerator,
         pictures=pictures,
@@ -122,9 +147,11 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         aux_members=AuxCycle(run.split.indices("members-aux"), key, "members-aux"),
         aux_non_members=AuxCycle(run.split.indices("non-members-aux"), key, "non-members-aux"),
         denoiser=denoiser,
-        contexts=open_contexts(accelerator, denoiser, pictures, insist=config.cache_text_encoder_outputs),
+        contexts=open_contexts(accelerator, denoiser, pictures, run.network, insist=config.cache_text_encoder_outputs),
+        network=run.network,
         proxy=proxy,
         attacker=attacker,
+        history=history,
         key=key,
         rules=rules,
         noise=pick(config, NoiseRules),

@@ -1,22 +1,53 @@
-"""Validation passes: both aux sides under fixed noise, for the proxy's accuracy and the adaptation losses."""
+"""Validation passes: both aux sides under fixed noise, for what was learnt, what leaks, and the proxy's accuracy."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
+from library.audit.statistics.intervals import auc_interval
+from library.audit.statistics.metrics import auc
 from library.data.batches import Batch, Pictures
 from library.diffusion.denoising import Denoiser, fixed_draws
 from library.diffusion.noise import Draw
-from library.privacy.attackers.build import ProxyAttacker
+from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import membership_margin
+from library.privacy.gap import GapCheck
 from library.privacy.proxy_history import ProxyHistory, check_proxy
-from library.seeding import stream
+from library.seeding import numpy_stream, stream
 from library.training.state import TrainingState
+from networks.network_protocol import can_be_switched_off, switched_off
+
+
+@dataclass(frozen=True)
+class Side:
+    """A pass over one aux side; rows are its indices, which may show a picture more than once."""
+
+    pictures: list[str]  # [n] which picture each row shows
+    groups: list[str]  # [n]
+    margins: Tensor  # [n] of the proxy, mean over the fixed draws
+    losses: Tensor  # [n] mean squared error, mean over the fixed draws
+    falls: Tensor  # [n] log(off / on) of the mean squared error, mean over the fixed draws
+
+    def by_picture(self, values: Tensor) -> Tensor:
+        """Means [pictures] of values [n]: a picture that several datasets show counts once."""
+        return torch.stack([values[rows].mean() for rows in self._rows()])
+
+    def groups_by_picture(self) -> list[str]:
+        """[pictures], in the order of ``by_picture``."""
+        return [self.groups[rows[0]] for rows in self._rows()]
+
+    def _rows(self) -> list[list[int]]:
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(self.pictures):
+            places.setdefault(name, []).append(place)
+        return list(places.values())
 
 
 @dataclass(frozen=True)
@@ -32,15 +63,18 @@ class Validation:
     non_members: list[int]  # indices of non-members-aux
     denoiser: Denoiser
     contexts: Contexts
-    proxy: ProxyAttacker
+    network: Any
+    proxy: nn.Module
     training_state: TrainingState
-    history: ProxyHistory  # the checks of the proxy so far
+    history: ProxyHistory  # the checks so far
     draws: int  # fixed (timestep, noise) pairs per picture
     batch_size: int
     has_attacker: bool
+    calibrated_proxy: bool
+    log_off: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (index, draw): [1 + C] without the network
 
     @classmethod
-    def of(cls, game: Game, training_state: TrainingState, history: ProxyHistory) -> "Validation":
+    def of(cls, game: Game, training_state: TrainingState) -> "Validation":
         """Validation of a game's pictures and proxy."""
         return cls(
             accelerator=game.accelerator,
@@ -49,17 +83,19 @@ class Validation:
             non_members=game.aux_non_members.indices,
             denoiser=game.denoiser,
             contexts=game.contexts,
+            network=game.network,
             proxy=game.proxy,
             training_state=training_state,
-            history=history,
+            history=game.history,
             draws=game.rules.attack_eval_draws,
             batch_size=max(8, game.rules.images_per_side()),
             has_attacker=game.rules.k_steps > 0,
+            calibrated_proxy=game.rules.proxy_input == "calibrated",
         )
 
     @torch.no_grad()
-    def run(self, epoch: int) -> dict[str, Any]:
-        """One pass over both aux sides; the proxy's check joins the history.
+    def run(self, done: int, epoch: int) -> dict[str, Any]:
+        """One pass over both aux sides after ``done`` steps; its checks join the history.
 
         The weights are those that a file would hold (the average, where one is kept), without dropout.
 
@@ -69,46 +105,84 @@ class Validation:
         was_training = self.proxy.training
         self.proxy.eval()
         figures: dict[str, Any] = {"weights": self.training_state.shown_weights()}
-        margins: dict[str, Tensor] = {}
-        for side, indices in (("members_aux", self.members), ("non_members_aux", self.non_members)):
-            with self.training_state.shown():
-                means = self._fixed_pass(indices)
-            margins[side], loss = (self._by_picture(indices, values) for values in means)
-            figures |= {f"adaptation_loss_{side}": float(loss.mean()), f"images_{side}": len(loss)}
+        with self.training_state.shown():
+            sides = [self._fixed_pass(indices) for indices in (self.members, self.non_members)]
         self.proxy.train(was_training)
+        for name, side in zip(("members_aux", "non_members_aux"), sides, strict=True):
+            loss = side.by_picture(side.losses)
+            figures |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
+        if can_be_switched_off(self.network):
+            gap = gap_between(done, *sides)
+            self.history.gaps.append(gap)
+            figures |= gap.figures()
         if not self.has_attacker:
             return figures
-        check = check_proxy(epoch, margins["members_aux"], margins["non_members_aux"])
+        check = check_proxy(epoch, *(side.by_picture(side.margins) for side in sides))
         self.history.checks.append(check)
         return {"proxy_balanced_accuracy": check.balanced_accuracy, **figures}
 
-    def _by_picture(self, indices: list[int], values: Tensor) -> Tensor:
-        """Means [pictures] of values [indices]: a picture that several datasets show counts once."""
-        places: dict[str, list[int]] = {}
-        for place, index in enumerate(indices):
-            places.setdefault(self.pictures.examples[index].pixels, []).append(place)
-        return torch.stack([values[same].mean() for same in places.values()])
-
-    def _fixed_pass(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Mean margin and mean loss of each index over the fixed draws, each [indices]."""
-        margin, loss = torch.zeros(len(indices)), torch.zeros(len(indices))
+    def _fixed_pass(self, indices: Sequence[int]) -> Side:
+        """Every index under each of its fixed draws."""
+        count = len(indices)
+        margins, losses, falls = torch.zeros(count), torch.zeros(count), torch.zeros(count)
         place = {index: spot for spot, index in enumerate(indices)}
         for draw in range(self.draws):
             for batch in self.pictures.plain_batches(indices, self.batch_size):
-                error_map = self._error_map(batch, draw)
+                error_map, timesteps = self._error_map(batch, draw)
                 spots = [place[index] for index in batch.indices]
-                loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.draws
+                losses[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.draws
+                seen = error_map
+                if can_be_switched_off(self.network):
+                    log_on, log_off = log_errors(error_map), self._log_off(batch, draw).to(error_map.device)
+                    falls[spots] += (log_off - log_on)[:, 0].cpu() / self.draws
+                    if self.calibrated_proxy:
+                        steps = self.denoiser.timestep_count()
+                        seen = calibrated_evidence(log_on, log_off, timesteps, steps)[:, None]
                 if self.has_attacker:
-                    margin[spots] += membership_margin(self.proxy, error_map).cpu() / self.draws
-        return margin, loss
+                    margins[spots] += membership_margin(self.proxy, seen).cpu() / self.draws
+        examples = [self.pictures.examples[index] for index in indices]
+        return Side([one.pixels for one in examples], [one.group for one in examples], margins, losses, falls)
 
-    def _error_map(self, batch: Batch, draw: int) -> Tensor:
-        """Squared errors [B, C, h, w] under the pictures' own fixed draw."""
+    def _log_off(self, batch: Batch, draw: int) -> Tensor:
+        """``log_errors`` [B, 1 + C] of the model without the network: asked once, since nothing trains it."""
+        names = [(index, draw) for index in batch.indices]
+        if not all(name in self.log_off for name in names):
+            with switched_off(self.network):
+                found = log_errors(self._error_map(batch, draw, off=True)[0]).cpu()
+            self.log_off.update(zip(names, found, strict=True))
+        return torch.stack([self.log_off[name] for name in names])
+
+    def _error_map(self, batch: Batch, draw: int, *, off: bool = False) -> tuple[Tensor, Tensor]:
+        """Squared errors [B, C, h, w] under the pictures' own fixed draw, and its timesteps [B].
+
+        Args:
+            off: the network is switched off.
+        """
         names = [self.pictures.examples[index].pixels for index in batch.indices]
         generators = [stream(0, "fixed look", name, draw) for name in names]
         steps = self.denoiser.timestep_count()
         timesteps, noise = fixed_draws(generators, draw, self.draws, tuple(batch.mean.shape[1:]), steps)
         scaled = self.denoiser.scaled(batch.mean.float())
         with self.accelerator.autocast():
-            difference = self.denoiser.difference(scaled, self.contexts.of(batch), Draw(timesteps, noise, None))
-        return difference.square()
+            difference = self.denoiser.difference(
+                scaled, self.contexts.of(batch, off=off), Draw(timesteps, noise, None)
+            )
+        return difference.square(), timesteps
+
+
+def gap_between(done: int, members: Side, non_members: Side) -> GapCheck:
+    """What held-out pictures gained, what members gained beyond it, and how well the gain tells them apart."""
+    inside, outside = (side.by_picture(side.falls).double().numpy() for side in (members, non_members))
+    groups = members.groups_by_picture(), non_members.groups_by_picture()
+    low, high = auc_interval(inside, outside, *groups, numpy_stream(0, "gap interval"), draws=500)
+    learnt = 1 - float(np.exp(-outside.mean()))
+    return GapCheck(
+        done=done,
+        learnt=learnt,
+        by_heart=1 - float(np.exp(-inside.mean())) - learnt,
+        auc=auc(inside, outside),
+        low=low,
+        high=high,
+        members=len(inside),
+        non_members=len(outside),
+    )

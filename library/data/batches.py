@@ -34,6 +34,25 @@ class Batch:
         noise = torch.randn(self.mean.shape, generator=generator)
         return self.mean.float() + self.std.float() * noise
 
+    def repeated(self, times: int) -> "Batch":
+        """Every picture so many times in a row: for several draws of timestep and noise."""
+        if times == 1:
+            return self
+
+        def each(values: Tensor) -> Tensor:
+            return values.repeat_interleave(times, dim=0)
+
+        return Batch(
+            mean=each(self.mean),
+            std=each(self.std),
+            tokens=each(self.tokens),
+            token_weights=None if self.token_weights is None else each(self.token_weights),
+            is_member=each(self.is_member),
+            weights=each(self.weights),
+            mask=None if self.mask is None else each(self.mask),
+            indices=tuple(index for index in self.indices for _ in range(times)),
+        )
+
 
 class Pictures:
     """The pictures of a run as the model sees them; methods take their indices in the training set."""

@@ -148,6 +148,11 @@ class Config:
     update_order: str = option("privacy", "attacker_first", "who takes the first step: the proxy attacker or the LoRA", choices=("attacker_first", "lora_first"))
     proxy_mode: str = option("privacy", "eval", "mode of the proxy in the LoRA's step; train leaves dropout on, as in the released code", choices=("eval", "train"))
     gain_limit: float | None = option("privacy", None, "upper limit of an image's cross-entropy in nats (ln 2 = 0.6931 is chance); unset: no limit", above=0)
+    proxy_input: str = option("privacy", "error_map", "what the proxy attacker sees. error_map: the squared error, as in the paper; calibrated: the errors with the LoRA on and off under the same noise, and the timestep, as auditors do (one more pass without gradient)", choices=("error_map", "calibrated"), kohya="not in kohya")
+    attack_draws: int = option("privacy", 1, "(timestep, noise) pairs per image that the proxy sees at once; a LoRA step costs so many times as much (calibrated only)", least=1, most=64, kohya="not in kohya")
+    gain_starts: str = option("privacy", "at_once", "when the MI gain counts. above_chance: once a validation pass finds the proxy above chance", choices=("at_once", "above_chance"), kohya="not in kohya")
+    target_auc: float | None = option("privacy", None, "stop before the aux members can be told from the aux non-members better than this (0.5..1): AUC of the calibrated loss; the file holds the weights that learnt most at or below it; unset: the planned length", above=0.5, most=0.99, kohya="not in kohya")
+    target_decay: float = option("privacy", 0.25, "length of the final decay of the learning rate that target_auc begins, as a share of the steps before it; 0 = stop at once", least=0, most=1, kohya="not in kohya")
 
     learning_rate: float = option("optimizer", 2e-6, "learning rate of the parts whose unet_lr or text_encoder_lr is unset", least=0)
     unet_lr: float | None = option("optimizer", None, "learning rate of the UNet's LoRA", least=0)

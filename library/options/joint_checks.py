@@ -176,6 +176,18 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
             "k_steps 0 switches the attacker off, but param_alpha is "
             f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
         )
+    if config.k_steps == 0:
+        for name, value in (("proxy_input", "error_map"), ("attack_draws", 1), ("gain_starts", "at_once")):
+            if getattr(config, name) != value:
+                faults.add(
+                    f"{name} {getattr(config, name)} is about the proxy attacker, and k_steps 0 switches it off; set "
+                    f"k_steps = 1, or leave {name} out"
+                )
+    elif config.attack_draws > 1 and config.proxy_input != "calibrated":
+        faults.add(
+            f"attack_draws {config.attack_draws}: a proxy on error maps sees one pair at a time; set "
+            'proxy_input = "calibrated", or attack_draws = 1'
+        )
 
 
 def _check_loss(config: Config, faults: Faults) -> None:

@@ -95,9 +95,15 @@ def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+VALIDATION = ("attack_eval_draws", "aux_loss_every_n_epochs", "aux_loss_every_n_steps")
+
+
 def weight_options(door: str, config: Config) -> dict[str, Any]:
     """The options that shape the weights; ``--resume`` compares them."""
-    return {name: getattr(config, name) for name, field in fields_of(door).items() if field.metadata["shapes_weights"]}
+    names = [name for name, field in fields_of(door).items() if field.metadata["shapes_weights"]]
+    if config.target_auc is not None or config.gain_starts != "at_once":
+        names += VALIDATION  # then what a validation pass finds decides how the run goes on
+    return {name: getattr(config, name) for name in names}
 
 
 def help_text(door: str) -> str:

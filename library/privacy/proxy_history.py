@@ -1,10 +1,12 @@
-"""Records whether the proxy attacker ever beat chance; if not, the run had in effect no defence."""
+"""The checks of a run: whether the proxy attacker ever beat chance (else there was no defence), and the gap."""
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
 from torch import Tensor
+
+from library.privacy.gap import GapCheck
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ def _share_above_zero(margins: Tensor) -> float:
 
 @dataclass
 class ProxyHistory:
-    """The proxy's checks over a run."""
+    """The checks of a run, each of one validation pass."""
 
     checks: list[ProxyCheck] = field(default_factory=list)
+    gaps: list[GapCheck] = field(default_factory=list)
 
     def best(self) -> ProxyCheck | None:
         """The check with the highest balanced accuracy."""
@@ -54,9 +57,14 @@ class ProxyHistory:
         needed = NormalDist().inv_cdf(1 - level / len(self.checks))
         return any(check.balanced_accuracy > 0.5 + needed * check.standard_error() for check in self.checks)
 
-    def remember(self, checks: list[dict[str, Any]]) -> None:
+    def has_an_opponent(self, level: float = 0.05) -> bool:
+        """Whether the proxy has beaten chance at any time; checks that came later take nothing back."""
+        return any(ProxyHistory(self.checks[:end]).beat_chance(level) for end in range(1, len(self.checks) + 1))
+
+    def remember(self, checks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> None:
         """Add the checks of the run that this one continues."""
         self.checks += [ProxyCheck(**check) for check in checks]
+        self.gaps += [GapCheck(**gap) for gap in gaps]
 
     def word(self) -> str:
         """The verdict in the LoRA's metadata."""

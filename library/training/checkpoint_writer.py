@@ -29,6 +29,8 @@ class CheckpointWriter:
     inputs: dict[str, str]  # fingerprints of split, captions and model
     metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
     checks: list[Any]  # of the proxy, dataclasses; grows during the run
+    gaps: list[Any]  # the same of the gap
+    chosen_by_target: bool  # which weights the final LoRA has is known at the end only
     active: bool  # only the main process writes
 
     def after_step(self, done: int) -> None:
@@ -41,9 +43,15 @@ class CheckpointWriter:
                 self.write_state(number, done)
         remove_old(self.plan, self.rule, self.folder, done)
 
-    def finish(self, done: int) -> None:
-        """Write the final LoRA, and the final state if states are saved."""
-        self.write_lora("", done)
+    def finish(self, done: int, kept: int | None) -> None:
+        """Write the final LoRA, and the final state if states are saved.
+
+        Args:
+            kept: steps after which the weights of the final LoRA were kept; None: no LoRA is written.
+        """
+        if kept is not None:
+            with self.training_state.shown_as_kept():
+                self._write_shown("", kept)
         if self.with_state or self.state_at_end:
             self.write_state("", done)
 
@@ -53,17 +61,20 @@ class CheckpointWriter:
         Args:
             lost: the losses are no longer finite; the state is kept for inspection, and no final LoRA is written.
         """
-        if not lost:
+        if not lost and not self.chosen_by_target:
             self.write_lora("", done)
         return how_to_resume(door, self.folder, self.write_state("-stopped" if lost else step_number(done), done))
 
     def write_lora(self, number: str, done: int) -> None:
         """Write the LoRA with this number ("" = the final name) and its proxy attacker."""
+        with self.training_state.shown():
+            self._write_shown(number, done)
+
+    def _write_shown(self, number: str, done: int) -> None:
         if not self.active:
             return
-        with self.training_state.shown():
-            state = self.training_state.network.state_dict()
-            write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
+        state = self.training_state.network.state_dict()
+        write_lora(self.folder.lora(number), state, self.metadata(done), self.save_precision)
         write_tensors(self.folder.proxy(), self.training_state.proxy.state_dict(), {})
 
     def write_state(self, number: str, done: int) -> str:
@@ -77,5 +88,6 @@ class CheckpointWriter:
                 options=self.options,
                 inputs=self.inputs,
                 checks=[dataclasses.asdict(check) for check in self.checks],
+                gaps=[dataclasses.asdict(gap) for gap in self.gaps],
             )
         return str(place)

@@ -128,11 +128,20 @@ class Recorder:
 
 
 def validation_summary(figures: dict[str, Any]) -> str:
-    """A validation pass over the aux sides in one line: members and non-members, with the numbers of images."""
-    parts = []
-    for side, name in (("members_aux", "members-aux"), ("non_members_aux", "non-members-aux")):
-        parts.append(f"{name} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})")
-    text = f"adaptation loss at fixed noise: {' vs '.join(parts)}"
+    """A validation pass over the aux sides in one line, with the numbers of pictures."""
+    members, others = figures["images_members_aux"], figures["images_non_members_aux"]
+    if "learnt" in figures:
+        low, high = figures["calibrated_auc_low"], figures["calibrated_auc_high"]
+        text = (
+            f"learnt {figures['learnt']:.1%} (held-out pictures, n={others:.0f}), by heart "
+            f"{figures['learnt_by_heart']:.1%} (members, n={members:.0f}), AUC {figures['calibrated_auc']:.3f} "
+            f"[{low:.3f}, {high:.3f}]"
+        )
+    else:  # a network that cannot be switched off
+        text = (
+            f"adaptation loss at fixed noise: members-aux {figures['adaptation_loss_members_aux']:.4f} "
+            f"(n={members:.0f}) vs non-members-aux {figures['adaptation_loss_non_members_aux']:.4f} (n={others:.0f})"
+        )
     if "proxy_balanced_accuracy" in figures:
         text += f"; proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}"
     return text

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,26 @@ class TrainingState:
     attacker: Any  # the proxy's optimizer
     scaler: Any  # of fp16; None otherwise
     average: Average | None  # of the trained weights
+    kept: dict[str, Tensor] = field(default_factory=dict)  # the network as one of its checks saw it; empty: none kept
+
+    def keep(self) -> None:
+        """Keep the network as it is shown now, in place of what was kept before."""
+        with self.shown():
+            self.kept.update({name: value.clone() for name, value in raw_tensors(self.network).items()})
+
+    @contextmanager
+    def shown_as_kept(self) -> Iterator[None]:
+        """The network with the kept weights; without any, as it is shown."""
+        with self.shown():
+            if not self.kept:
+                yield
+                return
+            present = {name: value.clone() for name, value in raw_tensors(self.network).items()}
+            fill_raw(self.network, self.kept)
+            try:
+                yield
+            finally:
+                fill_raw(self.network, present)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -76,6 +96,7 @@ def save_state(
     options: Mapping[str, Any],
     inputs: Mapping[str, str],
     checks: list[dict],
+    gaps: list[dict],
 ) -> None:
     """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
 
@@ -85,7 +106,7 @@ def save_state(
         done: optimizer steps that have run.
         options: the options that shape the weights.
         inputs: by the names of INPUTS; they reveal no picture, no caption and no key.
-        checks: the proxy's checks so far.
+        checks, gaps: those of the proxy and of the gap so far.
     """
     private_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -94,6 +115,8 @@ def save_state(
         write_tensors(temporary / "proxy.safetensors", training_state.proxy.state_dict(), {})
         if training_state.average is not None:
             write_tensors(temporary / "average.safetensors", training_state.average.state(), {})
+        if training_state.kept:
+            write_tensors(temporary / "kept.safetensors", training_state.kept, {})
         moving = {
             "optimizer": training_state.optimizer.state_dict(),
             "schedule": training_state.schedule.state_dict(),
@@ -104,7 +127,8 @@ def save_state(
         torch.save(moving, buffer)
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
         files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
-        content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks, "files": files}
+        content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks, "gaps": gaps}
+        content["files"] = files
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         if path.exists():
@@ -122,7 +146,7 @@ def read_state(place: str | None) -> dict[str, Any]:
         InputError: the folder is not a state of this version.
     """
     if place is None:
-        return {"done": 0, "checks": []}
+        return {"done": 0, "checks": [], "gaps": []}
     path = Path(place)
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -222,6 +246,8 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
     path = Path(place)
     fill_raw(training_state.network, _finite_tensors(path / "lora.safetensors"))
     _fill(training_state.proxy, _finite_tensors(path / "proxy.safetensors"))
+    if (path / "kept.safetensors").exists():
+        training_state.kept.update(_finite_tensors(path / "kept.safetensors"))
     if training_state.average is not None:
         training_state.average.fill(_finite_tensors(path / "average.safetensors"))
     moving = _read_moments(path / "optimizers.pt")

@@ -12,10 +12,9 @@ from library.assembly.contexts import Contexts
 from library.assembly.game import Game
 from library.assembly.run import open_run
 from library.assembly.training import open_training
-from library.assembly.validation import Validation
+from library.assembly.validation import Side, Validation
 from library.errors import InputError
 from library.options.declarations import Config
-from library.privacy.proxy_history import ProxyHistory
 from tests.helpers.keys import write_secret
 
 KEPT = {"network_dim": 2, "train_batch_size": 2, "learning_rate": 1e-2, "seed": 7, "attack_lr": 1e-3}
@@ -130,10 +129,14 @@ def test_a_validation_pass_counts_a_picture_of_two_datasets_once(table, monkeypa
     validation = table().validation
     first, *others = validation.members
     validation = dataclasses.replace(validation, members=[first, first, *others])
-    monkeypatch.setattr(
-        Validation, "_fixed_pass", lambda self, rows: (torch.ones(len(rows)), torch.arange(len(rows)) * 1.0)
-    )
-    look = validation.run(0)
+
+    def passed(self: Validation, rows: list[int]) -> Side:
+        shown = [self.pictures.examples[row] for row in rows]
+        names, groups = [one.pixels for one in shown], [one.group for one in shown]
+        return Side(names, groups, torch.ones(len(rows)), torch.arange(len(rows)) * 1.0, torch.ones(len(rows)))
+
+    monkeypatch.setattr(Validation, "_fixed_pass", passed)
+    look = validation.run(0, 0)
     assert look["images_members_aux"] == len(others) + 1
     expected = sum([0.5, *range(2, len(others) + 2)]) / (len(others) + 1)
     assert look["adaptation_loss_members_aux"] == pytest.approx(expected)
@@ -153,8 +156,8 @@ def test_text_states_made_once_give_the_same_losses_bit_for_bit(table, changed: 
                 cached.game.member_losses(batch, step, 0), again.member_losses(batch, step, 0), strict=True
             ):
                 assert torch.equal(one, other)
-    other = Validation.of(again, cached.training_state, ProxyHistory())
-    assert cached.validation.run(0) == other.run(0)
+    other = Validation.of(again, cached.training_state)
+    assert cached.validation.run(0, 0) == other.run(0, 0)
 
 
 def test_equal_captions_share_one_entry(table, pictures: Path) -> None:
@@ -200,7 +203,7 @@ def test_a_look_touches_no_stream_of_chance_no_weight_and_no_test_side(table, mo
 
     monkeypatch.setattr(seat.game.pictures, "plain_batches", spy)
     before, weights = torch.get_rng_state(), {name: value.clone() for name, value in seat.network.state_dict().items()}
-    first, second = seat.validation.run(1), seat.validation.run(1)
+    first, second = seat.validation.run(1, 1), seat.validation.run(1, 1)
     assert first == second and torch.equal(before, torch.get_rng_state()) and seat.network.training
     assert all(torch.equal(value, weights[name]) for name, value in seat.network.state_dict().items())
     assert (
@@ -212,7 +215,7 @@ def test_a_look_touches_no_stream_of_chance_no_weight_and_no_test_side(table, mo
 def test_looks_and_their_noise_do_not_depend_on_the_noise_options(table) -> None:
     plain = table().validation
     changed = table(noise_offset=0.5, ip_noise_gamma=0.3, max_timestep=10, min_snr_gamma=5.0, loss_type="l1")
-    assert plain.run(0) == changed.validation.run(0)
+    assert plain.run(0, 0) == changed.validation.run(0, 0)
 
 
 def test_the_noise_options_reach_both_players(table) -> None:

@@ -49,7 +49,7 @@ def test_the_attacker_has_the_released_size_at_512_pixels() -> None:
 
 
 def test_an_attacker_is_built_with_the_adam_of_its_rules_and_the_draws_of_the_seed() -> None:
-    rules = AttackerRules(attack_lr=0.01, attack_weight_decay=0.5, attack_dropout=0.25)
+    rules = AttackerRules(attack_lr=0.01, attack_weight_decay=0.5, attack_dropout=0.25, proxy_input="error_map")
     torch.manual_seed(0)
     proxy, adam = build_attacker((4, 8, 8), rules, pooled=True, device=torch.device("cpu"))
     assert all(torch.equal(one, two) for one, two in zip(proxy.parameters(), proxy_of().parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""The proxy attacker: a three-layer MLP that separates members from others by the squared-error map, and its Adam."""
+"""The proxy attacker of the paper, a three-layer MLP on the squared-error map; and how a run's attacker is built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from library.privacy.attackers.calibrated import CalibratedProxy
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class AttackerRules:
     attack_lr: float
     attack_weight_decay: float
     attack_dropout: float
+    proxy_input: str  # error_map: ProxyAttacker; calibrated: CalibratedProxy
 
 
 class ProxyAttacker(nn.Module):
@@ -56,19 +59,22 @@ class ProxyAttacker(nn.Module):
 
 def build_attacker(
     latent_shape: tuple[int, ...], rules: AttackerRules, *, pooled: bool, device: torch.device
-) -> tuple[ProxyAttacker, torch.optim.Adam]:
+) -> tuple[nn.Module, torch.optim.Adam]:
     """A fresh proxy on the device, drawn from torch's global stream, and the Adam that trains it.
 
     Args:
         latent_shape, pooled: as ``ProxyAttacker`` takes them.
     """
-    proxy = ProxyAttacker(latent_shape, pooled=pooled, dropout=rules.attack_dropout)
+    if rules.proxy_input == "calibrated":
+        proxy: nn.Module = CalibratedProxy(latent_shape[0], dropout=rules.attack_dropout)
+    else:
+        proxy = ProxyAttacker(latent_shape, pooled=pooled, dropout=rules.attack_dropout)
     proxy.to(device)
     return proxy, torch.optim.Adam(proxy.parameters(), lr=rules.attack_lr, weight_decay=rules.attack_weight_decay)
 
 
 @contextmanager
-def frozen(proxy: ProxyAttacker, mode: str) -> Iterator[ProxyAttacker]:
+def frozen(proxy: nn.Module, mode: str) -> Iterator[nn.Module]:
     """The proxy without gradients to its weights, in mode "eval" or, as in the released code, "train" (dropout on)."""
     was_training = proxy.training
     proxy.requires_grad_(False)

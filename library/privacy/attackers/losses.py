@@ -5,46 +5,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from library.privacy.attackers.build import ProxyAttacker
-
 MEMBER, NON_MEMBER = 1, 0
 
 
-def member_cross_entropy(proxy: ProxyAttacker, error_map: Tensor, gain_limit: float | None) -> Tensor:
+def member_cross_entropy(proxy: nn.Module, seen: Tensor, gain_limit: float | None) -> Tensor:
     """CE: mean over the batch of -log P(member), each image capped at ``gain_limit`` nats (method 13).
 
     Args:
-        error_map: [B, C, h, w] of member images, with gradient to the LoRA.
+        seen: [B, ...] what the proxy sees of member images, with gradient to the LoRA.
 
     Returns:
         [] nats; no gradient flows through an image beyond the limit.
     """
-    labels = torch.full((len(error_map),), MEMBER, device=error_map.device)
-    per_image = nn.functional.cross_entropy(proxy(error_map), labels, reduction="none")  # [B]
+    labels = torch.full((len(seen),), MEMBER, device=seen.device)
+    per_image = nn.functional.cross_entropy(proxy(seen), labels, reduction="none")  # [B]
     if gain_limit is not None:
         per_image = per_image.clamp(max=gain_limit)
     return per_image.mean()
 
 
-def attacker_losses(
-    proxy: ProxyAttacker, error_maps: Sequence[Tensor], is_member: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def attacker_losses(proxy: nn.Module, seen: Sequence[Tensor], is_member: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Cross-entropies [] (nats) of the proxy on aux members and on aux non-members; the attacker minimises their mean.
 
     arXiv 2402.11989 eq. 5: G = -(both) / 2.
 
     Args:
-        error_maps: squared-error maps, each [B, C, h, w], of any shapes.
-        is_member: a [B] bool tensor for each map.
+        seen: what the proxy sees, each [B, ...]; error maps may be of any shapes.
+        is_member: a [B] bool tensor for each of them.
     """
-    logits = torch.cat([proxy(error_map) for error_map in error_maps])
+    logits = torch.cat([proxy(one) for one in seen])
     member = torch.cat(list(is_member)).to(logits.device)
     per_image = nn.functional.cross_entropy(logits, member.long(), reduction="none")
     return per_image[member].mean(), per_image[~member].mean()
 
 
 @torch.no_grad()
-def membership_margin(proxy: ProxyAttacker, error_map: Tensor) -> Tensor:
+def membership_margin(proxy: nn.Module, seen: Tensor) -> Tensor:
     """Logit(member) - logit(non-member), [B]; above 0 the proxy decides for member."""
-    logits = proxy(error_map)
+    logits = proxy(seen)
     return logits[:, MEMBER] - logits[:, NON_MEMBER]
