@@ -114,7 +114,7 @@ class Game:
     def member_losses(self, batch: Batch, step: int, part: int) -> tuple[Tensor, Tensor]:
         """L and CE of a training batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
 
-        CE is the mean over the batch's members; exactly 0 where no attacker plays, where it does not count yet, or where
+        CE is the mean over the batch's members; exactly 0 where no attacker plays or counts yet, and where
         no member is in the batch.
         """
         use = (step, part, self.accelerator.process_index)

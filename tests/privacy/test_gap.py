@@ -1,0 +1,92 @@
+"""When a run stops at the gap, which weights it keeps, and what it says; the course is a function of the checks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from library.assembly.validation import Side, gap_between
+from library.audit.statistics.intervals import hanley_mcneil_error
+from library.errors import InputError
+from library.privacy.gap import (
+    GapCheck,
+    StopRules,
+    course_of,
+    kept_check,
+    least_target,
+    require_visible,
+    verdict,
+)
+
+RULES = StopRules(target_auc=0.6, target_decay=0.25)
+
+
+def checks(*pairs: tuple[int, float, float]) -> list[GapCheck]:
+    """(steps, learnt, AUC) of each check."""
+    return [GapCheck(done, learnt, 0.01, auc, auc - 0.05, auc + 0.05, 200, 190) for done, learnt, auc in pairs]
+
+
+def side(falls: list[float]) -> Side:
+    count = len(falls)
+    names = [f"picture {number}" for number in range(count)]
+    return Side(names, names, torch.zeros(count), torch.ones(count), torch.tensor(falls))
+
+
+def test_without_a_target_a_run_has_its_planned_length_and_rate() -> None:
+    course = course_of(StopRules(None, 0.25), checks((0, 0.0, 0.5), (10, 0.2, 0.9)), 100)
+    assert course.end == 100 and {course.rate_factor(step) for step in range(100)} == {1.0}
+
+
+def test_the_rate_falls_from_the_first_check_at_the_target_to_the_end() -> None:
+    course = course_of(RULES, checks((0, 0.0, 0.5), (20, 0.2, 0.55), (40, 0.3, 0.6), (44, 0.31, 0.58)), 1000)
+    assert (course.decay_from, course.end) == (40, 50)
+    factors = [course.rate_factor(step) for step in range(38, 50)]
+    assert factors[:2] == [1.0, 1.0] and factors[2] == pytest.approx(10 / 11) and factors[-1] == pytest.approx(1 / 11)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_a_run_that_meets_no_target_decays_within_the_planned_steps() -> None:
+    course = course_of(RULES, checks((0, 0.0, 0.5), (50, 0.2, 0.52)), 100)
+    assert (course.decay_from, course.end) == (80, 100)
+    assert course_of(RULES, checks((90, 0.2, 0.7)), 100) == course  # too late to change anything
+
+
+def test_a_run_that_learns_nothing_more_decays_too() -> None:
+    risen = checks((10, 0.2, 0.52), (20, 0.3, 0.53), (30, 0.301, 0.53), (40, 0.2, 0.54), (50, 0.3, 0.54))
+    assert course_of(RULES, risen, 1000).decay_from == 50
+    assert course_of(RULES, risen[:4], 1000).decay_from == 800
+
+
+def test_no_decay_at_all_ends_the_run_at_the_target() -> None:
+    course = course_of(StopRules(0.6, 0.0), checks((40, 0.3, 0.61)), 1000)
+    assert (course.decay_from, course.end) == (40, 40)
+
+
+def test_the_most_learnt_at_or_below_the_target_is_kept_and_the_untouched_base_is_not() -> None:
+    seen = checks((0, 0.9, 0.5), (10, 0.2, 0.55), (20, 0.3, 0.6), (30, 0.4, 0.61))
+    kept = kept_check(RULES, seen)
+    assert kept is not None and kept.done == 20
+    assert kept_check(RULES, checks((0, 0.0, 0.5), (10, 0.2, 0.7), (20, -0.1, 0.5))) is None
+
+
+def test_the_verdict_says_what_was_kept_or_that_nothing_was() -> None:
+    told = verdict(RULES, checks((0, 0.0, 0.5), (40, 0.3, 0.6), (50, 0.35, 0.58)), 1000)
+    assert "after 50 of 50 steps (the last)" in told and "learnt 35.0%" in told and "200 + 190" in told
+    assert "(before the decay" in verdict(RULES, checks((40, 0.4, 0.6), (50, 0.35, 0.58)), 1000)
+    nothing = verdict(RULES, checks((0, 0.0, 0.5), (10, 0.2, 0.7), (20, 0.3, 0.8)), 1000)
+    assert "none of 2 validation passes" in nothing and "lowest AUC 0.700 after 10 steps" in nothing
+
+
+def test_a_target_must_be_one_that_the_aux_sides_can_see() -> None:
+    assert least_target(200, 200) == pytest.approx(0.5 + 1.645 * hanley_mcneil_error(0.5, 200, 200), abs=1e-4)
+    require_visible(0.55, 200, 200)
+    with pytest.raises(InputError, match=r"target_auc 0.55 .*20 members-aux and 20 .* the least is 0.65"):
+        require_visible(0.55, 20, 20)
+
+
+def test_the_gap_compares_what_members_and_others_gained() -> None:
+    gap = gap_between(7, side([0.3, 0.4, 0.5]), side([0.1, 0.2, 0.35]))
+    assert gap.learnt == pytest.approx(1 - math.exp(-np.mean([0.1, 0.2, 0.35])))
+    assert gap.learnt + gap.by_heart == pytest.approx(1 - math.exp(-0.4)) and gap.auc == pytest.approx(8 / 9)
+    assert gap.low <= gap.auc <= gap.high and (gap.done, gap.members, gap.non_members) == (7, 3, 3)
