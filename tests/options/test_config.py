@@ -291,7 +291,7 @@ def test_a_ratio_without_beta_is_refused_where_batches_may_hold_no_member(flags,
 
 
 def test_an_empty_text_leaves_an_option_unset_and_beats_the_file(tmp_path: Path, flags) -> None:
-    file = config_file(tmp_path, f'sample_prompts = "{FOLDER / "demo_prompts.txt"}"\nnetwork_args = ""\n')
+    file = config_file(tmp_path, f'sample_prompts = "{FOLDER.parent / "demo" / "prompts.txt"}"\nnetwork_args = ""\n')
     empty = [word for name in ("sample_prompts", "vae", "resume", "optimizer_args") for word in (f"--{name}", "")]
     config = read_config("SPLoRA", ["--config_file", file, *flags(), *empty])
     assert (config.sample_prompts, config.vae, config.resume) == (None, None, None)

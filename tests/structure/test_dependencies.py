@@ -19,8 +19,8 @@ PLACES = ("library", "networks", "tools", "demo", "benchmarks")
 OPTIONAL = {
     "wandb": "library/training/trackers.py",  # log_with wandb
     "lycoris": "requirements.txt",  # network_module lycoris.kohya, imported by name
-    "dicebear": "demo/world/requirements-drawing.txt",  # draws the portraits of demo/world
-    "resvg_py": "demo/world/requirements-drawing.txt",
+    "dicebear": "demo/requirements-drawing.txt",  # draws the portraits of demo
+    "resvg_py": "demo/requirements-drawing.txt",
 }
 # Import name -> name on the package index, where the two differ.
 INDEX_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface_hub"}
