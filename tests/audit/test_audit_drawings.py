@@ -212,7 +212,7 @@ def test_with_weights_at_hand_the_figures_carry_their_proper_names(drawn):
     assert utility["fid_2048"] >= 0 and -100 <= utility["clip_score_of_pictures"] <= 100
     assert utility["drawn_captions"] == 4 and utility["drawn_images"] == 8
     facts = found["facts"]
-    assert "DDIM 2 steps, guidance 2" in facts["drawings"] and "4 captions of members-test" in facts["drawings"]
+    assert "DDIM 2 steps, guidance 2" in facts["drawings"] and "4 captions of non-members-test" in facts["drawings"]
     assert "DINOv2" in facts["black box"] and "class token" in facts["black box"]
     assert "CLIP" in facts["prompt-image agreement"] and facts["image quality"].startswith("FID and KID with Inception")
     attack = next(one for one in found["findings"] if one["name"] == "drawings")

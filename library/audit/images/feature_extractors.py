@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from library.audit.images import perceptual
 from library.audit.images.inception import LAYERS, load_inception
 from library.diffusion.vae import decoder_of
 from library.errors import InputError
@@ -48,11 +49,14 @@ class FeatureExtractors:
     clip: Encoder | None  # of prompt-image agreement
     inception: Callable[[Tensor], dict[str, Tensor]] | None  # pixels in 0..1 -> features by layer
     inception_name: str
+    perceptual: Callable[[Tensor], Tensor] | None = None  # pixels in 0..1 -> features; where its packages are installed
+    perceptual_fingerprint: str = ""
 
     def fingerprint(self) -> str:
         """Names the networks in cache keys."""
         parts = [one.fingerprint if one else "" for one in (self.encoder, self.clip)]
-        return hashlib.sha256("\x1f".join([*parts, self.inception_name]).encode()).hexdigest()[:16]
+        parts += [self.inception_name, self.perceptual_fingerprint]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
     def features(self, pixels: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         """Features of pictures [B, 3, H, W] by name, and their agreement with their captions."""
@@ -61,6 +65,8 @@ class FeatureExtractors:
             seen["encoded"] = self.encoder.features(pixels)
         if self.clip and self.clip.agreement:
             seen["agreement"] = self.clip.agreement(pixels, captions)
+        if self.perceptual:
+            seen["perceptual"] = self.perceptual(pixels)
         if self.inception:
             seen |= {f"inception_{layer}": values for layer, values in self.inception(pixels).items()}
         return {name: values.float().cpu() for name, values in seen.items()}
@@ -74,16 +80,17 @@ def open_extractors(vae: Any, rules: ExtractorRules) -> FeatureExtractors:
     if clip and clip.agreement is None:
         raise InputError(f"clip_model '{rules.clip_model}' is not a CLIP model; it must encode captions too")
     decode = decoder_of(vae)
+    digest, sight = perceptual.open_perceptual(device) if perceptual.is_installed() else ("", None)
     if not rules.inception_weights:
-        return FeatureExtractors(decode, encoder, clip, None, "")
+        return FeatureExtractors(decode, encoder, clip, None, "", sight, digest)
     network = load_inception(Path(rules.inception_weights), device)
 
     @torch.no_grad()
     def inception(pixels: Tensor) -> dict[str, Tensor]:
         return network((pixels.clamp(0, 1) * 255).round().to(device))
 
-    digest = hashlib.sha256(Path(rules.inception_weights).read_bytes()).hexdigest()[:12]
-    return FeatureExtractors(decode, encoder, clip, inception, f"Inception {digest}")
+    weights = hashlib.sha256(Path(rules.inception_weights).read_bytes()).hexdigest()[:12]
+    return FeatureExtractors(decode, encoder, clip, inception, f"Inception {weights}", sight, digest)
 
 
 def layer_name(layer: str) -> str:

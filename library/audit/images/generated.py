@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from library.audit.attacks.attack_result import finding
+from library.audit.images import perceptual
 from library.audit.images.feature_extractors import FeatureExtractors, layer_name
 from library.audit.images.inception import LAYERS
 from library.audit.queries.answer_cache import AnswerArrays, AnswerCache
@@ -146,48 +148,88 @@ def drawings_of(
     settings = ScoreSettings("drawings", f"nothing; {space}", seed=seed)
     found = finding(near[0] - near[1], near[1], subset, settings, with_aux=False)
     is_member = subset.is_member
-    members = int(is_member.sum())
+    held_out = int((~is_member).sum())
     quality = "no Inception weights were given (inception_weights): VAE-space distances, no FID or KID"
     if extractors.inception:
         quality = f"FID and KID with {extractors.inception_name}"
+    seen_by = (
+        f"{perceptual.NAME}" if extractors.perceptual else f"not measured; pip install {perceptual.versions_asked()}"
+    )
     agreement = extractors.clip.name if extractors.clip else "left out, because no CLIP was given (clip_model)"
     facts = {
-        "drawings": f"{members} captions of members-test (in the order of their hashes) x {rules.generated_images}, "
-        f"DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {members} pictures",
+        "drawings": f"{held_out} captions of non-members-test (in the order of their hashes) x "
+        f"{rules.generated_images}, DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {held_out} pictures",
         "black box": space,
         "image quality": quality,
+        "perceptual distances": seen_by,
         "prompt-image agreement": agreement,
     }
     nearest = {subset.pixels[row]: on["nearest"][row].astype(np.uint8) for row in range(len(rows))}
-    return Drawings(found, drawing_quality(on, off, real, is_member), facts, nearest)
+    return Drawings(found, drawing_quality(on, off, real, is_member, subset.groups), facts, nearest)
 
 
 def drawing_quality(
-    on: AnswerArrays, off: AnswerArrays, real: AnswerArrays, is_member: NDArray[np.bool_]
+    on: AnswerArrays, off: AnswerArrays, real: AnswerArrays, is_member: NDArray[np.bool_], groups: Sequence[str]
 ) -> dict[str, float]:
-    """Distances between drawings of member captions and those members, LoRA on and off, in each space at hand."""
+    """Distances between drawings of held-out captions and the held-out pictures, LoRA on and off, in every space.
+
+    Held-out pictures alone: drawings that come near to members show what was learnt by heart as well.
+
+    Args:
+        groups: [n] of the pictures; intervals leave out one of them at a time.
+    """
+    held_out = ~is_member
     spaces = {"vae_frechet_distance": ("drawn", "real", on), "vae_kernel_distance": ("drawn", "real", on)}
+    if "perceptual" in real:
+        spaces |= {f"perceptual_{kind}_distance": ("perceptual", "perceptual", real) for kind in ("frechet", "kernel")}
     for layer in LAYERS:
         if f"inception_{layer}" in real:
             spaces |= {f"{name}_{layer}": (f"inception_{layer}", f"inception_{layer}", real) for name in ("fid", "kid")}
-    figures: dict[str, float] = {"drawn_captions": float(is_member.sum())}
-    figures["drawn_images"] = float(on["drawn"][is_member][..., 0].size)
+    figures: dict[str, float] = {"drawn_captions": float(held_out.sum())}
+    figures["drawn_images"] = float(on["drawn"][held_out][..., 0].size)
+    out_groups = np.asarray(groups)[held_out]
     for suffix, records in (("", on), ("_of_base", off)):
         for name, (drawn_name, real_name, real_records) in spaces.items():
-            pictures = real_records[real_name][is_member].astype(np.float64)
-            drawn = records[drawn_name][is_member].reshape(-1, pictures.shape[1]).astype(np.float64)
-            distance = frechet_distance if name.startswith(("fid", "vae_frechet")) else kernel_distance
-            figures[f"{name}{suffix}"] = distance(drawn, pictures)
+            pictures = real_records[real_name][held_out].astype(np.float64)
+            drawn = records[drawn_name][held_out].astype(np.float64)  # [n, drawings, F]
+            distance = frechet_distance if "frechet" in name or name.startswith("fid") else kernel_distance
+            figures[f"{name}{suffix}"] = distance(drawn.reshape(-1, drawn.shape[-1]), pictures)
+            if distance is kernel_distance:
+                low, high = jackknife_interval(drawn, pictures, out_groups)
+                figures |= {f"{name}{suffix}_low": low, f"{name}{suffix}_high": high}
         if "agreement" in real:
-            figures[f"clip_score{suffix}"] = 100 * float(records["agreement"][is_member].mean())
+            figures[f"clip_score{suffix}"] = 100 * float(records["agreement"][held_out].mean())
     if "agreement" in real:
-        figures["clip_score_of_pictures"] = 100 * float(real["agreement"][is_member].mean())
+        figures["clip_score_of_pictures"] = 100 * float(real["agreement"][held_out].mean())
     return figures
+
+
+def jackknife_interval(drawn: FloatArray, pictures: FloatArray, groups: NDArray[np.str_]) -> tuple[float, float]:
+    """95 % interval of the kernel distance: leaves out one group of pictures, with their drawings, at a time.
+
+    Args:
+        drawn: [n, drawings, F], of the captions of the pictures.
+        pictures: [n, F].
+    """
+    whole = kernel_distance(drawn.reshape(-1, drawn.shape[-1]), pictures)
+    names = np.unique(groups)
+    if len(names) < 3:
+        return float("-inf"), float("inf")
+    parts = []
+    for name in names:
+        kept = groups != name
+        parts.append(kernel_distance(drawn[kept].reshape(-1, drawn.shape[-1]), pictures[kept]))
+    spread = np.asarray(parts) - np.mean(parts)
+    error = float(np.sqrt((len(names) - 1) / len(names) * (spread**2).sum()))
+    reach = float(stats.t.ppf(0.975, len(names) - 1)) * error
+    return whole - reach, whole + reach
 
 
 QUALITY = {
     "vae_frechet_distance": "Frechet distance in the VAE's space (no FID)",
     "vae_kernel_distance": "kernel distance in the VAE's space (no KID)",
+    "perceptual_frechet_distance": f"Frechet distance by {perceptual.NAME} (no FID)",
+    "perceptual_kernel_distance": f"kernel distance by {perceptual.NAME} (no KID)",
     "clip_score": "CLIP score, 100 x cosine of drawing and caption",
 } | {f"{name}_{layer}": f"{name.upper()}, {layer_name(layer)}" for name in ("fid", "kid") for layer in LAYERS}
 
