@@ -158,7 +158,8 @@ def drawings_of(
     agreement = extractors.clip.name if extractors.clip else "left out, because no CLIP was given (clip_model)"
     facts = {
         "drawings": f"{held_out} captions of non-members-test (in the order of their hashes) x "
-        f"{rules.generated_images}, DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those {held_out} pictures",
+        f"{rules.generated_images}, DDIM {rules.generation_steps} steps, guidance {GUIDANCE:g}, against those "
+        f"{held_out} pictures",
         "black box": space,
         "image quality": quality,
         "perceptual distances": seen_by,

@@ -11,6 +11,7 @@ from library.audit.images.generated import Drawings
 from library.audit.queries.answers import Answers
 from library.audit.report.evaluation import Evaluation
 from library.audit.statistics.findings import Finding
+from library.audit.statistics.gain import gains
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
 from library.lora_files.metadata import PRIVACY_PREFIX
@@ -86,10 +87,15 @@ def audit_result_of(
 
 
 def adaptation_utility(answers: Answers, candidates: Candidates) -> dict[str, float]:
-    """Mean loss on members and non-members with the LoRA, as a share of the base's under the same noise."""
-    on, off = answers.losses("on").mean(1), answers.losses("off").mean(1)
-    members = candidates.is_member
-    return {
+    """What was learnt of the test sides' held-out pictures and members, and the mean losses of all, LoRA on and off.
+
+    The members' loss says how well the LoRA fits, not how useful it is: what is learnt by heart is in it.
+    """
+    by_step = answers.losses("on"), answers.losses("off")  # [n, T] each
+    on, off = (losses.mean(1) for losses in by_step)
+    members, test = candidates.is_member, np.flatnonzero(candidates.is_test)
+    learnt = gains(*(losses[test] for losses in by_step), members[test], [candidates.groups[row] for row in test])
+    return learnt | {
         "member_loss": float(on[members].mean()),
         "member_loss_of_base": float(off[members].mean()),
         "member_loss_relative": float(on[members].mean() / off[members].mean()),
