@@ -94,7 +94,8 @@ def adaptation_utility(answers: Answers, candidates: Candidates) -> dict[str, fl
     by_step = answers.losses("on"), answers.losses("off")  # [n, T] each
     on, off = (losses.mean(1) for losses in by_step)
     members, test = candidates.is_member, np.flatnonzero(candidates.is_test)
-    learnt = gains(*(losses[test] for losses in by_step), members[test], [candidates.groups[row] for row in test])
+    groups = [candidates.groups[int(row)] for row in test]
+    learnt = gains(by_step[0][test], by_step[1][test], members[test], groups)
     return learnt | {
         "member_loss": float(on[members].mean()),
         "member_loss_of_base": float(off[members].mean()),
