@@ -65,7 +65,8 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, i
     progress.close()
     table = torch.stack(states)
     logger.info(
-        "text encoder frozen: %d captions were encoded once (%.1f MB)", len(table), table.numel() * table.element_size() / 1e6,
+        "text encoder frozen: %d captions were encoded once (%.1f MB)",
+        len(table), table.numel() * table.element_size() / 1e6,
     )  # fmt: skip
     return Contexts(denoiser, table, entries)
 

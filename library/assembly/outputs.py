@@ -80,8 +80,9 @@ class Outputs:
             return ""
         folder = self.run.folder
         verdict = self.training.validation.history.verdict()
+        curves = [messages.how_to_watch(self.log.tensorboard)] if self.log.tensorboard else []
         how = messages.how_to_use(folder, sample_folder.write_sheet(folder))
-        return f"{self.log.summary()}\n{verdict}\n{how}"
+        return "\n".join([self.log.summary(), verdict, *curves, how])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from library.progress import Smoothed, clock, course, interval
 from library.tensor_files import owners_file, write_whole
 from library.training.output_folder import OutputFolder
 from library.training.speed import Speed
-from library.training.trackers import LogRules, Tracker, open_trackers
+from library.training.trackers import LogRules, TensorBoard, Tracker, open_trackers
 
 SHOWN = {"adaptation_loss": "L", "attack_loss": "CE", "proxy_loss": "proxy"}  # in the bar, under short names
 
@@ -48,6 +48,7 @@ class Recorder:
         self._means = Smoothed()
         self._announced = 0.0  # time.monotonic
         self._trackers: list[Tracker] = []
+        self.tensorboard: str | None = None  # its folder, where it is written
         if not active:
             return
         if done:
@@ -55,6 +56,7 @@ class Recorder:
         handle = owners_file(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._file = os.fdopen(handle, "a", encoding="utf-8")
         self._trackers = open_trackers(rules, folder, done)
+        self.tensorboard = next((one.place for one in self._trackers if isinstance(one, TensorBoard)), None)
 
     def __enter__(self) -> "Recorder":
         return self
