@@ -18,18 +18,25 @@ def help_text(door: str) -> str:
     width = min(shutil.get_terminal_size().columns, WIDEST)
     call = f"bash {door}.sh OUTPUT_DIR ..." if door not in TRAINERS else f"bash {door}.sh"
     lines = [f"{call} [--config_file configs/NAME.toml] [--option value ...]", ""]
+    plan = "--dry_run shows what a run would do. " if door in TRAINERS else ""
     lines += textwrap.wrap(
         "Options are keys of the TOML file or flags; a flag beats the file, and --no-NAME switches NAME off. "
-        "--dry_run shows what a run would do. Longer words about every option: docs/options.md",
+        f"{plan}All options in one table: docs/options.md",
         width,
     )
     section = ""
-    for name, field in fields_of(door).items():
+    own = fields_of(door).items() if door in TRAINERS else sorted(fields_of(door).items(), key=_is_the_runs_own)
+    for name, field in own:
         if field.metadata["section"] != section:
             section = field.metadata["section"]
             lines += ["", SECTIONS[section].removesuffix(" (not in kohya)").upper()]
         lines += _described(name, field, width)
     return "\n".join(lines)
+
+
+def _is_the_runs_own(entry: tuple[str, dataclasses.Field]) -> bool:
+    """False for the audit's own groups, so that they come first; the others override what the run's config says."""
+    return entry[1].metadata["section"] not in ("audit", "run")
 
 
 def _described(name: str, field: dataclasses.Field, width: int) -> list[str]:
