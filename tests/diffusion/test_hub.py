@@ -122,7 +122,7 @@ def test_a_missing_checkpoint_is_told_as_a_missing_file_with_what_lies_beside_it
     for name, said in (
         (
             "models/paintings.safetensors",
-            "the file 'models/paintings.safetensors' does not exist; did you mean 'painting",
+            "the file 'models/paintings.safetensors' does not exist; did you mean",
         ),
         ("models/sd.ckpt", "the file 'models/sd.ckpt' does not exist; 'models' holds 'painting.safetensors'"),
         ("nowhere/sd.safetensors", "the file 'nowhere/sd.safetensors' does not exist (nor does 'nowhere')"),

@@ -108,15 +108,15 @@ def test_a_finished_run_says_so_and_changes_nothing(flags, tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert f"curves: tensorboard --logdir {out}/tensorboard" in said
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()}
-    assert PLoRA.main(flags(max_train_steps=4, resume=out / "state/last-state", split_file=out / "split.json")) == 0
+    assert PLoRA.main(flags(max_train_steps=4, resume=out / "state/last-state")) == 0
     said = capsys.readouterr().out
     assert "this run is finished: 4 of 4 steps are done. Nothing was trained and no file was changed." in said
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()}
     with pytest.raises(InputError) as caught:
-        PLoRA.main(flags(resume=out, split_file=out / "split.json"))
+        PLoRA.main(flags(resume=out))
     assert f"states that lie there: '{out}/state/last-s" in str(caught.value).replace(str(out.resolve()), str(out))
     half = out / "state/last-step00000002-state"
-    assert PLoRA.main(flags(max_train_steps=4, resume=half, split_file=out / "split.json")) == 0
+    assert PLoRA.main(flags(max_train_steps=4, resume=half)) == 0
     assert "resumed after step 2 of 4" in capsys.readouterr().out
 
 
