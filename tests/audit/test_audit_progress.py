@@ -24,7 +24,7 @@ def test_the_forecast_counts_what_is_not_cached_and_times_a_few_passes(tmp_path:
     counting = dataclasses.replace(
         audited, predict_noise=lambda *words: asked.append(len(words[0])) or audited.predict_noise(*words)
     )
-    monkeypatch.setattr(QueryRunner, "_seconds_per_pass", lambda self, model: 2.0)
+    monkeypatch.setattr(QueryRunner, "seconds_per_pass", lambda self, model: 2.0)
     queries = QueryRunner(pictures, LITE, Effort(2, 2), Shelf(tmp_path / "shared", "s"), "b", "p", "cpu", Stages(4))
     stores = queries.stores(tmp_path / "records", "adapter", "shape")
     AnswerCache(Path(stores.off)).add([pictures[0].key], {"square": torch.zeros(1, 1)})

@@ -123,10 +123,10 @@ class QueryRunner:
         left = sum(cost * len(AnswerCache(Path(folder)).missing(keys)) for folder, cost in costs.items())
         if not left:
             return ""
-        seconds = left * self._seconds_per_pass(audited)
+        seconds = left * self.seconds_per_pass(audited)
         return f"asking the model: {left} passes for {len(keys)} images, {spoken(seconds)}"
 
-    def _seconds_per_pass(self, audited: AuditedModel) -> float:
+    def seconds_per_pass(self, audited: AuditedModel) -> float:
         """Of one picture, with as many threads at work as while asking."""
         workers = self.effort.workers
         batch = next(batches(self.pictures, range(len(self.pictures)), self.effort.batch_size))
