@@ -17,7 +17,7 @@ def help_text(door: str) -> str:
     """The options of a door: a heading for each group; each option with its help, and its default if it has one."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     call = f"bash {door}.sh OUTPUT_DIR ..." if door not in TRAINERS else f"bash {door}.sh"
-    lines = [f"{call} [--config_file configs/NAME.toml] [--option value ...]", ""]
+    lines = [f"{call} [--config_file FILE.toml] [--option value ...]", ""]
     plan = "--dry_run shows what a run would do. " if door in TRAINERS else ""
     lines += textwrap.wrap(
         "Options are keys of the TOML file or flags; a flag beats the file, and --no-NAME switches NAME off. "

@@ -160,13 +160,14 @@ def test_a_preview_sheet_names_its_rows_and_columns(tmp_path: Path) -> None:
     sheet = Image.open(sample_folder.write_sheet(folder)).convert("L")
     left = sample_folder.ROW_LABEL
     rows = [sheet.crop((0, 16 + line * 132, left, 16 + line * 132 + 20)).getextrema()[0] for line in (0, 1)]
-    assert rows == [0, 0] and sheet.width == left + 3 * 132 + 4
+    assert max(rows) < 128 and sheet.width == left + 3 * 132 + 4
     titles = ["base model", "epoch 5", "step 50", "final"]
     assert [sample_folder.stage_title(stage) for stage in ("base", "e000005", "step00000050", "final")] == titles
 
 
 DOOR = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from library.prompt_exit import interruptible
 def main(arguments):
     if arguments[0] == "threads":
