@@ -10,6 +10,7 @@ from torch import Tensor
 from library.data.batches import Batch, Pictures
 from library.diffusion.denoising import Denoiser
 from library.errors import InputError
+from library.progress import counted
 from networks.network_protocol import can_be_switched_off, switched_off
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, netw
         return Contexts(denoiser, None, ())
     table, entries = _table(accelerator, denoiser, pictures)
     logger.info(
-        "text encoder frozen, captions static: %d captions were encoded once (%.1f MB in memory)",
+        "text encoder frozen: %d captions were encoded once (%.1f MB)",
         len(table), table.numel() * table.element_size() / 1e6,
     )  # fmt: skip
     if not can_be_switched_off(network):
@@ -74,6 +75,7 @@ def _table(accelerator: Any, denoiser: Denoiser, pictures: Pictures) -> tuple[Te
     entries: list[int] = []
     states: list[Tensor] = []
     count = len(pictures.examples)
+    progress = counted(count, "encoding captions", "captions", silent=not accelerator.is_main_process)
     for start in range(0, count, CHUNK):
         tokens, weights = pictures.plain_tokens(range(start, min(start + CHUNK, count)))
         contexts = _encoded(accelerator, denoiser, tokens, weights)
@@ -83,6 +85,8 @@ def _table(accelerator: Any, denoiser: Denoiser, pictures: Pictures) -> tuple[Te
                 places[caption] = len(states)
                 states.append(contexts[place])
             entries.append(places[caption])
+        progress.update(len(tokens))
+    progress.close()
     return torch.stack(states), entries
 
 

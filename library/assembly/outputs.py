@@ -47,7 +47,7 @@ class Outputs:
     def start(self) -> None:
         """The validation pass and the previews of the untouched base, where the run is fresh."""
         if self.training.done == 0:
-            self.log.epoch(0, 0, self.training.validate(0, 0))
+            self.log.epoch(0, 0, self.training.validate(0, 0, self.log.announce))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
 
     def after_step(self, done: int, figures: dict[str, float]) -> None:
@@ -56,7 +56,7 @@ class Outputs:
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
         if done == end or plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
-            self.log.epoch(done, epoch, self.training.validate(done, epoch))
+            self.log.epoch(done, epoch, self.training.validate(done, epoch, self.log.announce))
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
         is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
@@ -94,6 +94,8 @@ class Outputs:
         lines = [self.log.summary(), history.verdict()]
         if rules.target_auc is not None:
             lines.append(gap.verdict(rules, history.gaps, self.run.plan.total_steps))
+        if self.log.tensorboard:
+            lines.append(messages.how_to_watch(self.log.tensorboard))
         if self._kept() is not None:
             lines.append(messages.how_to_use(folder, sample_folder.write_sheet(folder)))
         return "\n".join(lines)

@@ -1,6 +1,6 @@
 """A run from its first step on: latents, the game, and one step of what is optimised."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,9 @@ class Training:
         """When the rate falls and the run ends, by the checks so far."""
         return course_of(pick(self.run.config, StopRules), self.game.history.gaps, self.run.plan.total_steps)
 
-    def validate(self, done: int, epoch: int) -> dict[str, Any]:
+    def validate(self, done: int, epoch: int, announce: Callable[[str, int, int], object]) -> dict[str, Any]:
         """One validation pass; weights that a target of the AUC lets through, and that learnt most, are kept."""
-        figures = self.validation.run(done, epoch)
+        figures = self.validation.run(done, epoch, announce)
         rules, gaps = pick(self.run.config, StopRules), self.game.history.gaps
         if rules.target_auc is not None and kept_check(rules, gaps) is gaps[-1]:
             self.state.keep()

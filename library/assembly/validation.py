@@ -1,7 +1,8 @@
 """Validation passes: both aux sides under fixed noise, for what was learnt, what leaks, and the proxy's accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,10 +95,15 @@ class Validation:
         )
 
     @torch.no_grad()
-    def run(self, done: int, epoch: int) -> dict[str, Any]:
+    def run(
+        self, done: int, epoch: int, announce: Callable[[str, int, int], object] = lambda *where: None
+    ) -> dict[str, Any]:
         """One pass over both aux sides after ``done`` steps; its checks join the history.
 
         The weights are those that a file would hold (the average, where one is kept), without dropout.
+
+        Args:
+            announce: called with what is looked at, how many images were, and how many there are.
 
         Returns:
             Figures for the log, with the number of images that they rest on.
@@ -105,8 +111,12 @@ class Validation:
         was_training = self.proxy.training
         self.proxy.eval()
         figures: dict[str, Any] = {"weights": self.training_state.shown_weights()}
+        named = {"members-aux": self.members, "non-members-aux": self.non_members}
         with self.training_state.shown():
-            sides = [self._fixed_pass(indices) for indices in (self.members, self.non_members)]
+            sides = [
+                self._fixed_pass(indices, partial(announce, f"validation, {name}: image"))
+                for name, indices in named.items()
+            ]
         self.proxy.train(was_training)
         for name, side in zip(("members_aux", "non_members_aux"), sides, strict=True):
             loss = side.by_picture(side.losses)
@@ -121,15 +131,17 @@ class Validation:
         self.history.checks.append(check)
         return {"proxy_balanced_accuracy": check.balanced_accuracy, **figures}
 
-    def _fixed_pass(self, indices: Sequence[int]) -> Side:
+    def _fixed_pass(self, indices: Sequence[int], announce: Callable[[int, int], object]) -> Side:
         """Every index under each of its fixed draws."""
-        count = len(indices)
+        count, passed = len(indices), 0
         margins, losses, falls = torch.zeros(count), torch.zeros(count), torch.zeros(count)
         place = {index: spot for spot, index in enumerate(indices)}
         for draw in range(self.draws):
             for batch in self.pictures.plain_batches(indices, self.batch_size):
                 error_map, timesteps = self._error_map(batch, draw)
                 spots = [place[index] for index in batch.indices]
+                passed += len(spots)
+                announce(passed, count * self.draws)
                 losses[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.draws
                 seen = error_map
                 if can_be_switched_off(self.network):

@@ -1,6 +1,7 @@
 """Options: every fault at once, with its place; flags beat files; shipped configs load."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,7 +164,18 @@ def test_the_two_demo_configs_agree_in_all_that_the_doors_share() -> None:
 def test_every_option_has_help_and_stands_in_the_help_text() -> None:
     text = help_text("SPLoRA")
     for name, field in fields_of("SPLoRA").items():
-        assert field.metadata["help"] and f"--{name} " in text
+        assert field.metadata["help"] and re.search(rf"^  --{name}( VALUE)?$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("door", ["SPLoRA", "audit"])
+def test_help_comes_in_groups_that_fit_the_terminal_and_names_no_empty_default(door: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_text(door)
+    assert max(map(len, text.splitlines())) <= 80 and "(default )" not in text and "default None" not in text
+    headings = [line for line in text.splitlines() if line.isupper()]
+    assert len(headings) == len({field.metadata["section"] for field in fields_of(door).values()})
+    assert headings[0] == {"SPLoRA": "THE BASE MODEL", "audit": "THE AUDIT"}[door]
+    assert "--resolution VALUE" in text and "default 512)" in text
 
 
 def test_faults_name_the_line_of_the_key(tmp_path: Path, flags) -> None:

@@ -130,7 +130,7 @@ def test_a_validation_pass_counts_a_picture_of_two_datasets_once(table, monkeypa
     first, *others = validation.members
     validation = dataclasses.replace(validation, members=[first, first, *others])
 
-    def passed(self: Validation, rows: list[int]) -> Side:
+    def passed(self: Validation, rows: list[int], announce: Any) -> Side:
         shown = [self.pictures.examples[row] for row in rows]
         names, groups = [one.pixels for one in shown], [one.group for one in shown]
         return Side(names, groups, torch.ones(len(rows)), torch.arange(len(rows)) * 1.0, torch.ones(len(rows)))
