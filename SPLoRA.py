@@ -7,6 +7,7 @@ import torch
 
 from library.assembly.outputs import open_outputs
 from library.assembly.run import open_run
+from library.assembly.then_audit import then_audit
 from library.assembly.training import open_training
 from library.options import resolve
 from library.privacy.objectives import ratio_objective
@@ -15,7 +16,7 @@ DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
-    """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
+    """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite; an audit's own status."""
     config = resolve.read_config(DOOR, arguments)
     run = open_run(DOOR, config)  # the split, the model with its network, the plan
     run.say(run.summary())
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
                 return status
         outputs.finish()
     run.say(outputs.summary())
-    return 0
+    return then_audit(run) if config.audit else 0
 
 
 if __name__ == "__main__":

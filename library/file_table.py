@@ -74,6 +74,8 @@ TRAINING = (
     Row("run.lock", BY_TRAINERS, "process and machine of the run that writes into the folder; removed at its end", NEVER),
     Row("log.jsonl", BY_TRAINERS, "losses and the attacker's figures by step; no caption, no file name",
         "never as it is: counts of the aux sides and steps per epoch narrow the number of members"),
+    Row("training.png", BY_TRAINERS, "loss and attacker over the run, drawn from log.jsonl, without the steps, counts and epochs that stand there",
+        "yes, where the loss may be known"),
     Row("proxy.safetensors", BY_TRAINERS, "the proxy attacker, fitted on the aux sides", NEVER),
     Row("sample/", BY_TRAINERS, "previews", NEVER),
     Row("sample/<name>.png", BY_TRAINERS, "previews and their sheet: they show what the pictures show",
@@ -108,7 +110,7 @@ AUDIT = (
     Row("report.html", BY_AUDIT, "the report, with thumbnails, file names and groups of the most exposed pictures", NEVER),
     Row("findings.json", BY_AUDIT, "aggregate figures at full precision; no picture, caption, or name of a picture, group "
         "or folder", "no: publish the one of --publishable"),
-    Row("scores.csv", BY_AUDIT, "every score of every picture, by the hash of its pixels, with its side", NEVER),
+    Row("scores.csv", BY_AUDIT, "every score of every picture, by the hash of its pixels, with its side and the number of its group", NEVER),
     *RECORDS,
     Row("shadows/", BY_AUDIT, "shadow LoRAs", NEVER),
     Row("shadows/<hash>/", BY_AUDIT, "one shadow: what a training writes (its LoRA is 0600), and the rows of a shadow",

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from library.audit.attacks import blind_baselines, lira, shadow_models
 from library.audit.images import feature_extractors, generated
 from library.audit.queries import audited_model, run_queries
 from library.audit.queries.query_plan import PLANS, QueryPlan
-from library.audit.report.audit_result import AuditResult, audit_result_of
+from library.audit.report.audit_result import AuditResult, audit_result_of, audited_file, stamp_facts
 from library.audit.report.evaluation import BaseScores, EvaluationInputs, examine
 from library.audit.statistics.findings import Finding
 from library.audit.targets import candidate_table, candidates, provenance
@@ -147,4 +147,11 @@ def score_attacks(
         "seconds for the scores": f"{time.monotonic() - started:.0f}",
     }
     facts |= lira.exposures_summary(subject.origin.exposures, planned.transfer)
-    return audit_result_of((run.label, run.alias), subject.origin, evaluation, everybody, answers, drawn, facts)
+    file = audited_file(run.lora, str(run.settings["pretrained_model_name_or_path"]))
+    return audit_result_of((run.label, run.alias), subject.origin, evaluation, everybody, answers, drawn, facts, file)
+
+
+def stamped(subject: Subject, result: AuditResult) -> AuditResult:
+    """Write the measured figures into the LoRA file; the result then names the file with its new hash."""
+    provenance.stamp(subject.run.lora, stamp_facts(result))
+    return replace(result, file=audited_file(subject.run.lora, result.file.base))

@@ -23,6 +23,7 @@ from library.training.checkpoint_writer import CheckpointWriter
 from library.training.interruption import StopSignal
 from library.training.run_log import Recorder
 from library.training.trackers import LogRules
+from library.training.training_curve import write_curve
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,7 @@ class Outputs:
         guard, is_lost = self.training.guard, self.training.guard.is_lost()
         if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.run.plan.total_steps):
             return None
+        self.draw()
         self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
         return 1 if is_lost else 130
 
@@ -73,6 +75,12 @@ class Outputs:
         done = self.run.plan.total_steps
         self.checkpoints.finish(done)
         self.previews.show("final", done, self.log)
+        self.draw()
+
+    def draw(self) -> None:
+        """Loss and attacker so far, as a picture in the folder."""
+        if self.run.accelerator.is_main_process:
+            write_curve(self.run.folder.log(), self.run.folder.curve())
 
     def summary(self) -> str:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""

@@ -13,6 +13,7 @@ from library.audit.queries.answer_cache import AnswerArrays
 from library.audit.queries.answers import Answers
 from library.audit.queries.error_statistics import SQUARE
 from library.audit.report.verdict import Verdict, verdict
+from library.audit.report.wording import TITLES
 from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.intervals import Interval, auc_interval
 from library.audit.statistics.metrics import auc
@@ -142,9 +143,9 @@ def score_all(inputs: EvaluationInputs, aux: AuxView, known: BaseScores) -> AllS
 
 def control_scores(inputs: EvaluationInputs, scores: AllScores, aux: AuxView) -> dict[str, FloatArray]:
     """Scores that no leak can be in: attacks with the LoRA off, blind attackers, a fit on shuffled labels."""
-    off = {f"{name}, LoRA off": rows for name, rows in scores.off.items() if np.ptp(rows) > 0}
+    off = {f"{TITLES[name]}, LoRA off": rows for name, rows in scores.off.items() if np.ptp(rows) > 0}
     permuted = permuted_fit(inputs.answers, aux, inputs.candidates, inputs.registry)
-    return off | dict(inputs.blind) | {"fusion, aux labels dealt anew": permuted}
+    return off | dict(inputs.blind) | {f"{TITLES[PRIMARY]}, aux labels dealt anew": permuted}
 
 
 def shadow_findings(inputs: EvaluationInputs) -> dict[str, Finding]:

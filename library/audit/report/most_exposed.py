@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report.audit_result import AuditResult
+from library.audit.statistics.intervals import clopper_pearson
 from library.data.examples import open_picture
 
 THUMB = 96  # pixels
@@ -24,9 +26,16 @@ class ExposedPicture:
     file: str
     side: str
     score: float
-    passed_by: float  # share of non-members (both sides) that score at least as high
+    passed_by: int  # non-members (both sides) that score at least as high
+    non_members: int  # of how many
     thumbnail: str  # data URI
     drawing: str  # the nearest drawing of its caption, or empty
+
+    def in_words(self) -> str:
+        """How often whoever accuses this picture would be wrong, as counts with a bound, and which side it is on."""
+        most = math.ceil(1000 * clopper_pearson(self.passed_by, self.non_members)[1]) / 10
+        side = "test side" if self.side.endswith("-test") else "aux side, held-out score"
+        return f"passed by {self.passed_by} of {self.non_members} non-members: at most {most:g} % (95 %); {side}"
 
 
 def most_exposed_members(result: AuditResult, paths: Sequence[Path], count: int = 24) -> list[ExposedPicture]:
@@ -40,7 +49,8 @@ def most_exposed_members(result: AuditResult, paths: Sequence[Path], count: int 
             file=paths[row].name,
             side=candidates.sides[row],
             score=float(scores[row]),
-            passed_by=float(1 - np.searchsorted(non_members, scores[row], side="left") / len(non_members)),
+            passed_by=len(non_members) - int(np.searchsorted(non_members, scores[row], side="left")),
+            non_members=len(non_members),
             thumbnail=thumbnail(open_picture(paths[row])),
             drawing=drawing(result.nearest.get(candidates.pixels[row])),
         )
