@@ -217,7 +217,7 @@ def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
 
 
 def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
-    risk = ExposedPicture("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==", "")
+    risk = ExposedPicture("cat & dog.png", "members-test", 1.0, 1, 384, 0.0145, "data:image/png;base64,AA==", "")
     folder = tmp_path / "audit"
     text = write_report(leaking, [leaking], [risk], folder).read_text()
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -59,7 +59,6 @@ def _records(generator: np.random.Generator, hardness: np.ndarray, shift: np.nda
         "map_chain": lowered(4, 8, 8),
         "gradient_norms": lowered(len(plan.gradient_timesteps), FACTORS),
         "gradient_of_mean": lowered(FACTORS),
-        "gradient_products": lowered(FACTORS),
     }
     if plan.crop_timesteps:
         records["crop"] = statistics(len(plan.crop_timesteps)) * np.exp(0.3 * shift)[:, None, None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report import figures, html
 from library.audit.report.audit_result import TITLES, AuditResult
+from library.audit.report.evaluation import Evaluation
 from library.audit.report.figures import Stop
 from library.audit.statistics.findings import Finding
 
@@ -63,10 +64,19 @@ def attack_figures(result: AuditResult) -> list[str]:
         html.figure(
             figures.epsilon_figure(evaluation, None if claimed is None else float(claimed)),
             "Empirical epsilon",
-            "What the guesses prove about any differential-privacy claim (95 %): a claim below the lower bound "
-            "is refuted.",
+            epsilon_note(evaluation),
         ),
     ]
+
+
+def epsilon_note(evaluation: Evaluation) -> str:
+    """What the empirical epsilon is worth on this split: the one sentence of figure and text."""
+    if evaluation.epsilon_doubt:
+        return f"These figures are indicative and not a valid bound: {evaluation.epsilon_doubt}."
+    return (
+        "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides (95 %): "
+        "a claim of differential privacy below the lower bound is refuted."
+    )
 
 
 def score_figures(result: AuditResult) -> list[str]:

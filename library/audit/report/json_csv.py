@@ -8,6 +8,7 @@ import numpy as np
 
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report.audit_result import ACCESS, TITLES, AuditResult
+from library.audit.report.most_shown import MostShown
 from library.audit.report.paired_differences import paired_differences
 from library.audit.statistics.findings import Finding
 
@@ -26,6 +27,7 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         "method": result.method,
         "settings": dict(result.settings),
         "exposures_per_image": result.exposures,
+        "most_shown": _most_shown_json(evaluation.most_shown),
         "defended": result.defended,
         "verdict": asdict(evaluation.verdict),
         "primary": PRIMARY,
@@ -48,6 +50,11 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         ),
         "facts": dict(result.facts),
     }
+
+
+def _most_shown_json(most: MostShown | None) -> dict[str, Any] | None:
+    """The members that were shown most often; None where all were shown alike."""
+    return None if most is None else {**asdict(most), "verdict": most.word}
 
 
 def _finding_json(result: AuditResult, one: Finding) -> dict[str, Any]:

@@ -4,17 +4,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from library.audit.attacks.registry import PRIMARY
+from library.audit.attacks.registry import MOST_EXPOSED, PRIMARY
 from library.audit.images.generated import QUALITY
 from library.audit.report import html
 from library.audit.report.audit_result import ACCESS, TITLES, AuditResult
-from library.audit.report.captioned_figures import captioned_figures
+from library.audit.report.captioned_figures import captioned_figures, epsilon_note
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
+from library.audit.report.verdict import most_shown_sentence
 from library.audit.statistics.findings import Finding
-from library.audit.statistics.intervals import hanley_mcneil_half_width
+from library.audit.statistics.intervals import luck_half_width
+from library.audit.statistics.permutation import p_text
 from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
@@ -55,11 +57,13 @@ def summary(result: AuditResult) -> str:
     verdict = result.evaluation.verdict
     lines = [
         f"{HEADLINES[verdict.word]}. {verdict.sentence}",
-        f"  main attack ({TITLES[main.name]}): AUC {area(main)}, p = {main.p:.4f}",
+        f"  main attack ({TITLES[main.name]}): AUC {area(main)}, {p_text(main.p)}",
         f"  worst attack ({TITLES[worst.name]}): AUC {area(worst)}, LoRA off "
-        + ("-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
+        + ("-" if worst.auc_off is None else f"{worst.auc_off:.2f}")
+        + f", {p_text(result.evaluation.p_max)} over all attacks",
         f"  member loss {100 * result.utility['member_loss_relative']:.1f} % of the base's; "
         f"tested on {main.members} members and {main.non_members} non-members",
+        *([f"  {said}"] if (said := most_shown_sentence(result.evaluation.most_shown)) else []),
     ]
     return "\n".join(lines)
 
@@ -77,24 +81,30 @@ def area(one: Finding) -> str:
 def first_screen(result: AuditResult) -> list[str]:
     """The verdict in words, then the figures that a LoRA maker needs to judge it."""
     verdict, worst, utility = result.evaluation.verdict, result.worst, result.utility
+    most = result.evaluation.most_shown
+    stratum = html.paragraph(most_shown_sentence(most)) if most else ""
     box = (
         f'<section class="verdict {CLASSES[verdict.word]}"><b>{HEADLINES[verdict.word]}</b>'
-        f"{html.paragraph(verdict.sentence)}{html.paragraph('; '.join(verdict.reasons), small=True)}</section>"
+        f"{html.paragraph(verdict.sentence)}{stratum}{html.paragraph('; '.join(verdict.reasons), small=True)}</section>"
     )
     transfer = result.main.transfer
     exposures = "unknown (the file does not say)" if result.exposures is None else f"{result.exposures:g}"
+    if most and result.exposures is not None:
+        least, highest = (result.exposures * share for share in (most.least_of_mean, most.share_of_mean))
+        exposures = f"{exposures} on average, {least:g} at least, {highest:g} at most"
     pairs = [
         ("Worst attack", TITLES[worst.name]),
         ("AUC of the worst attack (0.5 = guessing) with 95 % interval", area(worst)),
+        ("The same over all attacks", p_text(result.evaluation.p_max)),
         ("AUC of the worst attack with the LoRA off", "-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
-        ("Main attack, fixed beforehand", f"{area(result.main)}, p = {result.main.p:.4f}"),
+        ("Main attack, fixed beforehand", f"{area(result.main)}, {p_text(result.main.p)}"),
         ("Exposures per member picture", exposures),
         ("Member loss (% of the base model's)", f"{100 * utility['member_loss_relative']:.1f} %"),
         ("Non-member loss (% of the base model's)", f"{100 * utility['non_member_loss_relative']:.1f} %"),
         ("Tested on", f"{result.main.members} members, {result.main.non_members} non-members"),
         (
             "Half-width of chance at this sample size (AUC)",
-            f"\u00b1{hanley_mcneil_half_width(0.5, result.main.members, result.main.non_members):.2f}",
+            f"\u00b1{luck_half_width(result.main.effective):.2f}",
         ),
     ]
     if transfer is not None:
@@ -186,7 +196,7 @@ def attack_table(result: AuditResult) -> list[str]:
                 accuracy,
                 _rate(one, 0.05),
                 _rate(one, 0.01),
-                f"{one.p:.4f}",
+                p_text(one.p).removeprefix("p = ").removeprefix("p "),
                 *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
             )
         )
@@ -194,7 +204,7 @@ def attack_table(result: AuditResult) -> list[str]:
     text = (
         "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. GB asks "
         "the UNet, GB+base also the public base model, WB reads weights and gradients (anyone who has the file can), "
-        "BB only draws pictures. A perfect attack on a private LoRA has AUC 0.50."
+        "BB only draws pictures. Against a LoRA that leaks nothing even the best attack stays at 0.50."
     )
     return [html.heading("Every attack"), html.paragraph(text, small=True), html.table(columns, rows, marked)]
 
@@ -214,7 +224,7 @@ def controls_section(result: AuditResult) -> list[str]:
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
     text = (
         f"None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
-        f"p = {evaluation.controls_p:.3f}; below {CONTROL_P:g} the audit is marked invalid."
+        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid."
     )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
 
@@ -222,11 +232,6 @@ def controls_section(result: AuditResult) -> list[str]:
 def epsilon_section(result: AuditResult) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     evaluation = result.evaluation
-    note = (
-        f"The numbers are indicative and not a valid bound: {evaluation.epsilon_doubt}."
-        if evaluation.epsilon_doubt
-        else "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides."
-    )
     rows = [
         (
             str(bound.guesses),
@@ -245,7 +250,7 @@ def epsilon_section(result: AuditResult) -> list[str]:
     dataset = f"Dataset-level test (was this collection as a whole used?): one-sided p = {low}."
     return [
         html.heading("Empirical epsilon"),
-        html.paragraph(note),
+        html.paragraph(epsilon_note(evaluation)),
         html.table(names.split(", "), rows),
         html.paragraph(dataset),
     ]
@@ -254,9 +259,9 @@ def epsilon_section(result: AuditResult) -> list[str]:
 def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
     """The most exposed members."""
     text = (
-        "Member pictures with the highest scores of the main attack. The percentage says how many non-members "
-        "score as high: at 0 % an attacker who accuses this picture is wrong about no non-member. This list names "
-        "private pictures; keep the folder to yourself."
+        f"Member pictures by the attack '{TITLES[MOST_EXPOSED]}', which uses no label. Beside each stands how many "
+        "non-members score as high, and how large their share may be: so often would be wrong who accuses all that "
+        "score as high. This list names private pictures; keep the folder to yourself."
     )
     if any(risk.drawing for risk in exposed):
         text += " For a drawn caption, the nearest drawing stands below the picture."
@@ -264,7 +269,8 @@ def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
         (
             [uri for uri in (risk.thumbnail, risk.drawing) if uri],
             risk.file,
-            f"passed by {100 * risk.passed_by:.0f} % of non-members",
+            f"{risk.side}{risk.shown_text()}; passed by {risk.passed_by} of {risk.non_members} non-members: at most "
+            f"{100 * risk.bound:.1f} % with 95 % confidence",
         )
         for risk in exposed
     ]
@@ -287,7 +293,7 @@ def fine_print(result: AuditResult) -> list[str]:
     facts = ", ".join(f"{name} {value}" for name, value in result.facts.items())
     text = (
         "Attacks chose and fitted everything on the aux sides; the test sides were scored once. Intervals are "
-        "95 % bootstraps over groups of pictures, Clopper-Pearson at fixed thresholds; p-values come from dealing "
+        "at 95 % and pay for pictures that come in groups (docs/audit.md defines each); p-values come from dealing "
         "out the labels of groups again. An audit shows what these attacks find, not what no attack could."
     )
     return [
