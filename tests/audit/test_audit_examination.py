@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 
 from library.audit.attacks.attack_result import finding
-from library.audit.attacks.registry import ATTACKS
+from library.audit.attacks.registry import ATTACKS, MOST_EXPOSED
 from library.audit.images.generated import Drawings
 from library.audit.queries.query_plan import LITE
+from library.audit.report import report_page
 from library.audit.report.audit_result import AuditResult, adaptation_utility, audit_result_of, stamp_facts
 from library.audit.report.evaluation import EvaluationInputs, examine
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
+from library.audit.report.publication import shareable, shareable_page
 from library.audit.report.report_page import report_html, write_report
-from library.audit.report.verdict import verdict
+from library.audit.report.verdict import most_shown_sentence, verdict
 from library.audit.statistics.findings import ScoreSettings
+from library.audit.statistics.intervals import clopper_pearson
+from library.audit.statistics.permutation import p_text
 from library.audit.targets.candidates import CandidateSet, require_resolvable
 from library.audit.targets.provenance import provenance
 from library.errors import InputError
@@ -163,6 +167,68 @@ def test_the_threshold_comes_from_the_aux_sides_and_its_realised_rate_is_shown()
     found = finding(scores, None, CANDIDATES, ScoreSettings("loss"))
     assert found.transfer.fpr > 0.9  # a shift between aux and test sides is laid bare, not tuned away
     assert found.transfer.threshold < 5
+
+
+def test_the_worst_attack_stands_with_its_p_over_all_attacks_even_under_no_evidence(leaking):
+    quiet = dataclasses.replace(leaking, evaluation=examined(0.0)[1])
+    said = f"{p_text(quiet.evaluation.p_max)} over all attacks"
+    assert quiet.evaluation.verdict.word == "no evidence"
+    assert said in report_page.summary(quiet) and said in quiet.evaluation.verdict.reasons[0]
+    assert "p <= 0.0001" in report_page.summary(leaking)
+
+
+def test_what_epsilon_is_worth_is_one_sentence_in_figure_and_text(leaking):
+    doubtful = dataclasses.replace(leaking.evaluation, epsilon_doubt="its coins were not fair")
+    text = report_html(dataclasses.replace(leaking, evaluation=doubtful), [leaking], [])
+    assert text.count("not a valid bound: its coins were not fair") == 2 and "refuted" not in text
+    fair = report_html(leaking, [leaking], [])
+    assert fair.count("below the lower bound is refuted") == 2 and "indicative" not in fair
+
+
+def with_exposures(leak, repeats):
+    """An evaluation whose candidates were repeated unequally."""
+    candidates = dataclasses.replace(CANDIDATES, repeats=repeats)
+    residual = [*BATTERY, next(attack for attack in ATTACKS if attack.name == MOST_EXPOSED)]
+    scores = {"pictures alone": np.random.default_rng(1).normal(size=240)}
+    answers = planted_answers(candidates, leak)
+    given = dataclasses.replace(inputs(answers, scores, registry=residual), candidates=candidates)
+    return answers, candidates, examine(given)
+
+
+def test_members_that_were_shown_more_often_get_a_verdict_of_their_own():
+    """20 pictures of each side 15 times as often; only those members leak, so the average hides them."""
+    often = np.arange(240) % 3 == 0
+    leak = np.where(often & CANDIDATES.is_member, 1.5, 0.0)
+    answers, candidates, evaluation = with_exposures(leak, np.where(often, 30, 2).tolist())
+    most = evaluation.most_shown
+    assert (most.pictures, most.others, most.times) == (40, 80, 15) and most.word == "leak"
+    assert most.finding.members == most.finding.non_members == 40 and most.finding.auc > 0.8
+    assert most.share_of_mean == pytest.approx(30 / (34 / 3)) and most.least_of_mean == pytest.approx(2 / (34 / 3))
+    result = AuditResult("run", "LoRA", {}, 40.0, False, evaluation, candidates,
+                         adaptation_utility(answers, candidates), {"profile": "lite"}, {}, {})  # fmt: skip
+    text = report_html(result, [result], [])
+    assert "40 of 120 member pictures were shown 15 times as often as the least. Of these alone: leak (AUC" in text
+    assert f"40 on average, {40 * most.least_of_mean:g} at least, {40 * most.share_of_mean:g} at most" in text
+    assert as_json(result)["most_shown"]["verdict"] == "leak"
+    assert "times as often" not in shareable_page(shareable(result), [shareable(result)], {})  # it counts all members
+
+
+def test_members_that_were_all_shown_alike_get_no_second_verdict():
+    assert with_exposures(0.0, [5] * 240)[2].most_shown is None
+
+
+def test_a_stratum_without_non_members_of_its_own_is_not_judged():
+    repeats = np.where(CANDIDATES.is_member & (np.arange(240) % 3 == 0), 30, 2).tolist()
+    evaluation = with_exposures(0.0, repeats)[2]
+    assert evaluation.most_shown.finding is None and evaluation.most_shown.word == "not tested"
+    assert "nothing can be said of them alone" in most_shown_sentence(evaluation.most_shown)
+
+
+def test_an_exposed_picture_stands_with_counts_a_bound_and_its_side(leaking):
+    risk = ExposedPicture("cat.png", "members-aux", 1.0, 1, 384, clopper_pearson(1, 384)[1], "data:,", "", repeats=30)
+    text = report_html(leaking, [leaking], [risk])
+    said = "members-aux, shown 30 times an epoch; passed by 1 of 384 non-members: at most 1.4 % with 95 % confidence"
+    assert said in text and "at 0 %" not in text
 
 
 def test_rates_that_the_sample_cannot_resolve_are_left_out_and_say_what_they_need(leaking):

@@ -22,7 +22,7 @@ def planted_candidates(per_side: int = 60, seed: int = 0) -> Candidates:
     )
 
 
-def planted_answers(candidates: Candidates, leak: float, plan: QueryPlan = LITE, seed: int = 0) -> Answers:
+def planted_answers(candidates: Candidates, leak: float | np.ndarray, plan: QueryPlan = LITE, seed: int = 0) -> Answers:
     """Records in which every quantity of a member is lowered by ``leak`` standard deviations with the adapter on."""
     generator = np.random.default_rng(seed)
     hardness = generator.normal(size=len(candidates.pixels))  # of each picture, shared by all its numbers
