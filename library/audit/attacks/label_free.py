@@ -44,8 +44,8 @@ def residual_loss(answers: Answers, aux: AuxView) -> Scored:
     A hard picture gains more from any training; the fit, on aux pictures without their labels, takes that away.
     """
     (off, off_empty), (on, _) = log_losses(answers, "off"), log_losses(answers, "on")
-    gained = (off - on).mean(1)
-    return cross_fitted(np.column_stack([off, off_empty, gained]), aux, difficulty_fit), "a fit without labels"
+    means = [off.mean(1), off_empty.mean(1), (off - on).mean(1)]  # few columns: a fit of many would add its own noise
+    return cross_fitted(np.column_stack(means), aux, difficulty_fit), "a fit without labels"
 
 
 def standardised(scores: FloatArray, aux: AuxView) -> FloatArray:
