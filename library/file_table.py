@@ -69,7 +69,7 @@ TRAINING = (
         "the LoRA, at the end and per epoch or step; its metadata is an allow-list without captions, names and counts of pictures (`--metadata full` adds your own words and counts)",
         "yes, after an audit", private=False),
     Row("split.json", BY_TRAINERS, "who is a member: hash of the pixels, path, side and group of every picture; and the secret behind the draw", NEVER),
-    Row("config.toml", BY_TRAINERS, "every option, resolved: names of folders, words put around captions",
+    Row("config.toml", BY_TRAINERS, "every option, resolved: names of folders, words put around captions; a hash of the split under its secret",
         "never as it is: take out folders and words"),
     Row("run.lock", BY_TRAINERS, "process and machine of the run that writes into the folder; removed at its end", NEVER),
     Row("log.jsonl", BY_TRAINERS, "losses and the attacker's figures by step; no caption, no file name",

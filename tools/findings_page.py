@@ -1,4 +1,5 @@
-"""Writes docs/findings.md and docs/findings.schema.json: python -m tools.findings_page. A test keeps both up to date."""
+"""Writes docs/findings.md and docs/findings.schema.json: python -m tools.findings_page. A test keeps them up to "
+"date."""
 
 import json
 from pathlib import Path
@@ -26,13 +27,13 @@ bash audit.sh OUTPUT_DIR --fail_above 0.60 || exit 1
 |---|---|
 | 0 | the upper end of the main attack's 95 % interval is at most that AUC (and without `--fail_above`, always) |
 | 2 | an option or a file cannot be used; the message says which |
-| 3 | that upper end is above it, on the side of 0.5 where a leak is; where the verdict is *leak*, that of the strongest attack counts too |
+| 3 | that upper end is above it; where the verdict is *leak*, that of the strongest attack counts too |
 | 4 | the audit is *invalid*, so that nothing is known |
 | 1, 130 | the audit broke off, or Ctrl-C ended it |
 
-Of several LoRAs the worst counts, 3 before 4; the one of `--undefended` and earlier checkpoints do not count. The upper
-end is meant: with few test pictures it is far from the AUC, and a small audit cannot pass. About 100 + 100 test pictures
-let a LoRA that leaks nothing stay below 0.60 in half of the audits, 400 + 400 nearly always.
+An AUC below 0.5 counts as its mirror image, so the lower end of such an interval is turned round. Of several LoRAs
+the worst counts, 3 before 4; the one of `--undefended` and earlier checkpoints do not count. The upper end is meant:
+with few test pictures it is far from the AUC, and a small audit cannot pass.
 
 The same from `findings.json`, which lies beside the report:
 
@@ -48,11 +49,11 @@ sys.exit(found["verdict"]["word"] != "no evidence" or max(high, 1 - low) > 0.60)
 
 One object. [findings.schema.json](findings.schema.json) is its JSON schema (draft 2020-12), and a test holds it against
 real output. It names no picture, group, folder or caption; `--publishable` writes the same keys to two digits, without
-`auc_by_timestep`. Keys and settings come in a fixed order, so that two files can be compared line by line; `date`, and the
-seconds in `facts`, differ between two runs of one audit."""
+`auc_by_timestep` and `most_shown`. Keys and settings come in a fixed order, so that two files can be compared line by
+line; `date`, and the seconds in `facts`, differ between two runs of one audit."""
 SCORES = """## scores.csv
 
-One line for each picture of the split, in an order that says nothing. The file is private.
+One line for each picture of the split, by side and hash. The file is private.
 
 | column | holds |
 |---|---|
@@ -62,8 +63,8 @@ One line for each picture of the split, in an order that says nothing. The file 
 | `NAME` | score of the attack NAME with the LoRA on; higher = more likely a member |
 | `NAME_off` | score of the same attack with the base model alone |
 
-Scores of aux pictures are held out: where an attack is fitted, each is scored by a fit that did not see it. AUC and rates
-of `findings.json` are those of the rows whose side ends in `-test`. The names:
+Scores of aux pictures are held out: where an attack is fitted, each is scored by a fit that did not see it. AUC and
+rates of `findings.json` are those of the rows whose side ends in `-test`. The names:
 
 | NAME | attack |
 |---|---|"""

@@ -21,6 +21,7 @@ from library.diffusion.latent_diffusion import LatentDiffusion
 from library.options import resolve
 from library.options.declarations import Config
 from library.rules import pick
+from networks import adapted_layers
 
 SUITE = Path(__file__).parents[2]  # where the trainers are
 
@@ -127,7 +128,8 @@ def score_attacks(
     index = run_queries.read_index(run.answer_index(subject.plan.name), shelf, subject.origin.fingerprint)
     answers = run_queries.read_answers(*index, subject.plan)
     aux = candidate_table.aux_view(everybody, config.audit_seed)
-    silent = ["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else []
+    is_empty = adapted_layers.changes_nothing(subject.weights) or answers.is_silent()
+    silent = ["the LoRA changes nothing: the model answers as without it"] if is_empty else []
     inputs = EvaluationInputs(
         answers,
         everybody,

@@ -116,7 +116,9 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         if is_main:
             output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
             write_split(run.split, run.folder.split())
-            tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
+            stated = f'\n[facts]\nsplit_hash = "{run.split.sealed_hash()}"\n'  # an audit compares it with split.json
+            resolved = write.resolved_toml(run.door, config)
+            tensor_files.write_whole(run.folder.config(), resolved + stated, private=True)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())
         log = stack.enter_context(

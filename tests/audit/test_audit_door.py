@@ -235,6 +235,18 @@ def test_a_lora_that_changes_nothing_makes_the_audit_invalid(out, trained):
 
 
 @pytest.mark.slow
+def test_the_split_of_another_run_is_refused_before_the_model_is_asked(out, trained, monkeypatch):
+    """config.toml keeps a hash of the split under its secret; members as non-members would give "no evidence"."""
+    content = json.loads((out / "split.json").read_text())
+    for entry in content["images"]:
+        entry["side"] = entry["side"].replace("non-", "") if "non-" in entry["side"] else f"non-{entry['side']}"
+    (out / "split.json").write_text(json.dumps(content))
+    monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
+    with pytest.raises(InputError, match="split.json' is not the split that .* was trained on"):
+        audit.main([str(out), *options(trained)])
+
+
+@pytest.mark.slow
 def test_a_bare_file_of_another_trainer_is_audited_with_base_pictures_and_split(trained, tmp_path):
     """The same LoRA under diffusers' names, without metadata, gives the same scores."""
     tensors, _ = read_tensors(trained / "last.safetensors")

@@ -65,19 +65,18 @@ def attack_figures(result: AuditResult) -> list[str]:
         html.figure(
             figures.epsilon_figure(evaluation, None if claimed is None else float(claimed)),
             "Empirical epsilon",
-            f"What the attack's guesses say about a claim of differential privacy. {epsilon_note(evaluation)}",
+            epsilon_note(evaluation),
         ),
     ]
 
 
 def epsilon_note(evaluation: Evaluation) -> str:
-    """What the bounds on epsilon are worth: the one source for figure and table."""
+    """What the empirical epsilon is worth on this split: the one sentence of figure and text."""
     if evaluation.epsilon_doubt:
-        return f"The numbers are indicative, and they refute no claim: {evaluation.epsilon_doubt}."
+        return f"These figures are indicative and not a valid bound: {evaluation.epsilon_doubt}."
     return (
-        "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides: "
-        "it refutes "
-        "a claim below the lower bound, with 95 % confidence."
+        "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides (95 %): "
+        "a claim of differential privacy below the lower bound is refuted."
     )
 
 

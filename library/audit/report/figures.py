@@ -253,9 +253,9 @@ def agreement_figure(scores: Mapping[str, FloatArray], candidates: Candidates, t
     axes.set_yticks(places, [str(place) for place in places])
     axes.set_xticks(places, [str(place) for place in places], rotation=90)
     axes.invert_yaxis()
-    figure.colorbar(shown, ax=axes, location="bottom", shrink=0.9, aspect=30, ticks=STRENGTHS[::2]).set_label(
-        "rank correlation", fontsize=TEXT
-    )
+    scale = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.9, aspect=30, ticks=STRENGTHS[::2])
+    scale.set_label("rank correlation", fontsize=TEXT)
+    scale.ax.tick_params(labelsize=TEXT)
     names, apart = [titles[name] for name in scores], together + 2 * np.eye(count)
     first, second = np.unravel_index(int(np.argmin(apart)), apart.shape)
     text = f"Rank correlations of {count} attacks."

@@ -1,4 +1,5 @@
-"""What findings.json holds, key by key: its JSON schema, made from the types of the findings and one meaning per key."""
+"""What findings.json holds, key by key: its JSON schema, made from the types of the findings and one meaning "
+"per key."""
 
 import dataclasses
 import types
@@ -8,6 +9,7 @@ from typing import Any
 
 from library.audit.report.evaluation import Control
 from library.audit.report.json_csv import SCHEMA_VERSION
+from library.audit.report.most_shown import MostShown
 from library.audit.report.paired_differences import Pair
 from library.audit.report.verdict import Verdict
 from library.audit.statistics.findings import Finding
@@ -15,7 +17,10 @@ from library.audit.statistics.one_run_epsilon import OneRunBound
 
 PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean"}
 VERDICTS = ("leak", "no evidence", "invalid")
-OF_A_FINDING = {"title": str, "access": str, "unet_passes_per_image": int | None, "score_direction": str}
+BESIDE: Mapping[Any, Mapping[str, Any]] = {  # keys that the file has beside the fields of a class
+    Finding: {"title": str, "access": str, "unet_passes_per_image": int | None, "score_direction": str},
+    MostShown: {"verdict": str},
+}
 KEYS: Mapping[str, Any] = {  # of the file, in its order
     "schema_version": int,
     "suite": str,
@@ -25,6 +30,7 @@ KEYS: Mapping[str, Any] = {  # of the file, in its order
     "method": str,
     "settings": Mapping[str, bool | int | float | str],
     "exposures_per_image": float | None,
+    "most_shown": MostShown | None,
     "defended": bool | None,
     "verdict": Verdict,
     "primary": str,
@@ -46,7 +52,8 @@ KEYS: Mapping[str, Any] = {  # of the file, in its order
     "facts": Mapping[str, str],
 }
 MEANINGS = {  # by key, or by class and field
-    "schema_version": "of this description; it grows when a key goes away or changes its meaning, not when one is added",
+    "schema_version": "of this description; it grows when a key goes away or changes its meaning, not when one "
+    "is added",
     "suite": "name and version of the suite that audited",
     "date": "of the audit, year-month-day",
     "checkpoint_sha256": "SHA-256 of the LoRA file as it lay there when the report was written",
@@ -54,6 +61,7 @@ MEANINGS = {  # by key, or by class and field
     "method": "what the file states: PLoRA, SPLoRA, DPLoRA, LoRA (without a defence) or another trainer",
     "settings": "what the file states of its training, in the order of the names",
     "exposures_per_image": "uses of each member, to one digit; null where the file does not say",
+    "most_shown": "the members that were shown most often; null where all were shown alike",
     "defended": "whether a defence was on; null where the file does not say",
     "verdict": "the decision",
     "primary": "name of the main attack, which was fixed beforehand",
@@ -94,6 +102,17 @@ MEANINGS = {  # by key, or by class and field
     "Finding.p": "permutation p, two-sided; 1e-4 is the smallest that 10,000 draws can give",
     "Finding.auc_off": "the same attack on the base without the LoRA; null where there is none",
     "Finding.auc_off_interval": "95 %",
+    "Finding.effective": "what the two sides are worth, since pictures come in groups",
+    "EffectiveSizes.members": "pictures over the design effect",
+    "EffectiveSizes.non_members": "pictures over the design effect",
+    "EffectiveSizes.groups": "groups of the side that has fewer",
+    "MostShown.pictures": "members that were shown most often",
+    "MostShown.others": "members that were shown less often",
+    "MostShown.times": "as often as the member that was shown least",
+    "MostShown.share_of_mean": "their uses over the mean of all members",
+    "MostShown.least_of_mean": "the least uses over that mean",
+    "MostShown.finding": "an attack without labels on them alone; null where they are too few",
+    "MostShown.verdict": "leak, no evidence, or not tested",
     "LowRate.fpr": "false-positive rate",
     "LowRate.needed": "non-members that resolve it",
     "LowRate.tpr": "true-positive rate; null where the sample is too small",
@@ -122,6 +141,7 @@ MEANINGS = {  # by key, or by class and field
     "OneRunBound.ceiling": "the bound if all guesses were right",
     "OneRunBound.gaussian_epsilon": "lower bound that holds for Gaussian mechanisms alone",
 }
+UNPUBLISHED = ("auc_by_timestep", "most_shown")
 NULL_WHERE_PUBLISHED = ("Transfer.threshold", "Finding.auc_aux")
 
 
@@ -134,7 +154,7 @@ def schema() -> dict[str, Any]:
         "title": "findings.json of an audit",
         "type": "object",
         "properties": content,
-        "required": [name for name in KEYS if name != "auc_by_timestep"],  # the published file leaves it out
+        "required": [name for name in KEYS if name not in UNPUBLISHED],
         "additionalProperties": False,
     }
 
@@ -169,7 +189,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 def _schema_of_class(kind: Any) -> dict[str, Any]:
     """All fields are there, and no others."""
-    fields = typing.get_type_hints(kind) | (OF_A_FINDING if kind is Finding else {})
+    fields = typing.get_type_hints(kind) | dict(BESIDE.get(kind, {}))
     content = {}
     for name, hint in fields.items():
         key = f"{kind.__name__}.{name}"

@@ -25,8 +25,11 @@ nav{{display:flex;flex-wrap:wrap;gap:6px 14px;margin:14px 0;font-size:.9rem}}
 nav a{{padding:5px 0}}
 .facts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:10px;margin:12px 0}}
 .fact,figure,.pictures>div{{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px}}
-.fact span{{display:block;font-size:.8rem;color:var(--soft)}}.fact b{{font-size:1.05rem;overflow-wrap:anywhere}}
+.fact span{{display:block;font-size:.8rem;color:var(--soft)}}.fact b{{font-size:1rem;overflow-wrap:anywhere}}
+@media(min-width:640px){{.fact.wide{{grid-column:span 2}}}}
 .figures{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(320px,100%),1fr));gap:12px}}
+.figures,.facts{{align-items:start}}.figures.one{{grid-template-columns:minmax(0,1fr)}}
+@media(min-width:640px){{.one figure{{display:grid;grid-template-columns:minmax(0,460px) 1fr;gap:16px}}}}
 figure{{margin:0}}figcaption{{font-size:.85rem;overflow-wrap:anywhere}}
 figure svg{{width:100%;max-width:460px;height:auto;display:block;margin:0 auto}}
 svg text{{font-family:system-ui,sans-serif;fill:currentColor}}svg *{{stroke-linejoin:round;stroke-linecap:butt}}
@@ -49,10 +52,11 @@ td:first-child::before{{content:none}}td:first-child{{text-align:left}}}}
 body{{font-size:9.5pt;background:#fff}}main{{max-width:none;padding:0}}nav{{display:none}}
 h2{{break-after:avoid;margin:1rem 0 .3rem}}figure,tr,.fact,.verdict,.pictures>div{{break-inside:avoid}}
 p,dd,ol{{max-width:none}}table{{font-size:7.5pt}}th{{font-size:7pt}}th,td{{padding:2px 4px}}
-.figures{{grid-template-columns:repeat(2,1fr);gap:8px}}.facts{{grid-template-columns:repeat(4,1fr);gap:6px}}
+.figures:not(.one){{grid-template-columns:repeat(2,1fr);gap:8px}}.facts{{grid-template-columns:repeat(4,1fr);gap:6px}}
 figure svg{{max-width:300px}}.pictures{{grid-template-columns:repeat(6,1fr);gap:6px}}
 dl{{columns:2}}dt{{break-after:avoid}}*{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}}}
 """
+LONG = 44  # letters of a figure that gets a box of two columns
 HEADING = re.compile(r'<h2 id="([\w-]+)">(.*?)</h2>')
 
 
@@ -116,7 +120,8 @@ def verdict(kind: str, headline: str, texts: Sequence[str], grounds: str, steps:
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Boxes with a caption and a figure each."""
     boxes = "".join(
-        f'<div class="fact"><span>{escape(name)}</span><b>{escape(value)}</b></div>' for name, value in pairs
+        f'<div class="fact{" wide" * (len(value) > LONG)}"><span>{escape(name)}</span><b>{escape(value)}</b></div>'
+        for name, value in pairs
     )
     return f'<div class="facts">{boxes}</div>'
 
@@ -140,8 +145,8 @@ def figure(drawing: str, title: str, text: str) -> str:
 
 
 def figures(drawings: Sequence[str]) -> str:
-    """Figures side by side where there is room."""
-    return f'<div class="figures">{"".join(drawings)}</div>'
+    """Figures side by side where there is room; one alone has its caption beside it."""
+    return f'<div class="figures{" one" if len(drawings) == 1 else ""}">{"".join(drawings)}</div>'
 
 
 def definitions(pairs: Sequence[tuple[str, str]]) -> str:

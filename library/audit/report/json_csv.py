@@ -33,6 +33,7 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         "method": result.method,
         "settings": typed_settings(result.settings),
         "exposures_per_image": result.exposures,
+        "most_shown": _most_shown_json(result),
         "defended": result.defended,
         "verdict": asdict(evaluation.verdict),
         "primary": PRIMARY,
@@ -72,6 +73,15 @@ def _typed(text: str) -> bool | int | float | str:
             continue
         return value if math.isfinite(value) else text
     return text
+
+
+def _most_shown_json(result: AuditResult) -> dict[str, Any] | None:
+    """The members that were shown most often; None where all were shown alike."""
+    most = result.evaluation.most_shown
+    if most is None:
+        return None
+    found = None if most.finding is None else _finding_json(result, most.finding)
+    return {**asdict(most), "finding": found, "verdict": most.word}
 
 
 def _finding_json(result: AuditResult, one: Finding) -> dict[str, Any]:

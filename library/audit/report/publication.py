@@ -76,6 +76,7 @@ def shareable(result: AuditResult) -> AuditResult:
         controls_p=two_digits(evaluation.controls_p),
         p_max=two_digits(evaluation.p_max),
         dataset_p=two_digits(evaluation.dataset_p),
+        most_shown=None,  # it counts all members
     )
     return dataclasses.replace(
         result,

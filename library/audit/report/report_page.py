@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from library.audit.attacks.registry import PRIMARY
+from library.audit.attacks.registry import MOST_EXPOSED, PRIMARY
 from library.audit.images.generated import QUALITY
 from library.audit.report import html
 from library.audit.report.advice import FOLDER, HEADLINES, what_now
@@ -14,8 +14,11 @@ from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
-from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES, area, interval, note_of, p_text
+from library.audit.report.verdict import most_shown_sentence
+from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES, area, interval, note_of
 from library.audit.statistics.findings import Finding
+from library.audit.statistics.intervals import luck_half_width
+from library.audit.statistics.permutation import p_text
 from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
@@ -71,15 +74,18 @@ def headline(result: AuditResult) -> str:
 def summary(result: AuditResult) -> str:
     """The verdict, what to do now and the main figures for the terminal."""
     main, worst, verdict = result.main, result.worst, result.evaluation.verdict
-    lines = [f"{HEADLINES[verdict.word]}.", verdict.sentence, "What to do now:"]
+    shown = most_shown_sentence(result.evaluation.most_shown)
+    lines = [f"{HEADLINES[verdict.word]}.", verdict.sentence, *([shown] if shown else []), "What to do now:"]
     lines += [
         f"  {number}. {step.replace('`', '')}"
         for number, step in enumerate(what_now(verdict.word, result.file.place), 1)
     ]
-    lines.append(f"main attack ({TITLES[main.name]}): AUC {area(main)}, {p_text(main.p)}")
-    if worst is not main:
-        p_max = p_text(result.evaluation.p_max)
-        lines.append(f"strongest attack ({TITLES[worst.name]}): AUC {area(worst)}, {p_max} over all attacks")
+    over_all = f"{p_text(result.evaluation.p_max)} over all attacks"
+    figures = f"main attack ({TITLES[main.name]}): AUC {area(main)}, {p_text(main.p)}"
+    if worst is main:
+        lines.append(f"{figures}; it is the strongest, {over_all}")
+    else:
+        lines += [figures, f"strongest attack ({TITLES[worst.name]}): AUC {area(worst)}, {over_all}"]
     return "\n".join(lines)
 
 
@@ -91,13 +97,16 @@ def first_screen(result: AuditResult, place: str = FOLDER) -> list[str]:
     """
     verdict, utility = result.evaluation.verdict, result.utility
     word = verdict.word
-    box = html.verdict(
-        CLASSES[word], HEADLINES[word], [verdict.sentence], "; ".join(verdict.reasons), what_now(word, place)
-    )
+    said = [text for text in (verdict.sentence, most_shown_sentence(result.evaluation.most_shown)) if text]
+    box = html.verdict(CLASSES[word], HEADLINES[word], said, "; ".join(verdict.reasons), what_now(word, place))
     fit = f"{100 * utility['member_loss_relative']:.0f} % on members, "
     pairs = [
         *strongest(result),
-        ("Tested on", f"{result.main.members} members, {result.main.non_members} non-members"),
+        (
+            "Tested on",
+            f"{result.main.members} members, {result.main.non_members} non-members; luck alone moves an AUC by "
+            f"\u00b1{luck_half_width(result.main.effective):.2f}",
+        ),
         ("Exposures per member picture", exposures_text(result)),
         ("Loss, % of the base model's", f"{fit}{100 * utility['non_member_loss_relative']:.0f} % held out"),
     ]
@@ -125,8 +134,13 @@ def strongest(result: AuditResult) -> list[tuple[str, str]]:
 
 
 def exposures_text(result: AuditResult) -> str:
-    """Exposures as the file states them."""
-    return "unknown (the file does not say)" if result.exposures is None else f"about {result.exposures:g}"
+    """Exposures as the file states them, to one digit; the least and the most where they differ."""
+    most, mean = result.evaluation.most_shown, result.exposures
+    if mean is None:
+        return "unknown (the file does not say)"
+    if most is None:
+        return f"about {mean:g}"
+    return f"{mean:g} on average, {mean * most.least_of_mean:g} at least, {mean * most.share_of_mean:g} at most"
 
 
 def course_section(together: Sequence[AuditResult]) -> list[str]:
@@ -262,7 +276,7 @@ def controls_section(result: AuditResult) -> list[str]:
     evaluation = result.evaluation
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
     text = (
-        "No leak can be in any of these, so each must be at 0.50. Largest deviation among all: "
+        "None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
         f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid."
     )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
@@ -304,9 +318,11 @@ def epsilon_section(result: AuditResult) -> list[str]:
 def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
     """The most exposed members."""
     text = (
-        "Member pictures with the highest scores of the main attack. The fewer non-members score as high, the more "
-        "surely an attacker accuses the picture; no accusation of a single picture is a proof. This list names private "
-        "pictures; keep the folder to yourself."
+        f"Member pictures by the attack '{TITLES[MOST_EXPOSED]}', which uses no label. Beside each stands how many "
+        "non-members score as high, and how large their share may be: so often would be wrong who accuses all that "
+        "score as high. No accusation of a single picture is a proof. This list names private pictures; keep the "
+        "folder "
+        "to yourself."
     )
     entries = [
         (

@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.audit.report.wording import TITLES, area, p_text
+from library.audit.report.most_shown import MostShown
+from library.audit.report.wording import TITLES, area
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import least_detectable_auc
+from library.audit.statistics.permutation import p_text
 from library.audit.statistics.working_attack import BAR, CONTROL_P, LEAK_P, attack_works
 
 AS_GOOD = 0.02  # AUC by which the main attack may stay behind the worst and still be the one that is shown
@@ -40,7 +42,7 @@ def verdict(
         uncredited: attacks that fail on the undefended LoRA of this split; they show nothing about a defence.
     """
     main, worst = findings[primary], max(findings.values(), key=lambda one: one.auc_flipped)
-    detectable = least_detectable_auc(main.members, main.non_members)
+    detectable = least_detectable_auc(main.effective)
     failed = [
         f"control '{failed_control}' tells members from non-members without the LoRA "
         f"({p_text(controls_p)} over all controls): the two sides differ in themselves"
@@ -53,7 +55,10 @@ def verdict(
         shown = main if attack_works(main.p, main.auc_interval) and nearly_worst else worst
         reasons = [f"{TITLES[shown.name]}: AUC {area(shown)}, {p_text(shown.p)}; over all attacks {p_text(p_max)}"]
         return Verdict("leak", leak_sentence(shown), reasons, detectable)
-    reasons = [f"{TITLES[main.name]}: AUC {area(main)}, {p_text(main.p)}; over all attacks {p_text(p_max)}"]
+    reasons = [
+        f"{TITLES[main.name]}: AUC {area(main)}, {p_text(main.p)}; "
+        f"the attack farthest from chance, {TITLES[worst.name]}: {p_text(p_max)} over all attacks"
+    ]
     if len(uncredited) == len(findings):
         reasons.append("no attack works on the undefended LoRA of this split either, so nothing is shown")
     return Verdict("no evidence", no_evidence_sentence(main, detectable), reasons, detectable)
@@ -95,3 +100,19 @@ def no_evidence_sentence(main: Finding, detectable: float) -> str:
         else "even a large leak could go unseen"
     )
     return f"{said} With {main.members} members and {main.non_members} non-members to test on, {unseen}."
+
+
+def most_shown_sentence(most: MostShown | None) -> str:
+    """What holds for the members that were shown most often; empty where all were shown alike."""
+    if most is None:
+        return ""
+    said = (
+        f"The verdict is about the average: {most.pictures} of {most.pictures + most.others} member pictures were "
+        f"shown {most.times:g} times as often as the least. "
+    )
+    if most.finding is None:
+        return f"{said}Too few non-members come from where they came, so nothing can be said of them alone."
+    figures = f"AUC {area(most.finding)}, {p_text(most.finding.p)}"
+    least = least_detectable_auc(most.finding.effective)
+    seen = f", where a leak below AUC {least:.2f} would mostly go unseen" if most.word == "no evidence" else ""
+    return f"{said}Of these alone: {most.word} ({figures}{seen})."

@@ -37,6 +37,18 @@ NOTES = {
     "loss_filtered_calibrated": Note(
         "The loss against the base, with fine detail counted less.", f"{OWN}, after Lian et al. 2025, arXiv 2505.20955"
     ),
+    "loss_empty_calibrated": Note("The loss against the base, asked without the caption. No label is used.", OWN),
+    "caption_gain": Note(
+        "It asks how much more the caption is worth to the LoRA than to the base, as a ratio. No label is used.",
+        f"{OWN}, after Zhai et al. 2024, arXiv 2405.14800",
+    ),
+    "loss_residual": Note(
+        "It asks how much the LoRA lowered the error beyond what the picture's difficulty for the base predicts. "
+        "No label "
+        "is used.",
+        OWN,
+    ),
+    "label_free": Note("The sum of the two: loss without the caption, and gain of the caption. No label is used.", OWN),
     "secmi": Note(
         "It walks from the picture towards noise without chance and looks where two consecutive predictions disagree "
         "least.",
@@ -79,7 +91,6 @@ NOTES = {
         "Pang et al. 2023, arXiv 2308.06405",
     ),
     "gsa2": Note("The same with one gradient for each noise level.", "Pang et al. 2023, arXiv 2308.06405"),
-    "gradient_along": Note("It asks whether the picture's loss would fall further if the LoRA were stronger.", OWN),
     "map_mlp": Note(
         "The attacker that the released method reports against, trained from scratch on this LoRA's error maps.",
         "Luo et al. 2024, arXiv 2402.11989",
@@ -144,8 +155,3 @@ def interval(low_high: tuple[float, float], digits: int = 2) -> str:
 def area(one: Finding) -> str:
     """AUC with its interval."""
     return f"{one.auc:.2f} {interval(one.auc_interval)}"
-
-
-def p_text(p: float) -> str:
-    """A p of the permutation tests; the smallest that ten thousand deals can give is a bound."""
-    return "p <= 0.0001" if p < 0.00015 else f"p = {p:.4f}"
