@@ -1,18 +1,20 @@
 """The report in a real browser: at a desk, on a phone, in the dark and on paper. Skipped where no Chromium is."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from library.audit.report.most_exposed import ExposedPicture
+from library.audit.report.most_exposed import ExposedPicture, thumbnail
 from library.audit.report.report_page import report_html
 from tests.helpers import browser
 from tests.helpers.audit_results import planted_result
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed")
-DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+DOT = thumbnail(Image.new("RGB", (8, 8), "teal"))
 SMALLEST = """Math.min(...[...document.querySelectorAll('svg text, svg tspan')].filter(one => one.textContent.trim())
     .map(one => parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a / Math.cos(Math.atan2(
         one.getScreenCTM().b, one.getScreenCTM().a))))"""
@@ -27,7 +29,7 @@ WIDER = "document.documentElement.scrollWidth - innerWidth"
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a leak, with pictures."""
     early, result = planted_result(1.5), planted_result(1.5)
-    early = early.__class__(**{**vars(early), "label": "run 000002", "exposures": 10.0})
+    early = dataclasses.replace(early, label="run 000002", exposures=10.0)
     exposed = [ExposedPicture(f"a_long_name_of_a_picture_{row}.png", "members-test", 1.0, row, 80, 0.1, DOT, DOT)
                for row in range(12)]  # fmt: skip
     file = tmp_path_factory.mktemp("page") / "report.html"

@@ -116,7 +116,8 @@ def test_the_page_calls_an_attack_by_one_name_and_says_what_was_audited() -> Non
     shown = re.sub(r"<[^>]*>", " ", text.split("<main>")[1])
     assert not re.search(r"\b(fusion|map_mlp|loss_calibrated|secmi_network|gsa1)\b", shown)
     for needed in (TITLES[PRIMARY], "ab" * 32, "2026-11-29", "private-lora 0.1.0", "demo/base", "last.safetensors",
-                   "about 40, to one digit", "one-sided Welch t-test", "arXiv 2302.03262", "asks the model"):  # fmt: skip
+                   "about 40, to one digit", "one-sided Welch t-test", "arXiv 2302.03262",
+                   "asks the model"):  # fmt: skip
         assert needed in shown, needed
     assert all(f"pictures, {side}" in shown for side in ("members-aux", "non-members-aux", "members-test"))
     assert all(word in text for word in ("<dt>AUC</dt>", "<dt>LoRA off</dt>", "<dt>flipped</dt>"))

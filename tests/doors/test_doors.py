@@ -63,6 +63,7 @@ def test_a_run_leaves_what_the_design_names(door, flags, tmp_path: Path) -> None
         "split.json",
         "log.jsonl",
         "proxy.safetensors",
+        "training.png",
         "sample",
         "state",
         "tensorboard",
