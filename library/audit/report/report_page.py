@@ -16,7 +16,7 @@ from library.audit.report.paired_differences import paired_differences
 from library.audit.report.verdict import most_shown_sentence
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import luck_half_width
-from library.audit.statistics.permutation import p_text
+from library.audit.statistics.permutation import p_number, p_text
 from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
@@ -196,7 +196,7 @@ def attack_table(result: AuditResult) -> list[str]:
                 accuracy,
                 _rate(one, 0.05),
                 _rate(one, 0.01),
-                p_text(one.p).removeprefix("p = ").removeprefix("p "),
+                p_number(one.p),
                 *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
             )
         )
