@@ -179,8 +179,11 @@ def test_the_interval_of_a_rate_holds_both_errors():
     assert rate == 52 / 200  # above 147
     low, high = rate_interval(members, non_members, (names(200), names(200, "other")), 0.01)
     exact = clopper_pearson(52, 200)
-    assert low == pytest.approx(rate - math.hypot(rate - exact[0], rate - 0))  # no non-member may be above it
-    assert high == pytest.approx(rate + math.hypot(exact[1] - rate, 56 / 200 - rate))  # 5 may: at 144 and more
+    assert low == 0  # the true threshold may lie above all 200
+    assert high == pytest.approx(rate + math.hypot(exact[1] - rate, 56 / 200 - rate))  # or below 5: 56 from 144 up
+    strict, _ = rate_interval(members, non_members, (names(200), names(200, "other")), 0.05)
+    exact = clopper_pearson(60, 200)  # at least 4 non-members are above the true threshold: 53 members above 146
+    assert strict == pytest.approx(0.3 - math.hypot(0.3 - exact[0], 0.3 - 53 / 200))
 
 
 def test_balanced_accuracy_adds_the_distances_of_its_rates_in_squares():

@@ -16,6 +16,7 @@ from library.audit.queries.answers import Answers
 from library.audit.report.evaluation import Evaluation
 from library.audit.report.wording import TITLES, area
 from library.audit.statistics.findings import Finding
+from library.audit.statistics.permutation import p_number
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
 from library.lora_files.lora_file import weight_file
@@ -147,7 +148,7 @@ def stamp_facts(result: AuditResult) -> dict[str, str]:
         "audit_auc": area(main),
         "audit_worst_attack": TITLES[worst.name],
         "audit_worst_auc": area(worst),
-        "audit_p_max": f"{result.evaluation.p_max:.2g}",
+        "audit_p_max": p_number(result.evaluation.p_max),
         "audit_profile": result.facts["profile"],
     }
     for rate in known:

@@ -47,8 +47,8 @@ def most_shown(scores: Mapping[str, FloatArray], candidates: Candidates, seed: i
     found = None
     if MOST_EXPOSED in scores and min(len(set(names)) for names in groups) >= LEAST_GROUPS:
         settings = ScoreSettings(MOST_EXPOSED, "nothing", seed=seed)
-        sides = (scores[MOST_EXPOSED][side] for side in rows)
-        found = examine_scores(*sides, (groups[0], groups[1]), settings=settings).finding
+        inner, outer = (scores[MOST_EXPOSED][side] for side in rows)
+        found = examine_scores(inner, outer, (groups[0], groups[1]), settings=settings).finding
     mean = float(uses.mean())
     return MostShown(
         len(rows[0]),

@@ -18,7 +18,7 @@ from library.audit.report.verdict import most_shown_sentence
 from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES, area, interval, note_of
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import luck_half_width
-from library.audit.statistics.permutation import p_text
+from library.audit.statistics.permutation import p_number, p_text
 from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
@@ -213,10 +213,9 @@ def attack_table(result: AuditResult) -> list[str]:
     rows = [attack_row(one, shadows) for one in findings]
     marked = [one.name == PRIMARY for one in findings]
     figures = (
-        "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. Against "
-        "a LoRA "
-        "that leaks nothing even the best attack stays at 0.50. Balanced accuracy is that of a threshold from "
-        "the aux side."
+        "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. Against a "
+        "LoRA that leaks nothing even the best attack stays at 0.50. Balanced accuracy is that of a threshold from the "
+        "aux side."
     )
     described = [
         (
@@ -256,7 +255,7 @@ def attack_row(one: Finding, shadows: Mapping[str, Finding]) -> tuple[str, ...]:
         _rate(one, 0.05),
         _rate(one, 0.01),
         accuracy,
-        p_text(one.p).removeprefix("p = ").removeprefix("p "),
+        p_number(one.p),
         *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
     )
 

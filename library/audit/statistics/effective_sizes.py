@@ -41,7 +41,9 @@ def design_effect(values: NDArray[np.float64], groups: Sequence[str]) -> float:
     """
     position, sizes = group_sizes(groups)
     count, most, rest = len(values), largest_design_effect(sizes), np.asarray(values, np.float64) - np.mean(values)
-    plain = float((rest**2).sum()) / (count * (count - 1)) if count > 1 else 0.0
+    if len(sizes) == count:
+        return 1.0
+    plain = float((rest**2).sum()) / (count * (count - 1))
     if plain <= 0 or len(sizes) < 2:
         return most
     clustered = len(sizes) / (len(sizes) - 1) * float((np.bincount(position, rest) ** 2).sum()) / count**2

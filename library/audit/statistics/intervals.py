@@ -135,7 +135,7 @@ def rate_interval(
     """
     members, non_members = checked(members, non_members)
     ordered, count = np.sort(non_members)[::-1], len(non_members)
-    worth = max(int(effective_sizes(members, non_members, *groups).non_members), 1)
+    worth = max(math.floor(effective_sizes(members, non_members, *groups).non_members + 1e-9), 1)
     few, many = (float(stats.binom.ppf(tail, worth, fpr)) * count / worth for tail in (0.025, 0.975))
     allowed = allowed_false_positives(count, fpr)
     accused = members > (ordered[allowed] if allowed < count else -np.inf)

@@ -20,11 +20,16 @@ class PermutationTest:
     draws: int
 
 
-def p_text(p: float) -> str:
-    """A p-value with its sign of relation: the smallest that ``DRAWS`` deals can give is only an upper limit."""
+def p_number(p: float) -> str:
+    """A p-value as text: the smallest that ``DRAWS`` deals can give is only an upper limit, and says so."""
     least = 1 / (1 + DRAWS)
-    relation = "<=" if p <= 1.01 * least else "="
-    return f"p {relation} {max(p, least):.4f}"
+    return f"<= {least:.4f}" if p <= 1.01 * least else f"{p:.4f}"
+
+
+def p_text(p: float) -> str:
+    """ "p = 0.0123" or "p <= 0.0001"."""
+    number = p_number(p)
+    return f"p {number}" if number.startswith("<=") else f"p = {number}"
 
 
 def dealt_labels(
