@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> int:
     if config.dry_run:
         run.say(run.forecast(arguments))
         return 0
+    if run.is_finished():
+        run.say(run.how_it_ended())
+        return 0
     training = open_training(run)  # latents, both players of the game, what they have learnt so far
     game, accelerator = training.game, run.accelerator
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from library.options import resolve, sources
-from library.plain_text import plain, plain_lines
+from library.plain_text import for_shell, plain, plain_lines
+from library.prompt_exit import interruptible
 
 DOOR = Path(__file__).stem
 
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
     from library.audit.targets import candidates, lora_runs, provenance
     from library.training import messages
 
-    messages.show_library_messages(wanted=True, level=config.console_log_level)
+    messages.show_library_messages(wanted=True, level="DEBUG" if config.verbose else config.console_log_level)
     torch.set_num_threads(1)  # the queries have a thread per core of their own
 
     # The LoRAs, what their files state, and the pictures on their splits
@@ -74,5 +76,10 @@ def main(arguments: list[str]) -> int:
     return advice.exit_status(judged, config.fail_above)
 
 
+def way_on(arguments: Sequence[str]) -> str:
+    """How to go on with an audit that was stopped."""
+    return f"stopped; what was asked so far is kept. To go on: {for_shell(['bash', f'{DOOR}.sh', *arguments])}"
+
+
 if __name__ == "__main__":
-    sys.exit(resolve.run(main))
+    sys.exit(resolve.run(interruptible(main, way_on)))

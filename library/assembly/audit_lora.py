@@ -1,5 +1,6 @@
 """The audit of one LoRA: the model is asked, then every attack is scored on the answers."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from library.options.declarations import Config
 from library.rules import pick
 from networks import adapted_layers
 
+logger = logging.getLogger(__name__)
 SUITE = Path(__file__).parents[2]  # where the trainers are
 
 
@@ -73,6 +75,8 @@ def ask_model(subject: Subject) -> generated.Drawings | None:
     queries = queries_of(subject, model, sizes, on_gpu)
     stores = queries.stores(run.audit / "records", subject.origin.fingerprint, subject.origin.shape)
     extractors = feature_extractors.open_extractors(model.vae, pick(config, feature_extractors.ExtractorRules))
+    if forecast := queries.forecast(audited, stores):
+        logger.info("%s", forecast)
     queries.ask(audited, stores, run.answer_index(subject.plan.name), subject.origin.fingerprint)
 
     def opened(file: Path) -> tuple[audited_model.AuditedModel, provenance.Provenance]:
@@ -85,7 +89,7 @@ def ask_model(subject: Subject) -> generated.Drawings | None:
     rules = pick(config, generated.DrawingRules)
     rows = generated.drawn_indices(candidate_set.candidates, rules.generation_captions)
     pictures = [queries.pictures[row] for row in rows]
-    on, off = generated.draw_all(audited, pictures, stores, rules, extractors, queries.effort)
+    on, off = generated.draw_all(audited, pictures, stores, rules, extractors, queries.effort, queries.stages)
     real = candidates.features_of(candidate_set, sizes, rows, extractors.features)
     return generated.drawings_of(
         on, off, real, candidate_set.candidates, rows, rules=rules, extractors=extractors, seed=config.audit_seed
@@ -108,7 +112,15 @@ def queries_of(
         base=model.fingerprint,
         preprocess=f"{text_states} {model.schedule_summary()}",
         kind="cuda bf16" if on_gpu else "cpu fp32",
+        stages=run_queries.Stages(stage_count(subject)),
     )
+
+
+def stage_count(subject: Subject) -> int:
+    """How many stages ``ask_model`` has: passes and gradients of base and LoRA; shadows with theirs; drawings."""
+    shadows = subject.shadows()
+    of_shadows = 3 * len(shadows.halves) + (5 if shadows.transfer else 0)  # the ratio reads no gradients
+    return 4 + of_shadows + (2 if subject.config.generated_images else 0)
 
 
 def score_attacks(

@@ -10,6 +10,7 @@ from torch import Tensor
 from library.data.batches import Batch, Pictures
 from library.diffusion.denoising import Denoiser
 from library.errors import InputError
+from library.progress import counted
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # captions encoded at once
@@ -50,6 +51,7 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, i
     entries: list[int] = []
     states: list[Tensor] = []
     count = len(pictures.examples)
+    progress = counted(count, "encoding captions", "captions", silent=not accelerator.is_main_process)
     for start in range(0, count, CHUNK):
         tokens, weights = pictures.plain_tokens(range(start, min(start + CHUNK, count)))
         contexts = _encoded(accelerator, denoiser, tokens, weights)
@@ -59,9 +61,11 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, *, i
                 places[caption] = len(states)
                 states.append(contexts[place])
             entries.append(places[caption])
+        progress.update(len(tokens))
+    progress.close()
     table = torch.stack(states)
     logger.info(
-        "text encoder frozen, captions static: %d captions were encoded once (%.1f MB in memory)",
+        "text encoder frozen: %d captions were encoded once (%.1f MB)",
         len(table), table.numel() * table.element_size() / 1e6,
     )  # fmt: skip
     return Contexts(denoiser, table, entries)

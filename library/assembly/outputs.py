@@ -46,7 +46,7 @@ class Outputs:
     def start(self) -> None:
         """The validation pass and the previews of the untouched base, where the run is fresh."""
         if self.training.done == 0:
-            self.log.epoch(0, 0, self.training.validation.run(0))
+            self.log.epoch(0, 0, self.training.validation.run(0, self.log.announce))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
 
     def after_step(self, done: int, figures: dict[str, float]) -> None:
@@ -55,7 +55,7 @@ class Outputs:
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
         if plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
-            self.log.epoch(done, epoch, self.training.validation.run(epoch))
+            self.log.epoch(done, epoch, self.training.validation.run(epoch, self.log.announce))
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
         is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
@@ -88,8 +88,9 @@ class Outputs:
             return ""
         folder = self.run.folder
         verdict = self.training.validation.history.verdict()
+        curves = [messages.how_to_watch(self.log.tensorboard)] if self.log.tensorboard else []
         how = messages.how_to_use(folder, sample_folder.write_sheet(folder))
-        return f"{self.log.summary()}\n{verdict}\n{how}"
+        return "\n".join([self.log.summary(), verdict, *curves, how])
 
 
 @contextmanager

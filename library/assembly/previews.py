@@ -1,6 +1,7 @@
 """Previews of one run: painted by the model as it stands, written to sample/, shown in TensorBoard."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -34,6 +35,6 @@ class Painter:
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
         with self.training_state.shown(), self.accelerator.autocast():
-            images = paint(self.model, self.prompts, self.rules)
+            images = paint(self.model, self.prompts, self.rules, partial(recorder.announce, "preview"))
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
         recorder.pictures(done, images)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
+from library.data.picture_sources import find_parts, picture_count
 from library.data.read_pictures import Sources, pick_rules, read_sources
 from library.data.split import Split
 from library.data.split_file import SplitRules, new_secret, open_split
@@ -18,14 +19,14 @@ from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.previews import PreviewRules, prompts_for
 from library.diffusion.prompt_files import Prompt
-from library.errors import Faults
+from library.errors import Faults, InputError
 from library.options import resolve, write
 from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
 from library.training import messages, output_folder, state, trackers
 from library.training.average import Average, begin_average
-from library.training.device import agreed, open_accelerator
+from library.training.device import agreed, open_accelerator, settle_threads
 from library.training.lr_schedulers import ScheduleRules, build_schedule
 from library.training.optimizer_step import DTYPES
 from library.training.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
@@ -33,6 +34,8 @@ from library.training.output_folder import OutputFolder
 from library.training.output_lock import OutputLock
 from library.training.training_plan import BatchSize, TrainingPlan, Undivided, plan_training, steps_for
 from networks import protocol
+
+MANY = 2000  # pictures that are not decoded for a run that stops anyway
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,15 @@ class Run:
         """What a resumed run must find again, as fingerprints."""
         return _inputs(self.key, self.training_set, self.model)
 
+    def is_finished(self) -> bool:
+        """Whether the state that is resumed has all steps behind it."""
+        return bool(self.resumed["done"] >= self.plan.total_steps)
+
+    def how_it_ended(self) -> str:
+        """What is said of a run that was finished before; its folder is let go as it was."""
+        self.lock.release()
+        return messages.finished_before(self.folder, self.resumed["done"], self.plan.total_steps)
+
     def summary(self) -> str:
         """Sides, steps and exposures."""
         accumulation, processes = self.config.gradient_accumulation_steps, self.accelerator.num_processes
@@ -82,7 +94,9 @@ class Run:
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
         config, uses = self.config, self.training_set.member_uses()
         plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
-        return f"{sides}\n{plan}"
+        done = self.resumed["done"]
+        goes_on = f"\nresumed after step {done} of {self.plan.total_steps}" if done else ""
+        return f"{sides}\n{plan}{goes_on}"
 
     def forecast(self, arguments: Sequence[str]) -> str:
         """What ``--dry_run`` prints: memory, and every option with its origin.
@@ -132,12 +146,12 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
     faults.attempt(_check_outputs, config, folder, lock if accelerator.is_main_process else None)
     faults.attempt(check_optimizer, pick(config, OptimizerRules))
     resumed = faults.attempt(_resumed, config, options)
-    found = faults.attempt(read_sources, *pick_rules(config))
+    model = faults.attempt(open_base, pick(config, ModelRules), DTYPES[config.mixed_precision])
+    found = faults.attempt(_sources, config, faults)
     split = None
     if found is not None and resumed is not None:
         split = faults.attempt(_split_of, config, found, fresh_secret)
     key = StreamKey(fresh_secret, config.seed) if split is None else split.key(config.seed)
-    model = faults.attempt(open_base, pick(config, ModelRules), DTYPES[config.mixed_precision])
     prompts, injected = None, None
     if model is not None:
         prompts = faults.attempt(prompts_for, model, pick(config, PreviewRules), size, config.seed)
@@ -148,6 +162,7 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
     assert found is not None and split is not None and model is not None and prompts is not None
     assert resumed is not None and injected is not None  # whatever is missing has been a fault
     network, stated = injected
+    settle_threads(accelerator.device, resumed.get("threads"))
     warn_of_near_duplicates(split)
     training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
     everybody = [*split.in_order(), *found.regularisation]
@@ -189,6 +204,16 @@ def _resumed(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
     resumed = state.read_state(config.resume)
     state.require_options(config.resume, resumed, options)
     return resumed
+
+
+def _sources(config: Config, faults: Faults) -> Sources | None:
+    """The pictures; where the run stops anyway and there are many, only their folders are looked at."""
+    rules = pick_rules(config)
+    if faults.messages and config.dataset_name is None and picture_count(find_parts(*rules)) > MANY:
+        raise InputError(
+            f"not looked at yet, because of the other faults: more than {MANY} pictures and their captions"
+        )
+    return read_sources(*rules)
 
 
 def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:

@@ -1,6 +1,8 @@
 """Validation passes: both aux sides under fixed noise, for the proxy's accuracy and the adaptation losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,10 +60,13 @@ class Validation:
         )
 
     @torch.no_grad()
-    def run(self, epoch: int) -> dict[str, Any]:
+    def run(self, epoch: int, announce: Callable[[str, int, int], object] = lambda *where: None) -> dict[str, Any]:
         """One pass over both aux sides; the proxy's check joins the history.
 
         The weights are those that a file would hold (the average, where one is kept), without dropout.
+
+        Args:
+            announce: called with what is looked at, how many images were, and how many there are.
 
         Returns:
             Figures for the log, with the number of images that they rest on.
@@ -72,7 +77,7 @@ class Validation:
         margins: dict[str, Tensor] = {}
         for side, indices in (("members_aux", self.members), ("non_members_aux", self.non_members)):
             with self.training_state.shown():
-                means = self._fixed_pass(indices)
+                means = self._fixed_pass(indices, partial(announce, f"validation, {side.replace('_', '-')}: image"))
             margins[side], loss = (self._by_picture(indices, values) for values in means)
             figures |= {f"adaptation_loss_{side}": float(loss.mean()), f"images_{side}": len(loss)}
         self.proxy.train(was_training)
@@ -89,14 +94,16 @@ class Validation:
             places.setdefault(self.pictures.examples[index].pixels, []).append(place)
         return torch.stack([values[same].mean() for same in places.values()])
 
-    def _fixed_pass(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def _fixed_pass(self, indices: list[int], announce: Callable[[int, int], object]) -> tuple[Tensor, Tensor]:
         """Mean margin and mean loss of each index over the fixed draws, each [indices]."""
         margin, loss = torch.zeros(len(indices)), torch.zeros(len(indices))
-        place = {index: spot for spot, index in enumerate(indices)}
+        place, seen = {index: spot for spot, index in enumerate(indices)}, 0
         for draw in range(self.draws):
             for batch in self.pictures.plain_batches(indices, self.batch_size):
                 error_map = self._error_map(batch, draw)
                 spots = [place[index] for index in batch.indices]
+                seen += len(spots)
+                announce(seen, len(indices) * self.draws)
                 loss[spots] += error_map.mean(dim=(1, 2, 3)).cpu() / self.draws
                 if self.has_attacker:
                     margin[spots] += membership_margin(self.proxy, error_map).cpu() / self.draws

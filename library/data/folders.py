@@ -45,7 +45,8 @@ def no_pictures(folder: Path) -> str:
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
     """The folders to read, or an error that says which folder the person probably meant."""
     if not folder.is_dir():
-        raise InputError(f"{option_name} '{folder}' is not a folder")
+        moved = "" if folder.exists() else f"; if the pictures were moved, give their folder with --{option_name}"
+        raise InputError(f"{option_name} '{folder}' is not a folder{moved}")
     if flat:
         if not pictures_in(folder):
             raise InputError(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from library.data.augmentation import plain_pixels
 from library.data.examples import Example
 from library.errors import InputError
+from library.progress import counted
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
 
 FORMAT = 3
@@ -84,7 +84,7 @@ def encoded_views(
     keys = [_cache_key(view, vae_fingerprint) if folder else "" for view in views]
     found: list[Moments | None] = [None if rebuild else _read_cache(folder, key) for key in keys]
     missing = [index for index, moments in enumerate(found) if moments is None]
-    progress = tqdm(total=len(missing), desc="encoding latents", unit="image", leave=False)
+    progress = counted(len(missing), "encoding latents")
     for indices in _batches_of_one_size(missing, views, batch_size):
         moments_of = encoded_pixels(
             [views[index].pixels() for index in indices], [views[index].example for index in indices], encode

@@ -1,6 +1,7 @@
 """From options to picture sources: the folder of each subset's pictures, their role, and their rules."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ def find_parts(
             parts += faults.attempt(_kohya_parts, where, OUTSIDER, "nonmember_data_dir", folder, None, subset) or []
     faults.raise_if_any()
     return parts
+
+
+def picture_count(parts: Sequence[Part]) -> int:
+    """How many picture files the sources hold, none of them opened; those that a metadata file names count as none."""
+    return sum(len(pictures_in(part.folder)) for part in parts if part.metadata is None)
 
 
 def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:

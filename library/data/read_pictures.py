@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from library.data.augmentation import face_of, face_range
 from library.data.buckets import parse_resolution
 from library.data.caption_metadata import Captioned, read_metadata
@@ -19,6 +17,7 @@ from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Pa
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules
 from library.errors import Faults, InputError, shortened
 from library.plain_text import plain
+from library.progress import counted
 
 __all__ = ["Sources", "pick_rules", "read_sources", "read_split_pictures"]
 logger = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ class Reader:
         without: list[str] = []
         small: list[str] = []
         examples: list[Example] = []
-        for one in tqdm(named, desc="reading pictures", unit="image", leave=False, disable=len(named) < 200):
+        for one in counted(len(named), "reading pictures", silent=len(named) < 200, over=named):
             if one.caption is None:
                 without.append(one.path.name)
             count.missing += one.caption is None

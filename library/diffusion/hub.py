@@ -14,9 +14,10 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
 from library.diffusion.weight_files import first_line
-from library.errors import InputError
+from library.errors import InputError, did_you_mean, shortened
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SETTINGS = ("model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "scheduler/*.json")
 TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt")
 WEIGHTS = (
@@ -31,8 +32,24 @@ VAE = (
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be a repository of the hub: it has the form owner/name, and no such path exists."""
-    return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
+    """Whether a name can be a repository of the hub: it has the form owner/name, and nothing says that it is a path.
+
+    What ends like a model file is a path.
+    """
+    if Path(name).exists() or Path(name).suffix.lower() in FILE_ENDINGS:
+        return False
+    return HUB_ID.fullmatch(name) is not None
+
+
+def missing(option_name: str, name: str) -> str:
+    """What is said of a model that is not here: whether a file is missing or a folder, and what lies near its place."""
+    place = Path(name)
+    said = f"{option_name}: the {'file' if place.suffix.lower() in FILE_ENDINGS else 'folder'} '{name}' does not exist"
+    if not place.parent.is_dir():
+        return f"{said} (nor does '{place.parent}')"
+    beside = [one.name for one in sorted(place.parent.iterdir()) if one.is_dir() or one.suffix.lower() in FILE_ENDINGS]
+    near = did_you_mean(place.name, beside)
+    return said + (near or (f"; '{place.parent}' holds {shortened(beside, 5)}" if beside else ""))
 
 
 def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
@@ -45,7 +62,7 @@ def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
         raise InputError(
-            f"{option_name} '{name}' does not exist as a path, and it cannot be opened as a hub id: {_reason(error)}. "
+            f"{missing(option_name, name)}, and it cannot be opened as a hub id: {_reason(error)}. "
             "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
         ) from error
 

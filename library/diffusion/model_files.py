@@ -94,7 +94,7 @@ def load_model(
     elif hub.is_hub_id(path):
         model = _open_from_hub(path, dtype, tokenizer_cache_dir)
     else:
-        raise InputError(f"pretrained_model_name_or_path '{path}' does not exist, and it is not a hub id (owner/name)")
+        raise InputError(hub.missing("pretrained_model_name_or_path", path))
     for part in (model.text_encoder, model.vae, model.unet):
         part.requires_grad_(False)
         part.eval()

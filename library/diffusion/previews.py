@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +93,17 @@ def _follows_zero_snr(name: str) -> bool:
 
 
 @torch.no_grad()
-def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) -> list[Image.Image]:
-    """One picture for each prompt, from the model with its network; the same seed gives the same start noise."""
+def paint(
+    model: LatentDiffusion,
+    prompts: list[Prompt],
+    rules: PreviewRules,
+    announce: Callable[[int, int], object] = lambda number, count: None,
+) -> list[Image.Image]:
+    """One picture for each prompt, from the model with its network; the same seed gives the same start noise.
+
+    Args:
+        announce: called with the number of the picture that is begun, from 1, and how many there are.
+    """
     pipeline = diffusers.StableDiffusionPipeline(
         vae=model.vae,
         text_encoder=model.text_encoder,
@@ -106,7 +116,8 @@ def paint(model: LatentDiffusion, prompts: list[Prompt], rules: PreviewRules) ->
     )
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, 1):
+        announce(number, len(prompts))
         pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
         states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
         latents = pipeline(

@@ -37,7 +37,7 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
     elif place.is_file():
         vae, fingerprint = _from_file(place, own, latent_channels), file_hashes(place)["ss_new_sd_model_hash"]
     else:
-        raise InputError(f"vae '{name}' does not exist, and it is not a hub id (owner/name)")
+        raise InputError(hub.missing("vae", name))
     _check_space(name, vae, own, latent_channels)
     return vae, fingerprint
 

@@ -268,6 +268,7 @@ class Config:
     audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends only on the images", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 
     audit: bool = option("run", False, "audit the LoRA when its training has ended (with configs/audit.toml), and end with the verdict", shapes_weights=False)
+    verbose: bool = option("run", False, "show what every attack chose, and every other step, on the terminal", doors=AUDIT, shapes_weights=False)
     dry_run: bool = option("run", False, "check everything and print the plan, without training or writing files", shapes_weights=False)
     # fmt: on
 

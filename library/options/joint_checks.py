@@ -28,7 +28,7 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
         path = getattr(config, name)
         where = f" ({origins[name]})" if name in origins else ""
         if path and not Path(path).exists():
-            faults.add(f"{name} '{path}' does not exist{where}")
+            faults.add(f"{name} '{path}' does not exist{where}{_way_out(name, Path(path))}")
         elif path and name == "network_weights" and is_peft_folder(Path(path)):
             continue
         elif path and Path(path).is_dir() != (name in FOLDERS):
@@ -50,6 +50,17 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     _check_device(config, together)
     for message in together.messages:
         faults.add(_with_origins(message, origins))
+
+
+def _way_out(name: str, path: Path) -> str:
+    """How to go on where a folder is not there."""
+    if name == "train_data_dir":
+        return "; if the pictures were moved, give their folder with --train_data_dir"
+    if name == "resume":
+        from library.training.state import states_near  # slow to import
+
+        return f"; {states_near(path)}"
+    return ""
 
 
 def _with_origins(message: str, origins: Mapping[str, str]) -> str:
@@ -109,13 +120,13 @@ def _check_publishable(config: Config, faults: Faults) -> None:
 
 
 def _check_model(config: Config, faults: Faults) -> None:
-    from library.diffusion.hub import is_hub_id  # slow to import
+    from library.diffusion import hub  # slow to import
 
     base = config.pretrained_model_name_or_path
     if not base:
         faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
-    elif not Path(base).exists() and not is_hub_id(base):
-        faults.add(f"pretrained_model_name_or_path '{base}' does not exist, and it is not a hub id (owner/name)")
+    elif not Path(base).exists() and not hub.is_hub_id(base):
+        faults.add(hub.missing("pretrained_model_name_or_path", base))
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(
             f"base_weights_multiplier has {len(config.base_weights_multiplier)} numbers for "

@@ -9,6 +9,7 @@ from typing import Any
 from library.errors import Faults, InputError
 from library.options.declarations import Config, fields_of
 from library.options.further_faults import add_further_faults
+from library.options.help_text import help_text
 from library.options.joint_checks import check_together
 from library.options.known_keys import known_keys, refuse_sdxl
 from library.options.kohya import REFUSED, WITHOUT_EFFECT
@@ -98,19 +99,6 @@ def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def weight_options(door: str, config: Config) -> dict[str, Any]:
     """The options that shape the weights; ``--resume`` compares them."""
     return {name: getattr(config, name) for name, field in fields_of(door).items() if field.metadata["shapes_weights"]}
-
-
-def help_text(door: str) -> str:
-    """All options of a door, each with its default and one line of help."""
-    lines = [f"python {door}.py --config_file configs/NAME.toml [--option value ...]", ""]
-    section = ""
-    for name, field in fields_of(door).items():
-        if field.metadata["section"] != section:
-            section = field.metadata["section"]
-            lines.append(f"[{section}]")
-        default = [] if field.default is dataclasses.MISSING else field.default
-        lines.append(f"  --{name:<34} {field.metadata['help']} (default {default})")
-    return "\n".join(lines)
 
 
 def run(main: Callable[[list[str]], int]) -> int:

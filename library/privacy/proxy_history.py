@@ -63,7 +63,7 @@ class ProxyHistory:
         return "plain" if not self.checks else "proxy beat chance" if self.beat_chance() else "undefended"
 
     def verdict(self) -> str:
-        """One line for the end of a run."""
+        """What the end of a run says: whether the defence had an opponent, and what that means."""
         best = self.best()
         if best is None:
             return "no proxy attacker ran: this is an ordinary LoRA without a defence"
@@ -72,8 +72,11 @@ class ProxyHistory:
             f"in epoch {best.epoch}"
         )
         if self.beat_chance():
-            return f"the proxy attacker beat chance (best: {figure})"
+            return (
+                f"the proxy attacker beat chance (best: {figure}):\n"
+                "  the defence had an opponent; that is not privacy, which only the audit measures"
+            )
         return (
-            f"WARNING: the proxy attacker never beat chance (best: {figure}); this run counts as UNDEFENDED. "
-            "Raise attack_lr or k_steps, or train longer"
+            f"WARNING: the proxy attacker never beat chance (best: {figure}):\n"
+            "  this run counts as UNDEFENDED. Raise attack_lr or k_steps, or train longer"
         )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from library.lora_files.format import kinds_in
-from library.plain_text import PlainFormatter, for_shell, plain
+from library.plain_text import PlainFormatter, for_shell, plain, plain_lines
 from library.training.output_folder import OutputFolder
 
 
@@ -30,6 +30,21 @@ def split_summary(sizes: dict[str, int], inclusion: str) -> str:
     return f"split ({inclusion}): " + ", ".join(f"{count} {side}" for side, count in sizes.items())
 
 
+def finished_before(folder: OutputFolder, done: int, total: int) -> str:
+    """What is said where ``--resume`` finds a run without steps left."""
+    lora = folder.lora()
+    where = f"\nLoRA: {lora.resolve()}" if lora.is_file() else ""
+    return (
+        f"this run is finished: {done} of {total} steps are done. Nothing was trained and no file was changed.\n"
+        f"To train longer, raise max_train_epochs or max_train_steps beside --resume.{plain_lines(where)}"
+    )
+
+
+def how_to_watch(tensorboard: str) -> str:
+    """The command that shows a run's curves."""
+    return f"curves: {for_shell(['tensorboard', '--logdir', tensorboard])}"
+
+
 def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     """Where the LoRA is and how to load it."""
     lora = folder.lora().resolve()
@@ -38,7 +53,7 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
         *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
         f"loss and attacker over the run: {folder.curve()}",
         f"LoRA: {lora}",
-        f"  A1111 / Forge: copy it to models/Lora and write <lora:{folder.output_name}:1> into the prompt",
+        f"  A1111 / Forge: copy it to models/Lora, write <lora:{folder.output_name}:1> into the prompt",
         "  ComfyUI: copy it to models/loras and add a Load LoRA node",
         "  InvokeAI: add the file in the Model Manager, then select it beside the prompt",
         f"  diffusers: {_in_diffusers(lora, kinds)}",

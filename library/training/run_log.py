@@ -3,20 +3,21 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from library.plain_text import plain_lines
+from library.progress import Smoothed, clock, course, interval
 from library.tensor_files import owners_file, write_whole
 from library.training.output_folder import OutputFolder
 from library.training.speed import Speed
-from library.training.trackers import LogRules, Tracker, open_trackers
+from library.training.trackers import LogRules, TensorBoard, Tracker, open_trackers
 
-SHOWN = ("adaptation_loss", "attack_loss", "proxy_loss")  # in the bar
+SHOWN = {"adaptation_loss": "L", "attack_loss": "CE", "proxy_loss": "proxy"}  # in the bar, under short names
 
 
 class Recorder:
@@ -43,10 +44,11 @@ class Recorder:
         self.active = active
         self.log = folder.log()
         self.speed = Speed(images_per_step, mfu_of_one)
-        self._bar = tqdm(
-            total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, disable=not active
-        )
+        self._bar = course(total, "step", done=done, silent=not active)
+        self._means = Smoothed()
+        self._announced = 0.0  # time.monotonic
         self._trackers: list[Tracker] = []
+        self.tensorboard: str | None = None  # its folder, where it is written
         if not active:
             return
         if done:
@@ -54,6 +56,7 @@ class Recorder:
         handle = owners_file(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._file = os.fdopen(handle, "a", encoding="utf-8")
         self._trackers = open_trackers(rules, folder, done)
+        self.tensorboard = next((one.place for one in self._trackers if isinstance(one, TensorBoard)), None)
 
     def __enter__(self) -> "Recorder":
         return self
@@ -73,10 +76,13 @@ class Recorder:
         self._track(done, "step", figures)
         speed = self.speed.after_step()
         self._track(done, "speed", speed)
-        shown = {name: f"{value:.4g}" for name, value in figures.items() if name in SHOWN}
+        shown = [f"{short} {self._means.add(name, figures[name]):.3f}" for name, short in SHOWN.items()
+                 if name in figures]  # fmt: skip
         if "images_per_second" in speed:
-            shown["images/s"] = f"{speed['images_per_second']:.1f}"
-        self._bar.set_postfix(shown, refresh=False)
+            rate, left = speed["images_per_second"], self._bar.total - done
+            seconds = left * self.speed.images_per_step / rate
+            shown.insert(0, f"{rate:.3g} images/s, {clock(seconds)} left")
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._bar.update(1)
 
     def epoch(self, done: int, epoch: int, figures: dict[str, Any]) -> None:
@@ -86,6 +92,13 @@ class Recorder:
         self._write({"step": done, "epoch": epoch, **figures})
         self._track(done, "epoch", figures)
         self._bar.write(f"epoch {epoch}, step {done}: {validation_summary(figures)}")
+
+    def announce(self, what: str, place: int, count: int) -> None:
+        """Show in the bar what the run does between two steps, and how far it is: ``previews 3 of 8``."""
+        now = time.monotonic()
+        if now - self._announced > interval():
+            self._announced = now
+            self._bar.set_postfix_str(f"{what} {place} of {count}")
 
     def tell(self, *lines: str) -> None:
         """Print why the run ends here, below the closed bar."""
@@ -128,13 +141,13 @@ class Recorder:
 
 
 def validation_summary(figures: dict[str, Any]) -> str:
-    """A validation pass over the aux sides in one line: members and non-members, with the numbers of images."""
+    """A validation pass over the aux sides: the proxy's accuracy, then the losses with the numbers of images."""
     parts = []
     for side, name in (("members_aux", "members-aux"), ("non_members_aux", "non-members-aux")):
         parts.append(f"{name} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})")
-    text = f"adaptation loss at fixed noise: {' vs '.join(parts)}"
+    text = f"loss at fixed noise\n  {' vs '.join(parts)}"
     if "proxy_balanced_accuracy" in figures:
-        text += f"; proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}"
+        return f"proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}, {text}"
     return text
 
 

@@ -50,12 +50,9 @@ class Speed:
         if not self._steps:
             return ""
         rate, share = self._steps * self.images_per_step / self._elapsed, self._waited / self._elapsed
-        text = (
-            f"speed: {rate:.3g} images/s of all processes, validation passes and files included; {share:.1%} of the "
-            "time waits for data"
-        )
+        text = f"speed: {rate:.3g} images/s of all processes, with validation and files; {share:.1%} waits for data"
         if self.mfu_of_one:
-            text += f"; MFU {rate * self.mfu_of_one:.1%} (UNet forward counted, backward estimated)"
+            text += f"\n  MFU {rate * self.mfu_of_one:.1%} (UNet forward counted, backward estimated)"
         return text + (
             "\nWARNING: more than 10 % of the time waits for data; set cache_latents = true" if share > 0.1 else ""
         )

@@ -105,6 +105,7 @@ def save_state(
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
         files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks, "files": files}
+        content["threads"] = torch.get_num_threads()
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         if path.exists():
@@ -137,11 +138,20 @@ def read_state(place: str | None) -> dict[str, Any]:
             raise ValueError(f"format {content['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); give e.g. "
-            "OUTPUT_DIR/state/last-step00000050-state"
+            f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); {states_near(path)}"
         ) from error
     check_files(path, content)
     return content
+
+
+def states_near(path: Path) -> str:
+    """The states in a folder, in its state/, beside it and in the folder above it, the newest first."""
+    places = (path, path / "state", path.parent, path.parent / "state")
+    found = {state.parent.resolve() for place in places for state in place.glob("*/state.json")}
+    newest = sorted(found, key=lambda state: (state / "state.json").stat().st_mtime, reverse=True)
+    if not newest:
+        return "no state lies in it or near it; give e.g. OUTPUT_DIR/state/last-step00000050-state"
+    return f"states that lie there: {shortened([str(state) for state in newest], 5)}"
 
 
 def file_hash(file: Path) -> str:

@@ -50,6 +50,7 @@ class TensorBoard:
     def __init__(self, place: str, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        self.place = place
         before = set(Path(place).glob(EVENTS))
         self._writer: Any = SummaryWriter(place, purge_step=done + 1 if done else None)
         for file in set(Path(place).glob(EVENTS)) - before:

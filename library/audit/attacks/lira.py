@@ -1,6 +1,7 @@
 """Two attacks with shadow LoRAs: a likelihood ratio per picture, and attacks that need no label of the target."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from library.audit.targets.candidate_table import Candidates, FloatArray, aux_vi
 from library.audit.targets.provenance import Provenance, read_adapter
 from library.errors import InputError
 
+logger = logging.getLogger(__name__)
 FEW = 8  # up to so many shadows, all pictures share one spread per timestep
 TURNED = {"members-aux": "non-members-aux", "non-members-aux": "members-aux"}
 
@@ -136,6 +138,9 @@ def ask_shadows(
     """
     aux = [row for row, tested in enumerate(candidates.is_test.tolist()) if not tested]
     for shadow in [*planned.halves, *([planned.transfer] if planned.transfer else [])]:
+        stage = queries.stages.begin("training a shadow LoRA")
+        if not shadow.lora.is_file():
+            logger.info("%s", stage)
         train(shadow, planned.recipe, candidates)
         audited, origin = opened(shadow.lora)
         stores = queries.stores(shadow.folder / "records", origin.fingerprint, origin.shape)

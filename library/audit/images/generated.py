@@ -14,7 +14,7 @@ from library.audit.images.feature_extractors import FeatureExtractors, layer_nam
 from library.audit.images.inception import LAYERS
 from library.audit.queries.answer_cache import AnswerArrays, AnswerCache
 from library.audit.queries.audited_model import AuditedModel, moved_along
-from library.audit.queries.run_queries import AnswerFolders, Effort, fill
+from library.audit.queries.run_queries import AnswerFolders, Effort, Stages, fill
 from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.image_distances import frechet_distance, kernel_distance
 from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
@@ -200,12 +200,13 @@ def draw_all(
     rules: DrawingRules,
     extractors: FeatureExtractors,
     effort: Effort,
+    stages: Stages,
 ) -> tuple[AnswerArrays, AnswerArrays]:
     """Drawings of the pictures' captions with the LoRA on and off, as statistics; cached like the other answers."""
     answers = []
     for folder, state in ((stores.on, "on"), (stores.off, "off")):
         audited.switch(state)
         place = Path(f"{folder}-{rules.name()}-{extractors.fingerprint()}")
-        fill(place, pictures, draw_records(audited, rules, extractors), effort, f"drawings, LoRA {state}")
+        fill(place, pictures, draw_records(audited, rules, extractors), effort, stages.begin(f"drawings, LoRA {state}"))
         answers.append(AnswerCache(place).gather([picture.key for picture in pictures]))
     return answers[0], answers[1]

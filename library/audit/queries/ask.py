@@ -48,18 +48,22 @@ def fill_cache(
     """
     missing = store.missing([picture.key for picture in pictures])
     progress(len(pictures) - len(missing))
-    with ThreadPoolExecutor(workers) as pool:
-        asked = {pool.submit(ask, batch): batch for batch in batches(pictures, missing, batch_size)}
-        try:
-            for answer in as_completed(asked):
-                for name, values in answer.result().items():
-                    if not torch.isfinite(values).all():
-                        raise FloatingPointError(f"the model answers with NaN or infinity ({name})")
-                store.add([picture.key for picture in asked[answer]], answer.result())
-                progress(len(asked.pop(answer)))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(workers)
+    asked = {pool.submit(ask, batch): batch for batch in batches(pictures, missing, batch_size)}
+    try:
+        for answer in as_completed(asked):
+            for name, values in answer.result().items():
+                if not torch.isfinite(values).all():
+                    raise FloatingPointError(f"the model answers with NaN or infinity ({name})")
+            store.add([picture.key for picture in asked[answer]], answer.result())
+            progress(len(asked.pop(answer)))
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)  # a batch may take minutes, and its answers are not missed
+        raise
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 class Asker:

@@ -3,22 +3,26 @@
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from library.audit.queries.answer_cache import AnswerCache, cache_key
 from library.audit.queries.answers import Answers
-from library.audit.queries.ask import Asker, fill_cache
+from library.audit.queries.ask import Asker, batches, fill_cache
 from library.audit.queries.audited_model import AuditedModel
 from library.audit.queries.query_plan import QueryPlan
 from library.audit.targets.candidate_table import FloatArray, Picture
 from library.errors import InputError
+from library.progress import counted, spoken
 from library.tensor_files import private_folder, write_whole
 
+TIMED = 3  # passes of each thread that a forecast rests on
 INDEX_FORMAT = 2  # 1 named folders anywhere and did not say whose answers they held
 STORE_NAME = re.compile(r"[0-9a-f]{32}")  # as cache_key makes them
 
@@ -62,8 +66,21 @@ def fill(
     name: str,
 ) -> None:
     """Fill one store under a progress bar."""
-    with tqdm(total=len(pictures), desc=name, unit="image") as bar:
+    with counted(len(pictures), name) as bar:
         fill_cache(AnswerCache(folder), pictures, ask, effort.batch_size, bar.update, effort.workers)
+
+
+class Stages:
+    """Numbers what an audit does with the model, as it begins."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._begun = 0
+
+    def begin(self, name: str) -> str:
+        """The name of the next stage with its number: ``[2 of 5] passes, LoRA off``."""
+        self._begun += 1
+        return f"[{self._begun} of {self.count}] {name}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,7 @@ class QueryRunner:
     base: str  # fingerprint
     preprocess: str  # clip skip, token length
     kind: str  # device and number format
+    stages: Stages
 
     def stores(self, records: Path, adapter: str, shape: str) -> AnswerFolders:
         """Name the stores by everything that shapes their numbers.
@@ -95,6 +113,37 @@ class QueryRunner:
             gradients_on=str(records / cache_key("gradients", adapter, *common)),
             gradients_fresh=str(shared / cache_key("fresh gradients", shape, *common)),
         )
+
+    def forecast(self, audited: AuditedModel, stores: AnswerFolders) -> str:
+        """How many passes are not cached yet, and how long they will take, from a few timed ones; empty without any."""
+        passes, keys = self.plan.passes(), [picture.key for picture in self.pictures]
+        gradients = passes.pop("gradients")
+        costs = {stores.on: sum(passes.values()), stores.off: sum(passes.values()),
+                 stores.gradients_on: gradients, stores.gradients_fresh: gradients}  # fmt: skip
+        left = sum(cost * len(AnswerCache(Path(folder)).missing(keys)) for folder, cost in costs.items())
+        if not left:
+            return ""
+        seconds = left * self._seconds_per_pass(audited)
+        return f"asking the model: {left} passes for {len(keys)} images, {spoken(seconds)}"
+
+    def _seconds_per_pass(self, audited: AuditedModel) -> float:
+        """Of one picture, with as many threads at work as while asking."""
+        workers = self.effort.workers
+        batch = next(batches(self.pictures, range(len(self.pictures)), self.effort.batch_size))
+        asker = Asker(audited, self.plan, 1)
+        latents = torch.stack([picture.latent for picture in batch]).float().to(audited.device)
+        with torch.no_grad():
+            states = audited.encode_text([picture.caption for picture in batch])
+
+        def one_pass(number: int) -> Tensor:
+            with torch.no_grad():
+                return asker.predict(latents, 500, states).cpu()
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(one_pass, range(workers)))  # the first ones make buffers
+            started = time.monotonic()
+            list(pool.map(one_pass, range(TIMED * workers)))
+        return (time.monotonic() - started) / (TIMED * workers * len(batch))
 
     def ask(
         self,
@@ -126,7 +175,7 @@ class QueryRunner:
             if ask == asker.gradients and not gradients:
                 continue
             audited.switch(state)
-            name = ("gradients" if ask == asker.gradients else "passes") + f", LoRA {state}"
+            name = self.stages.begin(("gradients" if ask == asker.gradients else "passes") + f", LoRA {state}")
             try:
                 fill(Path(folder), pictures, ask, self.effort, name)
             except FloatingPointError as error:

@@ -22,6 +22,7 @@ from library.audit.statistics.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.statistics.permutation import dataset_level_p
 from library.audit.statistics.working_attack import attack_works
 from library.audit.targets.candidate_table import AuxView, Candidates, FloatArray, aux_view
+from library.progress import counted
 from library.seeding import numpy_stream
 
 logger = logging.getLogger(__name__)
@@ -176,10 +177,10 @@ def attack_scores(
 ) -> tuple[dict[str, FloatArray], dict[str, str]]:
     """Scores of every attack, and what each chose; ``state`` names the answers in the log."""
     scores, chosen = {}, {}
-    for attack in registry:
-        if attack.possible(answers.plan):
-            scores[attack.name], chosen[attack.name] = attack.score(answers, aux)
-            logger.info("scored %s, %s (%s)", attack.name, state, chosen[attack.name])
+    asked = [attack for attack in registry if attack.possible(answers.plan)]
+    for attack in counted(len(asked), f"scoring, {state}", "attacks", over=asked):
+        scores[attack.name], chosen[attack.name] = attack.score(answers, aux)
+        logger.debug("scored %s, %s (%s)", attack.name, state, chosen[attack.name])
     return scores, chosen
 
 
