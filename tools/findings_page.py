@@ -39,6 +39,7 @@ The same from `findings.json`, which lies beside the report:
 
 ```python
 import json, sys
+
 found = json.load(open("OUTPUT_DIR/audit/findings.json"))
 main = next(one for one in found["findings"] if one["name"] == found["primary"])
 low, high = main["auc_interval"]
