@@ -131,8 +131,11 @@ def test_a_lora_without_a_leak_is_called_one_in_at_most_two_of_a_hundred_audits(
     assert leaks <= 8
 
 
-def test_a_strong_leak_is_never_called_invalid_in_a_hundred_audits():
-    """No control reads the LoRA's own answers: fitted on them with dealt labels, one lay far from chance."""
+def test_a_strong_leak_is_called_invalid_no_more_often_than_luck_fails_a_control():
+    """Controls fail in one of a hundred sound audits, that is their level; a leak adds nothing to it.
+
+    One control was fitted on the LoRA's own answers, and 10 to 30 of 100 strong leaks were called invalid.
+    """
     blind = np.random.default_rng(4)
     invalid, areas = 0, []
     for seed in range(100):
@@ -143,10 +146,14 @@ def test_a_strong_leak_is_never_called_invalid_in_a_hundred_audits():
         everything = score_all(inputs, aux, {})
         assert auc(*sides_of(everything.on[PRIMARY], candidates, "test")) > 0.95
         controls = control_scores(inputs, everything, aux)
+        if seed < 5:  # no control reads the LoRA's own answers: without a leak each is the same, bit for bit
+            flat = dataclasses.replace(inputs, answers=planted_answers(candidates, 0.0, seed=seed))
+            without = control_scores(flat, score_all(flat, aux, {}), aux)
+            assert all(np.array_equal(rows, without[name]) for name, rows in controls.items())
         areas.append(auc(*sides_of(controls["fusion, LoRA off, aux labels dealt anew"], candidates, "test")))
         invalid += joint_p(controls, candidates, seed)[0] < CONTROL_P
     print(f"invalid in {invalid} of 100; the control's AUC {min(areas):.2f} to {max(areas):.2f}")
-    assert invalid == 0 and abs(np.mean(areas) - 0.5) < 0.05
+    assert invalid <= 3 and abs(np.mean(areas) - 0.5) < 0.05  # 3 or fewer with a chance of 98 %
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
