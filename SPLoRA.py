@@ -8,6 +8,7 @@ import torch
 from library.assembly.outputs import open_outputs
 from library.assembly.run import open_run
 from library.assembly.then_audit import then_audit
+from library.assembly.time_forecast import time_forecast
 from library.assembly.training import open_training
 from library.options import resolve
 from library.privacy.objectives import ratio_objective
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     run = open_run(DOOR, config)  # the split, the model with its network, the plan
     run.say(run.summary())
     if config.dry_run:
-        run.say(run.forecast(arguments))
+        run.say(run.forecast(arguments), time_forecast(run))
         return 0
     if run.is_finished():
         run.say(run.how_it_ended())

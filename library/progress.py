@@ -22,7 +22,8 @@ def counted(
         over: what the bar goes through, where it is an iterable's and not updated by hand.
     """
     layout = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left |{bar}|"
-    return tqdm(over, leave=False, **_bar(total, name, unit, layout, silent=silent or total == 0))
+    shown: tqdm[Item] = tqdm(over, leave=False, **_bar(total, name, unit, layout, silent=silent or total == 0))  # type: ignore[assignment]
+    return shown
 
 
 def course(total: int, name: str, *, done: int, silent: bool = False) -> "tqdm[Any]":

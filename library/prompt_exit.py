@@ -12,6 +12,7 @@ from library.plain_text import plain
 
 GRACE = 2.0  # seconds in which what runs may end by itself
 STATUS = 130  # of a program that Ctrl-C ended
+Main = Callable[[list[str]], int]
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -4,16 +4,21 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+import socket
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from library.data.folders import caption_lines
 from library.errors import Faults, InputError, shortened
 from library.tensor_files import private_folder, write_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+CONNECT_SECONDS = 5.0
 SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"BM": ".bmp"}
 logger = logging.getLogger(__name__)
 
@@ -91,7 +96,8 @@ def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]],
             for lock in locks.rglob("*.lock"):
                 lock.chmod(0o600)  # its name contains the dataset's path
         elif HUB_ID.fullmatch(source.name):
-            rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
+            with offline_where_unreachable():
+                rows = datasets.load_dataset(source.name, source.config_name, split=source.split)
         else:
             raise InputError(f"dataset_name '{source.name}' is neither a file, a folder, nor a hub id (owner/name)")
         if source.image_column in (rows.features or {}) and isinstance(
@@ -102,6 +108,37 @@ def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]],
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(_explained(source, path, error)) from error
     return rows, columns
+
+
+@contextmanager
+def offline_where_unreachable() -> Iterator[None]:
+    """Where the hub does not answer, datasets looks into its cache at once, instead of after half a minute of retries.
+
+    Behind a proxy nothing is tried: there the hub's name need not be known here.
+    """
+    import datasets
+    import huggingface_hub
+
+    host = urlparse(huggingface_hub.constants.ENDPOINT)
+    if datasets.config.HF_HUB_OFFLINE or urllib.request.getproxies() or answers(host.hostname or "", host.port or 443):
+        yield
+        return
+    logger.warning("%s does not answer; only datasets that are in the local cache can be opened", host.hostname)
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a machine takes connections."""
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def _local(path: Path, split: str, cache: Path) -> Any:

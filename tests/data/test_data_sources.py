@@ -190,3 +190,23 @@ def test_the_audit_reads_each_picture_once_with_its_whole_caption_and_first_size
     found = read_pictures(settings)
     assert len(found) == 4 and training_sizes(found, 8) == [(32, 32)] * 4
     assert {one.caption for one in found} == {f"sks walrus{index:03d}, ocelot picture" for index in range(4)}
+
+
+@pytest.mark.parametrize(("reachable", "proxies", "offline"), [(True, {}, False), (False, {}, True),
+                                                               (False, {"https": "http://box"}, False)])  # fmt: skip
+def test_a_hub_that_does_not_answer_is_asked_once_and_then_only_the_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog, reachable: bool, proxies: dict, offline: bool
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    from library.data import hub_datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_datasets, "answers", lambda host, port: reachable)
+    monkeypatch.setattr("urllib.request.getproxies", lambda: proxies)
+    with hub_datasets.offline_where_unreachable():
+        assert datasets.config.HF_HUB_OFFLINE is huggingface_hub.constants.HF_HUB_OFFLINE is offline
+    assert datasets.config.HF_HUB_OFFLINE is huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert ("does not answer" in caplog.text) is offline

@@ -113,3 +113,23 @@ def test_offline_a_cached_repository_opens_and_another_is_named(
     assert open_base(rules("someone/tiny")).fingerprint == load_model(str(model_folder)).fingerprint
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the local cache does not have it"):
         open_base(rules("someone/absent"))
+
+
+def test_a_missing_checkpoint_is_told_as_a_missing_file_with_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "painting.safetensors").touch()
+    (tmp_path / "models" / "notes.txt").touch()
+    for name, said in (
+        (
+            "models/paintings.safetensors",
+            "the file 'models/paintings.safetensors' does not exist; did you mean 'painting",
+        ),
+        ("models/sd.ckpt", "the file 'models/sd.ckpt' does not exist; 'models' holds 'painting.safetensors'"),
+        ("nowhere/sd.safetensors", "the file 'nowhere/sd.safetensors' does not exist (nor does 'nowhere')"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+            with pytest.raises(InputError) as caught:
+                open_base(rules(name))
+        assert said in str(caught.value) and "hub id" not in str(caught.value)

@@ -166,6 +166,17 @@ def test_every_option_has_help_and_stands_in_the_help_text() -> None:
         assert field.metadata["help"] and f"--{name} " in text
 
 
+@pytest.mark.parametrize("door", ["SPLoRA", "audit"])
+def test_help_comes_in_groups_that_fit_the_terminal_and_names_no_empty_default(door: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_text(door)
+    assert max(map(len, text.splitlines())) <= 80 and "(default )" not in text and "default None" not in text
+    headings = [line for line in text.splitlines() if line.isupper()]
+    assert len(headings) == len({field.metadata["section"] for field in fields_of(door).values()})
+    assert headings[0] == {"SPLoRA": "THE BASE MODEL", "audit": "THE AUDIT"}[door]
+    assert "--resolution VALUE" in text and "default 512)" in text
+
+
 def test_faults_name_the_line_of_the_key(tmp_path: Path, flags) -> None:
     text = '"clip_skip" = 99\n\n[saving]\ntraining_comment = """\nseed = 3\n"""\nseed = "x"  # a comment\n'
     text += '[network]\nnetwork_args = [\n  "a=1",\n]\nnetwork_dim = 0\n'

@@ -1,0 +1,101 @@
+"""How long a run will take: a few passes are timed on this machine, before anything is trained."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from library.assembly.game import GameRules
+from library.assembly.run import Run
+from library.progress import spoken
+from library.rules import pick
+
+TIMED = 2  # passes of each kind, after one that makes the buffers
+PATIENCE = 20.0  # seconds; a first pass that takes longer is the measure
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Seconds of one pass of the UNet in this run's size and precision."""
+
+    training: float  # forward and backward, of a whole batch
+    asking: float  # forward alone, of one image
+
+
+def time_forecast(run: Run) -> str:
+    """One line: the time of the steps that are left, with validation and previews, and what it rests on."""
+    try:
+        times = measured(run)
+    except torch.OutOfMemoryError:
+        return "time: not measured, because one batch does not fit into the GPU's memory now"
+    steps, looks = seconds_of_steps(run, times), seconds_of_looks(run, times)
+    return (
+        f"time, from timed passes on this machine: {spoken(steps + looks)} ({spoken(steps)} for "
+        f"{run.plan.total_steps - run.resumed['done']} steps, {spoken(looks)} for validation and previews; "
+        "encoding is not counted)"
+    )
+
+
+def measured(run: Run) -> PassTimes:
+    """Time passes on random latents; nothing of the model or the network changes. Raises: torch.OutOfMemoryError."""
+    config, model, device = run.config, run.model, run.accelerator.device
+    model.prepare(device, full_precision_vae=config.no_half_vae, gradient_checkpointing=config.gradient_checkpointing)
+    size, count = run.training_set.common_size(run.size), run.training_set.largest_batch()
+    latents = torch.randn(count, *model.latent_shape(size), device=device, dtype=model.unet.dtype)
+    context = torch.randn(count, 77, model.unet.config.cross_attention_dim, device=device, dtype=model.unet.dtype)
+    timesteps = torch.full((count,), 500, device=device)
+
+    def asked() -> torch.Tensor:
+        with run.accelerator.autocast():
+            return model.unet(latents, timesteps, context).sample.float().square().mean()
+
+    def trained() -> None:
+        asked().backward()
+        run.optimization.optimizer.zero_grad(set_to_none=True)
+
+    training = seconds_of(trained)
+    with torch.no_grad():
+        asking = seconds_of(asked)
+    return PassTimes(training, asking / count)
+
+
+def seconds_of(one_pass: Callable[[], object]) -> float:
+    """Seconds of one pass, on average, the GPU's work included."""
+
+    def timed(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            one_pass()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / count
+
+    first = timed(1)
+    return first if first > PATIENCE else timed(TIMED)
+
+
+def seconds_of_steps(run: Run, times: PassTimes) -> float:
+    """Of all optimizer steps that are left: the LoRA's passes and the attacker's."""
+    config, rules = run.config, pick(run.config, GameRules)
+    of_lora = config.gradient_accumulation_steps * times.training
+    if rules.k_steps and rules.separate_noise:
+        of_lora *= 2
+    of_attacker = rules.k_steps * 2 * rules.images_per_side() * times.asking
+    return (run.plan.total_steps - run.resumed["done"]) * (of_lora + of_attacker)
+
+
+def seconds_of_looks(run: Run, times: PassTimes) -> float:
+    """Of validation passes over both aux sides and of previews that are left, those before the first step included."""
+    config, plan, done = run.config, run.plan, run.resumed["done"]
+    left = range(done + 1, plan.total_steps + 1)
+    validations = sum(
+        plan.validation_is_due(step, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps) for step in left
+    )
+    previews = 1 + sum(plan.is_due(step, config.sample_every_n_epochs, config.sample_every_n_steps) for step in left)
+    if not done:
+        validations, previews = validations + 1, previews + config.sample_at_first
+    aux = len(run.split.indices("members-aux")) + len(run.split.indices("non-members-aux"))
+    asked = validations * aux * config.attack_eval_draws
+    asked += previews * sum(2 * prompt.steps for prompt in run.prompts)  # with the prompt and without
+    return asked * times.asking
