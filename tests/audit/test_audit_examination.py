@@ -303,7 +303,7 @@ def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
     other = dataclasses.replace(leaking, label="early", exposures=10.0)
     text = report_html(leaking, [leaking, other], [])
     assert "Side by side" in text and "held-out loss against exposures" in text and "Privacy against fit" in text
-    assert text.index("held-out loss against exposures") < text.index("Side by side")  # it stands on top
+    assert text.index("held-out loss against exposures") < text.index("Side by side</h2>")  # it stands on top
 
 
 def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):

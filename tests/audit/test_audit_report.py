@@ -133,7 +133,7 @@ def test_main_and_strongest_attack_share_a_box_where_they_are_the_same() -> None
 def test_the_course_over_saved_files_stands_on_top_whenever_there_are_some() -> None:
     early, result = saved("000002", 10.0, 0.6), planted_result(1.5)
     text = page_of(result, early)
-    assert text.index("AUC and held-out loss against exposures") < text.index("Side by side")
+    assert text.index("AUC and held-out loss against exposures") < text.index("Side by side</h2>")
     assert "AUC from 0.60 at 10 to" in text and "exposures per member picture" in text
     unknown = [dataclasses.replace(one, exposures=None) for one in (early, result)]
     assert "saved file, first to last" in page_of(unknown[1], unknown[0])
