@@ -49,6 +49,11 @@ def _any(value: Any, wanted: list[dict[str, Any]], schema: dict[str, Any], place
     return [] if any(not one for one in tried) else [f"{place}: fits none of {len(tried)}", *tried[0]]
 
 
+def _length(value: Any, otherwise: int) -> int:
+    """Of a list; what is none is told by its type."""
+    return len(value) if isinstance(value, list) else otherwise
+
+
 def _said(fits: bool, value: Any, place: str) -> list[str]:
     return [] if fits else [f"{place}: {value!r}"]
 
@@ -60,6 +65,6 @@ CHECKS: dict[str, Any] = {
     "anyOf": _any,
     "const": lambda value, wanted, schema, place: _said(value == wanted, value, place),
     "enum": lambda value, wanted, schema, place: _said(value in wanted, value, place),
-    "minItems": lambda value, wanted, schema, place: _said(len(value) >= wanted, value, place),
-    "maxItems": lambda value, wanted, schema, place: _said(len(value) <= wanted, value, place),
+    "minItems": lambda value, wanted, schema, place: _said(_length(value, wanted) >= wanted, value, place),
+    "maxItems": lambda value, wanted, schema, place: _said(_length(value, wanted) <= wanted, value, place),
 }
