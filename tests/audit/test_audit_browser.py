@@ -16,8 +16,7 @@ from tests.helpers.audit_results import planted_result
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed")
 DOT = thumbnail(Image.new("RGB", (8, 8), "teal"))
 SMALLEST = """Math.min(...[...document.querySelectorAll('svg text, svg tspan')].filter(one => one.textContent.trim())
-    .map(one => parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a / Math.cos(Math.atan2(
-        one.getScreenCTM().b, one.getScreenCTM().a))))"""
+    .map(one => parseFloat(getComputedStyle(one).fontSize) * Math.hypot(one.getScreenCTM().a, one.getScreenCTM().b)))"""
 BESIDES = """[...document.querySelectorAll('svg text')].filter(one => {
     const box = one.getBoundingClientRect(), own = one.ownerSVGElement.getBoundingClientRect();
     return box.left < own.left - 2 || box.right > own.right + 2;

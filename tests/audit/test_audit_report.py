@@ -172,7 +172,7 @@ def test_findings_fit_the_published_schema_private_and_published() -> None:
     wanted = json.loads(findings_page.SCHEMA.read_text())
     for content in (as_json(whole, [whole]), shareable_json(shareable(whole), [shareable(whole)])):
         assert complaints(json.loads(json.dumps(content)), wanted) == []
-    private = as_json(whole)
+    private = json.loads(json.dumps(as_json(whole)))
     assert list(private) == list(findings_schema.KEYS)  # the order that is documented
     assert complaints({**private, "extra": 1}, wanted) == ["file: extra is unknown"]
     assert complaints({**private, "primary": 3}, wanted) == ["file.primary: 3 is no string"]

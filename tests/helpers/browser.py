@@ -70,6 +70,11 @@ class Page:
         while "Page.loadEventFired" not in self._events:
             self._next()
 
+    def close(self) -> None:
+        """Let go of the pipes."""
+        self._from.close()
+        os.close(self._to)
+
     def value(self, expression: str) -> Any:
         """What a line of JavaScript gives."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -114,4 +119,4 @@ def opened() -> Iterator[Page]:
         finally:
             process.kill()
             process.wait()
-            os.close(to_browser)
+            page.close()
