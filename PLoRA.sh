@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Trains PrivateLoRA (sum objective). As it stands: on the embedded demo. Flags go on, e.g. bash PLoRA.sh --max_train_steps 50 --output_dir out
+# With --audit it audits what it has trained, and ends with the verdict.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

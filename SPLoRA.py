@@ -7,6 +7,7 @@ import torch
 
 from library.assembly.outputs import open_outputs
 from library.assembly.run import open_run
+from library.assembly.then_audit import then_audit
 from library.assembly.time_forecast import time_forecast
 from library.assembly.training import open_training
 from library.options import resolve
@@ -16,7 +17,7 @@ DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
-    """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 without a LoRA: losses not finite, target_auc never met."""
+    """Train one LoRA; returns 0, 130 after Ctrl-C, 1 without a LoRA (losses not finite, no target met), or an audit's."""
     config = resolve.read_config(DOOR, arguments)
     run = open_run(DOOR, config)  # the split, the model with its network, the plan
     run.say(run.summary())
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
                 return status
         status = outputs.finish()
     run.say(outputs.summary())
-    return status
+    return then_audit(run) if config.audit and status == 0 else status
 
 
 if __name__ == "__main__":

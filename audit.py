@@ -13,7 +13,7 @@ DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
-    """Audit every LoRA that was named; returns 0, whatever the verdicts are."""
+    """Audit every LoRA that was named; returns 0, or with ``fail_above`` what advice.exit_status says of them."""
     words = sources.outputs_named(arguments, resolve.TYPES)
     config = resolve.read_config(DOOR, words)
     given = {name: getattr(config, name) for name in resolve.given_options(DOOR, words)}
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from library.assembly import audit_lora
-    from library.audit.report import audit_result, most_exposed, publication, report_page
+    from library.audit.report import advice, audit_result, most_exposed, publication, report_page
     from library.audit.targets import candidates, lora_runs, provenance
     from library.training import messages
 
@@ -53,25 +53,27 @@ def main(arguments: list[str]) -> int:
         reference = undefended.get(candidate_set.split_hash) if origin.defended else None
         result = audit_lora.score_attacks(subject, drawn, reference.findings if reference else None, of_base)
         of_base |= result.evaluation.of_base
-        results[run.lora] = result
+        results[run.lora] = audit_lora.stamped(subject, result) if config.stamp else result
         if origin.defended is False and run.is_last:
             undefended.setdefault(candidate_set.split_hash, result.evaluation)
-        print(plain_lines(report_page.summary(result)))
+        print(plain(report_page.headline(result)))
+        if config.stamp:
+            print(plain(f"stamped the measured figures into {run.lora}"))
 
-    # Reports, beside each other; then what leaves the private folder, where it was asked for
+    # Reports, beside each other; then what leaves the private folder, where it was asked for; the verdicts come last
     together = [results[run.lora] for run in runs]
     last = [run for run in runs if run.is_last]
     for run in last:
         exposed = most_exposed.most_exposed_members(results[run.lora], candidate_sets[run.lora].paths())
         page = report_page.write_report(results[run.lora], together, exposed, run.audit)
         print(plain(f"report of {run.label}: {page}"))
-    for run in runs if config.stamp else []:
-        provenance.stamp(run.lora, audit_result.stamp_facts(results[run.lora]))
-        print(plain(f"stamped the measured figures into {run.lora}"))
     if config.publishable:
-        files = [(run.lora, results[run.lora]) for run in last]
-        print(plain(f"what may be published: {publication.publish(files, together, Path(config.publishable))}"))
-    return 0
+        audited = [results[run.lora] for run in last]
+        print(plain(f"what may be published: {publication.publish(audited, together, Path(config.publishable))}"))
+    for run in last:
+        print(f"\n{plain(run.label)}: {plain_lines(report_page.summary(results[run.lora]))}")
+    judged = [results[run.lora] for run in last[: len(config.outputs)]]  # not the reference of --undefended
+    return advice.exit_status(judged, config.fail_above)
 
 
 def way_on(arguments: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
-    """Train, audit, and write the table; finished LoRAs of an earlier call are kept."""
+    """Train, audit, and write the table; finished LoRAs of an earlier call are kept. Returns the audit's status."""
     plan, output = read_plan(arguments)
     from library.tensor_files import write_whole
 
@@ -34,22 +34,28 @@ def main(arguments: list[str]) -> int:
         if "checkpoint_of" in run:
             take_checkpoint(run, output)
     folders = [output / run["name"] for run in plan["runs"]]
-    audit_all(folders, plan["audit"])
+    status = audit_all(folders, plan["audit"])
     titles = [run.get("title", run["name"]) for run in plan["runs"]]
     rows = comparison_rows({title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)})
     table = markdown(rows)
     write_whole(output / "table.md", table)
     write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}; {(time.monotonic() - started) / 60:.0f} minutes")
-    return 0
+    return status
 
 
-def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> None:
-    """Run the audit of all LoRAs in one process. Raises: InputError when it fails."""
+def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> int:
+    """Run the audit of all LoRAs in one process; returns 0, or what ``fail_above`` says of them (3, 4).
+
+    Raises:
+        InputError: the audit fails.
+    """
     options = [word for name, value in audit_options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
-    if subprocess.run(command, check=False).returncode != 0:
+    status = subprocess.run(command, check=False).returncode
+    if status not in (0, 3, 4):
         raise InputError("the audit failed; see its message above")
+    return status
 
 
 def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:

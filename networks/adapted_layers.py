@@ -22,6 +22,15 @@ BIASES = ("diff_b", "b_norm")
 CONSTANT = "alpha"
 
 
+def changes_nothing(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file is as good as untrained: every factor that starts at zero is zero, and no length is stated."""
+    return all(
+        not any(name in SCALES for name in parts)
+        and all(not value.any() for name, value in parts.items() if name in ZERO_AT_START)
+        for parts in modules_of(tensors).values()
+    )
+
+
 class Change(nn.Module):
     """What the changed part of a weight adds to a layer's output; a module, so that its calls can be noted."""
 

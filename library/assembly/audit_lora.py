@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from library.audit.attacks import blind_baselines, lira, shadow_models
 from library.audit.images import feature_extractors, generated
 from library.audit.queries import audited_model, run_queries
 from library.audit.queries.query_plan import PLANS, QueryPlan
-from library.audit.report.audit_result import AuditResult, audit_result_of
+from library.audit.report.audit_result import AuditResult, audit_result_of, audited_file, stamp_facts
 from library.audit.report.evaluation import BaseScores, EvaluationInputs, examine
 from library.audit.statistics.findings import Finding
 from library.audit.targets import candidate_table, candidates, provenance
@@ -22,6 +22,7 @@ from library.diffusion.latent_diffusion import LatentDiffusion
 from library.options import resolve
 from library.options.declarations import Config
 from library.rules import pick
+from networks import adapted_layers
 
 logger = logging.getLogger(__name__)
 SUITE = Path(__file__).parents[2]  # where the trainers are
@@ -139,7 +140,8 @@ def score_attacks(
     index = run_queries.read_index(run.answer_index(subject.plan.name), shelf, subject.origin.fingerprint)
     answers = run_queries.read_answers(*index, subject.plan)
     aux = candidate_table.aux_view(everybody, config.audit_seed)
-    silent = ["the LoRA changes nothing: the model answers exactly as without it"] if answers.is_silent() else []
+    is_empty = adapted_layers.changes_nothing(subject.weights) or answers.is_silent()
+    silent = ["the LoRA changes nothing: the model answers as without it"] if is_empty else []
     inputs = EvaluationInputs(
         answers,
         everybody,
@@ -159,4 +161,11 @@ def score_attacks(
         "seconds for the scores": f"{time.monotonic() - started:.0f}",
     }
     facts |= lira.exposures_summary(subject.origin.exposures, planned.transfer)
-    return audit_result_of((run.label, run.alias), subject.origin, evaluation, everybody, answers, drawn, facts)
+    file = audited_file(run.lora, str(run.settings["pretrained_model_name_or_path"]))
+    return audit_result_of((run.label, run.alias), subject.origin, evaluation, everybody, answers, drawn, facts, file)
+
+
+def stamped(subject: Subject, result: AuditResult) -> AuditResult:
+    """Write the measured figures into the LoRA file; the result then names the file with its new hash."""
+    provenance.stamp(subject.run.lora, stamp_facts(result))
+    return replace(result, file=audited_file(subject.run.lora, result.file.base))

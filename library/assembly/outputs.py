@@ -25,6 +25,7 @@ from library.training.checkpoint_writer import CheckpointWriter
 from library.training.interruption import StopSignal
 from library.training.run_log import Recorder
 from library.training.trackers import LogRules
+from library.training.training_curve import write_curve
 
 Result = TypeVar("Result")
 
@@ -67,6 +68,7 @@ class Outputs:
         guard, is_lost = self.training.guard, self.training.guard.is_lost()
         if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.training.course().end):
             return None
+        self.draw()
         self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
         return 1 if is_lost else 130
 
@@ -76,6 +78,7 @@ class Outputs:
         self.checkpoints.finish(done, kept)
         with self.training.state.shown_as_kept():
             self.previews.show("final", done if kept is None else kept, self.log)
+        self.draw()
         return 1 if kept is None else 0
 
     def _kept(self) -> int | None:
@@ -85,6 +88,11 @@ class Outputs:
             return self.training.course().end
         check = kept_check(rules, self.training.game.history.gaps)
         return None if check is None else check.done
+
+    def draw(self) -> None:
+        """Loss and attacker so far, as a picture in the folder."""
+        if self.run.accelerator.is_main_process:
+            write_curve(self.run.folder.log(), self.run.folder.curve())
 
     def summary(self) -> str:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
@@ -127,7 +135,9 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         if is_main:
             output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
             write_split(run.split, run.folder.split())
-            tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
+            stated = f'\n[facts]\nsplit_hash = "{run.split.sealed_hash()}"\n'  # an audit compares it with split.json
+            resolved = write.resolved_toml(run.door, config)
+            tensor_files.write_whole(run.folder.config(), resolved + stated, private=True)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())
         log = stack.enter_context(

@@ -113,7 +113,16 @@ class Run:
             self.training_set.largest_batch(),
             pick(self.config, memory.MemoryRules),
         )
-        return f"{needed}\n{write.explained_toml(self.door, self.config, arguments)}"
+        drawn = self.config.split_file or self.config.split_secret_file or self.config.resume
+        note = (
+            ""
+            if drawn
+            else (
+                "the sides above are one draw; the run will draw its own, so its sizes may differ "
+                "(--split_secret_file FILE draws the same sides every time)\n"
+            )
+        )
+        return f"{note}{needed}\n{write.explained_toml(self.door, self.config, arguments)}"
 
 
 def open_run(door: str, config: Config) -> Run:

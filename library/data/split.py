@@ -56,6 +56,10 @@ class Split:
         """SHA-256 (hex) over pictures and their sides: identifies the split without revealing a picture."""
         return sides_hash((example.pixels, side) for side in SIDES for example in self.sides[side])
 
+    def sealed_hash(self) -> str:
+        """``hash`` under the split's secret: recognises the split, and tells nothing to who has the pictures."""
+        return sealed(self.secret, self.hash())
+
     def key(self, seed: int) -> StreamKey:
         """The key of all random streams of a run with this seed."""
         return StreamKey(self.secret, seed)
@@ -63,6 +67,11 @@ class Split:
     def sizes(self) -> dict[str, int]:
         """Different pictures per side: a picture of two datasets counts once."""
         return {side: len({example.pixels for example in self.sides[side]}) for side in SIDES}
+
+
+def sealed(secret: bytes, sides: str) -> str:
+    """HMAC-SHA256 (hex) of a ``sides_hash`` under a split's secret."""
+    return keyed_digest(secret, "sides of the split", sides).hex()
 
 
 def sides_hash(entries: Iterable[tuple[str, str]]) -> str:

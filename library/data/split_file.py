@@ -210,7 +210,12 @@ def read_split_file(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["format"] in (1, FORMAT) and all(
-            entry["side"] in SIDES and isinstance(entry["pixels"], str) and "group" in entry and "path" in entry
+            entry["side"] in SIDES
+            and isinstance(entry["pixels"], str)
+            and "group" in entry
+            and "path" in entry
+            and type(entry.get("repeats", 1)) is int
+            and entry.get("repeats", 1) >= 1
             for entry in content["images"]
         )
         known = known and isinstance(content["inclusion"], str)

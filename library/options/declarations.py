@@ -254,8 +254,9 @@ class Config:
 
     outputs: list[str] = option("audit", [], "output folders of the trainers, or LoRA files (these need pretrained_model_name_or_path, train_data_dir and split_file); several are audited side by side", doors=AUDIT, shapes_weights=False)
     profile: str = option("audit", "lite", "lite: about 26 UNet passes per image and state; full: about 119", choices=("lite", "full"), doors=AUDIT, shapes_weights=False)
-    checkpoints: str = option("audit", "last", "which LoRA files of an output folder are audited: the last one, or all saved ones", choices=("last", "all"), doors=AUDIT, shapes_weights=False)
+    checkpoints: str = option("audit", "spread", "which LoRA files of an output folder are audited: spread: the last one and up to three earlier ones, evenly over the training, for the curve of AUC against exposures; all: every saved one; last: that alone", choices=("spread", "all", "last"), doors=AUDIT, shapes_weights=False)
     target_fpr: float = option("audit", 0.05, "false-positive rate (0..1); its threshold is set on the aux sides, and the report shows the rate that results on the test sides", above=0, most=0.5, doors=AUDIT, shapes_weights=False)
+    fail_above: float | None = option("audit", None, "AUC (0.5..1) that the upper end of the main attack's 95 % interval may not exceed: the audit then ends with status 3, with 4 if it is invalid, else with 0; unset: with 0 whatever the verdict", least=0.5, most=1, doors=AUDIT, shapes_weights=False)
     undefended: str | None = option("audit", None, "output folder of an undefended LoRA of the same split; unset: the one among the outputs with param_alpha 0", doors=AUDIT, shapes_weights=False)
     generated_images: int = option("audit", 0, "images generated per caption for the black-box attack and the image quality; 0 = neither is measured", least=0, most=16, doors=AUDIT, shapes_weights=False)
     generation_captions: int = option("audit", 50, "number of captions per test side that images are generated for", least=2, doors=AUDIT, shapes_weights=False)
@@ -271,6 +272,7 @@ class Config:
     stamp: bool = option("audit", False, "write the measured figures into the LoRA file's ss_privacy_* metadata", doors=AUDIT, shapes_weights=False)
     audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends only on the images", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 
+    audit: bool = option("run", False, "audit the LoRA when its training has ended (with configs/audit.toml), and end with the verdict", shapes_weights=False)
     verbose: bool = option("run", False, "show what every attack chose, and every other step, on the terminal", doors=AUDIT, shapes_weights=False)
     dry_run: bool = option("run", False, "check everything and print the plan, without training or writing files", shapes_weights=False)
     # fmt: on

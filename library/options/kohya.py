@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
         "text states are made in seconds and stay in memory; on disk they would be one more file that reveals captions"
     ),
     "log_config": "the options name your folders and would leave this machine; config.toml keeps them beside the LoRA",
+    "split_hash": "it names the split of the run that wrote this file, and an audit compares it with split.json",
     "console_log_file": "a message may name a private file; redirect the terminal (2> FILE) to keep the messages",
 }
 

@@ -32,7 +32,7 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
     sections: dict[str, list[str]] = {}
     for name, field in fields_of(door).items():
         value = getattr(config, name)
-        if value not in (None, "") and name not in ("dry_run", "overwrite", "resume"):
+        if value not in (None, "") and name not in ("audit", "dry_run", "overwrite", "resume"):
             if isinstance(value, str) and names_a_place(name):
                 value = value.replace("\\", "/")
             line = f"{name} = {_toml_value(value)}"

@@ -51,6 +51,7 @@ def how_to_use(folder: OutputFolder, sheet: Path | None) -> str:
     kinds = kinds_in(lora)
     lines = [
         *([f"previews, base model against LoRA: {sheet}"] if sheet else []),
+        f"loss and attacker over the run: {folder.curve()}",
         f"LoRA: {lora}",
         f"  A1111 / Forge: copy it to models/Lora, write <lora:{folder.output_name}:1> into the prompt",
         "  ComfyUI: copy it to models/loras and add a Load LoRA node",

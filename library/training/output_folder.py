@@ -36,6 +36,10 @@ class OutputFolder:
         """The log: one JSON object per line."""
         return self.path / "log.jsonl"
 
+    def curve(self) -> Path:
+        """Loss and attacker over the run, drawn."""
+        return self.path / "training.png"
+
     def proxy(self) -> Path:
         """The proxy attacker that belongs to the LoRA."""
         return self.path / "proxy.safetensors"
@@ -125,7 +129,7 @@ def set_audits_aside(folder: OutputFolder) -> None:
 
 def clear_run(folder: OutputFolder) -> None:
     """Remove the files of an earlier run, so that none is mistaken for the new run's. Other files stay."""
-    for file in (folder.split(), folder.log(), folder.proxy(), folder.config(), folder.lora()):
+    for file in (folder.split(), folder.log(), folder.curve(), folder.proxy(), folder.config(), folder.lora()):
         file.unlink(missing_ok=True)
     numbered = [
         *folder.path.glob(f"{folder.output_name}-[0-9]*.safetensors"),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from library.audit.attacks import score_attacks
+from library.audit.attacks import label_free, score_attacks
 from library.audit.attacks.attack_result import sides_of
 from library.audit.attacks.classifiers import boosted_trees, cross_fitted, logistic, robust_scaled
 from library.audit.attacks.registry import ATTACKS, PRIMARY
@@ -56,6 +56,10 @@ def test_the_battery_is_complete_and_its_names_are_unique():
         "gsa2",
         "map_mlp",
         "fusion",
+        "loss_empty_calibrated",
+        "caption_gain",
+        "loss_residual",
+        "label_free",
     } <= set(names)
 
 
@@ -69,8 +73,9 @@ def test_a_planted_leak_is_found_by_every_attack_in_the_stated_direction(attack)
 @pytest.mark.parametrize("attack", FAST, ids=lambda attack: attack.name)
 def test_a_leak_without_any_doubt_gives_auc_one(attack):
     answers = planted_answers(CANDIDATES, leak=15.0, plan=FULL if attack.name == "pfami" else LITE)
-    grid = answers.on["noise"]  # caption and empty caption share their noise, as they do in a sweep
-    grid[..., 1, :] = grid[..., 0, :] + np.where(CANDIDATES.is_member, 1.0, 0.5)[:, None, None, None]
+    if attack.name.startswith("clid"):
+        grid = answers.on["noise"]  # caption and empty caption share their noise, as they do in a sweep
+        grid[..., 1, :] = grid[..., 0, :] + np.where(CANDIDATES.is_member, 1.0, 0.5)[:, None, None, None]
     assert area_of(attack.score(answers, aux_view(CANDIDATES, seed=0))[0]) == 1
 
 
@@ -147,12 +152,14 @@ def test_an_aux_picture_is_never_judged_by_a_fit_that_saw_it_or_its_group():
 
     def checking(features, labels, judged):
         fitted, asked = set(features[:, 0].astype(int)), set(judged[:, 0].astype(int)) & set(aux.indices.tolist())
-        if len(judged) < len(CANDIDATES.pixels):
-            names = {CANDIDATES.groups[row] for row in fitted} & {CANDIDATES.groups[row] for row in asked}
-            assert not names
-        return np.zeros(len(judged))
+        held_out = asked - fitted
+        assert held_out and not {CANDIDATES.groups[row] for row in fitted} & {
+            CANDIDATES.groups[row] for row in held_out
+        }
+        return np.isin(judged[:, 0].astype(int), list(fitted)).astype(float)  # 1 where the fit saw the row
 
-    cross_fitted(np.arange(len(CANDIDATES.pixels), dtype=float)[:, None], aux, checking)
+    scores = cross_fitted(np.arange(len(CANDIDATES.pixels), dtype=float)[:, None], aux, checking)
+    assert not scores.any()
     assert len(set(groups)) < len(groups)  # there are groups of two
 
 
@@ -254,6 +261,49 @@ def test_too_few_aux_groups_to_fit_attacks_fairly_are_refused():
     few = planted_candidates(3)
     with pytest.raises(InputError, match="members-aux has 2 groups"):
         aux_view(dataclasses.replace(few), 0)
+
+
+def test_a_lora_that_moves_only_the_last_digits_is_silent_and_one_that_moves_a_loss_is_not():
+    answers = planted_answers(CANDIDATES, 1.0)
+    assert not answers.is_silent() and answers.without_adapter().is_silent()
+    generator = np.random.default_rng(0)
+    shaken = {name: values * (1 + 1e-5 * generator.normal(size=values.shape)) for name, values in answers.off.items()}
+    assert Answers(shaken, answers.off, LITE).is_silent()  # the base, asked in another batch
+    shaken["noise"][3, 1, 0, 0, SQUARE] *= 1.001
+    assert not Answers(shaken, answers.off, LITE).is_silent()
+
+
+def test_label_free_attacks_agree_with_their_slow_twins():
+    answers, aux, row = planted_answers(CANDIDATES, 1.0), aux_view(CANDIDATES, 0), 11
+    on, off = (records["noise"][row, :, 0, :, SQUARE].astype(float) for records in (answers.on, answers.off))
+    empty = label_free.empty_calibrated_loss(answers, aux)[0]
+    assert empty[row] == pytest.approx(np.mean([(off[t, 1] - on[t, 1]) / off[t, 1] for t in range(4)]), rel=1e-5)
+    gain = label_free.log_caption_gain(answers, aux)[0]
+    slow = [np.log(on[t, 1] / on[t, 0]) - np.log(off[t, 1] / off[t, 0]) for t in range(4)]
+    assert gain[row] == pytest.approx(np.mean(slow), rel=1e-4, abs=1e-6)
+    both = label_free.label_free(answers, aux)[0]
+    z = [(one[row] - one[aux.indices].mean()) / one[aux.indices].std() for one in (empty, gain)]
+    assert both[row] == pytest.approx(sum(z))
+
+
+def test_the_residual_is_what_the_bases_losses_do_not_predict():
+    """A gain that is a line in the base's log losses leaves nothing; what is added to one picture stays with it."""
+    answers, aux = planted_answers(CANDIDATES, 0.0), aux_view(CANDIDATES, 0)
+    line = 0.3 + 0.2 * np.log(answers.off["noise"][:, :, 0, 0, SQUARE].astype(np.float64)).mean(1)
+    on = {name: values.astype(np.float64) for name, values in answers.off.items()}
+    added = np.zeros(len(line))
+    added[int(CANDIDATES.indices("members-test")[0])] = 0.5
+    on["noise"][:, :, 0, 0, SQUARE] *= np.exp(-(line + added))[:, None]
+    scores = label_free.residual_loss(Answers(on, answers.off, LITE), aux)[0]
+    np.testing.assert_allclose(scores, added, atol=1e-4)
+
+
+def test_no_label_at_all_reaches_a_label_free_attack():
+    answers, aux = planted_answers(CANDIDATES, 1.0), aux_view(CANDIDATES, 0)
+    turned = dataclasses.replace(aux, labels=~aux.labels)
+    for name in ("loss_empty_calibrated", "caption_gain", "loss_residual", "label_free"):
+        score = next(attack.score for attack in ATTACKS if attack.name == name)
+        np.testing.assert_array_equal(score(answers, aux)[0], score(answers, turned)[0])
 
 
 def test_evidence_without_the_adapter_is_the_base_on_both_sides():

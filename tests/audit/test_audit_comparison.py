@@ -149,3 +149,13 @@ def test_the_words_of_a_training_are_for_the_owner_alone(tmp_path: Path, monkeyp
     compare.start_training({"name": "one", "door": "PLoRA"}, tmp_path, None)
     words = tmp_path / "one.txt"
     assert words.read_bytes() == b"'me.png' is small" and words.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("status", "refused"), [(0, False), (3, False), (4, False), (1, True), (2, True)])
+def test_the_audits_bound_is_passed_on_and_a_failed_audit_is_told(monkeypatch, tmp_path, status, refused) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, status))
+    if refused:
+        with pytest.raises(InputError, match="the audit failed"):
+            compare.audit_all([tmp_path], {"fail_above": 0.6})
+    else:
+        assert compare.audit_all([tmp_path], {"fail_above": 0.6}) == status

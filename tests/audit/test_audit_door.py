@@ -1,9 +1,13 @@
 """The audit as a user runs it: a leaking LoRA is found, broken input is explained, nothing private gets out."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from library.options.sources import outputs_named
 from library.tensor_files import read_tensors
 from tests.helpers import audit_run, tiny
 from tests.helpers.audit_run import options
+from tests.helpers.json_schema import complaints
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -78,7 +83,49 @@ def test_no_caption_stands_in_any_file_of_the_audit(trained, audited):
 @pytest.mark.slow
 def test_the_report_shows_the_course_over_checkpoints(trained, audited):
     text = (trained / "audit" / "report.html").read_text()
-    assert "AUC against exposures" in text and "000002" in text
+    assert "AUC and held-out loss against exposures" in text and "000002" in text
+
+
+@pytest.mark.slow
+def test_a_bound_that_may_not_be_passed_gives_the_exit_status_and_findings_fit_their_schema(trained, audited, capsys):
+    flags = options(trained, "--scores_only", "--checkpoints", "last")
+    main = next(one for one in audited["findings"] if one["name"] == audited["primary"])
+    low, high = main["auc_interval"]
+    assert audited["verdict"]["word"] != "invalid" and max(high, 1 - low) > 0.6
+    assert audit.main([str(trained), *flags, "--fail_above", "0.60"]) == 3
+    said = capsys.readouterr().out
+    assert said.rindex("What to do now:") > said.rindex("report of ")  # the verdict comes last
+    content = json.loads((trained / "audit" / "findings.json").read_text())
+    assert complaints(content, json.loads((ROOT / "docs" / "findings.schema.json").read_text())) == []
+    assert content["checkpoint_sha256"] == hashlib.sha256((trained / "last.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="fail_above must be at least 0.5, got 0.4"):
+        audit.main([str(trained), *flags, "--fail_above", "0.4"])
+
+
+@pytest.mark.slow
+def test_the_earlier_files_of_a_training_are_audited_for_the_curve(out, trained):
+    shutil.rmtree(out / "audit", ignore_errors=True)
+    assert audit.main([str(out), *options(trained)]) == 0
+    text = (out / "audit" / "report.html").read_text()
+    assert "AUC and held-out loss against exposures" in text and "out 000002" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["PLoRA", "SPLoRA"])
+def test_a_training_with_audit_ends_with_the_verdict(door, model_folder, tmp_path):
+    tiny.write_pictures(tmp_path / "pictures", 80, repeats=1)
+    flags = ["--pretrained_model_name_or_path", model_folder, "--train_data_dir", tmp_path / "pictures", "--resolution",
+             "16", "--output_dir", tmp_path / "out", "--max_train_steps", "2", "--inclusion", "fixed", "--cache_dir",
+             tmp_path / "cache", "--train_batch_size", "8", "--audit"]  # fmt: skip
+    done = subprocess.run([sys.executable, str(ROOT / f"{door}.py"), *map(str, flags)], capture_output=True, text=True,
+                          check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "audit" / "findings.json").is_file() and (tmp_path / "out" / "training.png").is_file()
+    last = done.stdout[done.stdout.rindex("What to do now:") :]
+    assert (
+        "main attack (All profiles, linear): AUC" in last
+        and "audit = " not in (tmp_path / "out/config.toml").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -232,6 +279,18 @@ def test_a_lora_that_changes_nothing_makes_the_audit_invalid(out, trained):
     assert audit.main([str(out), *options(trained)]) == 0
     found = json.loads((out / "audit" / "findings.json").read_text())
     assert found["verdict"]["word"] == "invalid" and "changes nothing" in found["verdict"]["sentence"]
+
+
+@pytest.mark.slow
+def test_the_split_of_another_run_is_refused_before_the_model_is_asked(out, trained, monkeypatch):
+    """config.toml keeps a hash of the split under its secret; members as non-members would give "no evidence"."""
+    content = json.loads((out / "split.json").read_text())
+    for entry in content["images"]:
+        entry["side"] = entry["side"].replace("non-", "") if "non-" in entry["side"] else f"non-{entry['side']}"
+    (out / "split.json").write_text(json.dumps(content))
+    monkeypatch.setattr(audited_model, "open_model", lambda path: pytest.fail("the model was opened"))
+    with pytest.raises(InputError, match="split.json' is not the split that .* was trained on"):
+        audit.main([str(out), *options(trained)])
 
 
 @pytest.mark.slow

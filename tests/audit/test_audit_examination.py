@@ -8,24 +8,29 @@ import numpy as np
 import pytest
 
 from library.audit.attacks.attack_result import finding
-from library.audit.attacks.registry import ATTACKS
+from library.audit.attacks.registry import ATTACKS, MOST_EXPOSED
 from library.audit.images.generated import Drawings
 from library.audit.queries.query_plan import LITE
-from library.audit.report.audit_result import AuditResult, adaptation_utility, audit_result_of, stamp_facts
+from library.audit.report import report_page
+from library.audit.report.audit_result import AuditedFile, AuditResult, adaptation_utility, audit_result_of, stamp_facts
 from library.audit.report.evaluation import EvaluationInputs, examine
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
+from library.audit.report.publication import shareable, shareable_page
 from library.audit.report.report_page import report_html, write_report
-from library.audit.report.verdict import verdict
+from library.audit.report.verdict import most_shown_sentence, verdict
 from library.audit.statistics.findings import ScoreSettings
+from library.audit.statistics.intervals import clopper_pearson
+from library.audit.statistics.permutation import p_text
 from library.audit.targets.candidates import CandidateSet, require_resolvable
 from library.audit.targets.provenance import provenance
 from library.errors import InputError
 from tests.helpers.audit_planted import planted_answers, planted_candidates
 
 CANDIDATES = planted_candidates(60)
+FILE = AuditedFile("last.safetensors", "out put", "ab" * 32, "demo/base", "2026-11-29", "private-lora 0.1.0")
 BATTERY = [attack for attack in ATTACKS if attack.name in ("loss", "loss_calibrated", "clid", "clid_vector", "fusion")]
 
 
@@ -46,7 +51,7 @@ def leaking():
     return AuditResult(
         "run <1>", "LoRA", {"param_alpha": "0"}, 40.0, False, evaluation, CANDIDATES,
         adaptation_utility(answers, CANDIDATES), {"profile": "lite"},
-        {attack.name: attack.passes(LITE) for attack in ATTACKS}, {},
+        {attack.name: attack.passes(LITE) for attack in ATTACKS}, {}, FILE,
     )  # fmt: skip
 
 
@@ -86,7 +91,11 @@ def test_a_sign_above_luck_that_misses_the_bar_is_said_to_be_one(leaking):
         for name, one in leaking.evaluation.findings.items()
     }
     said = verdict(weak, "fusion", 0.02, 0.5, "", [])
-    assert said.word == "no evidence" and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
+    assert (
+        said.word == "no evidence"
+        and "does better than luck (AUC 0.61 [0.54, 0.68], p = 0.0020)" in said.sentence
+        and "54 to 68 of 100" in said.sentence
+    )
 
 
 @pytest.mark.slow
@@ -112,9 +121,9 @@ def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
     text = report_html(result, [result, early], [])
     for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
                   "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
-                  "AUC against exposures",
+                  "AUC and held-out loss against exposures",
                   "Privacy against fit"):  # fmt: skip
-        assert f'<figure><img alt="{title}"' in text
+        assert f"</svg><figcaption><b>{title}.</b>" in text
     assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text
 
 
@@ -165,6 +174,68 @@ def test_the_threshold_comes_from_the_aux_sides_and_its_realised_rate_is_shown()
     assert found.transfer.threshold < 5
 
 
+def test_the_worst_attack_stands_with_its_p_over_all_attacks_even_under_no_evidence(leaking):
+    quiet = dataclasses.replace(leaking, evaluation=examined(0.0)[1])
+    said = f"{p_text(quiet.evaluation.p_max)} over all attacks"
+    assert quiet.evaluation.verdict.word == "no evidence"
+    assert said in report_page.summary(quiet) and said in quiet.evaluation.verdict.reasons[0]
+    assert "p <= 0.0001" in report_page.summary(leaking)
+
+
+def test_what_epsilon_is_worth_is_one_sentence_in_figure_and_text(leaking):
+    doubtful = dataclasses.replace(leaking.evaluation, epsilon_doubt="its coins were not fair")
+    text = report_html(dataclasses.replace(leaking, evaluation=doubtful), [leaking], [])
+    assert text.count("not a valid bound: its coins were not fair") == 2 and "refuted" not in text
+    fair = report_html(leaking, [leaking], [])
+    assert fair.count("below the lower bound is refuted") == 2 and "indicative" not in fair
+
+
+def with_exposures(leak, repeats):
+    """An evaluation whose candidates were repeated unequally."""
+    candidates = dataclasses.replace(CANDIDATES, repeats=repeats)
+    residual = [*BATTERY, next(attack for attack in ATTACKS if attack.name == MOST_EXPOSED)]
+    scores = {"pictures alone": np.random.default_rng(1).normal(size=240)}
+    answers = planted_answers(candidates, leak)
+    given = dataclasses.replace(inputs(answers, scores, registry=residual), candidates=candidates)
+    return answers, candidates, examine(given)
+
+
+def test_members_that_were_shown_more_often_get_a_verdict_of_their_own():
+    """20 pictures of each side 15 times as often; only those members leak, so the average hides them."""
+    often = np.arange(240) % 3 == 0
+    leak = np.where(often & CANDIDATES.is_member, 1.5, 0.0)
+    answers, candidates, evaluation = with_exposures(leak, np.where(often, 30, 2).tolist())
+    most = evaluation.most_shown
+    assert (most.pictures, most.others, most.times) == (40, 80, 15) and most.word == "leak"
+    assert most.finding.members == most.finding.non_members == 40 and most.finding.auc > 0.8
+    assert most.share_of_mean == pytest.approx(30 / (34 / 3)) and most.least_of_mean == pytest.approx(2 / (34 / 3))
+    result = AuditResult("run", "LoRA", {}, 40.0, False, evaluation, candidates,
+                         adaptation_utility(answers, candidates), {"profile": "lite"}, {}, {}, FILE)  # fmt: skip
+    text = report_html(result, [result], [])
+    assert "40 of 120 member pictures were shown 15 times as often as the least. Of these alone: leak (AUC" in text
+    assert f"40 on average, {40 * most.least_of_mean:g} at least, {40 * most.share_of_mean:g} at most" in text
+    assert as_json(result)["most_shown"]["verdict"] == "leak"
+    assert "times as often" not in shareable_page(shareable(result), [shareable(result)])  # it counts all members
+
+
+def test_members_that_were_all_shown_alike_get_no_second_verdict():
+    assert with_exposures(0.0, [5] * 240)[2].most_shown is None
+
+
+def test_a_stratum_without_non_members_of_its_own_is_not_judged():
+    repeats = np.where(CANDIDATES.is_member & (np.arange(240) % 3 == 0), 30, 2).tolist()
+    evaluation = with_exposures(0.0, repeats)[2]
+    assert evaluation.most_shown.finding is None and evaluation.most_shown.word == "not tested"
+    assert "nothing can be said of them alone" in most_shown_sentence(evaluation.most_shown)
+
+
+def test_an_exposed_picture_stands_with_counts_a_bound_and_its_side(leaking):
+    risk = ExposedPicture("cat.png", "members-aux", 1.0, 1, 384, clopper_pearson(1, 384)[1], "data:,", "", repeats=30)
+    text = report_html(leaking, [leaking], [risk])
+    said = "aux side, shown 30 times an epoch; passed by 1 of 384 non-members: at most 1.4 % with 95 % confidence"
+    assert said in text and "at 0 %" not in text
+
+
 def test_rates_that_the_sample_cannot_resolve_are_left_out_and_say_what_they_need(leaking):
     by_rate = {rate.fpr: rate for rate in leaking.main.low_rates}
     assert by_rate[0.05].tpr is not None and by_rate[0.001].tpr is None and by_rate[0.001].needed == 1000
@@ -199,7 +270,7 @@ def test_drawings_join_the_findings_of_the_result_and_not_those_of_the_evaluatio
     origin = provenance({}, {})
     before = dict(leaking.evaluation.findings)
     answers = planted_answers(CANDIDATES, 2.0)
-    result = audit_result_of(("a", "LoRA"), origin, leaking.evaluation, CANDIDATES, answers, drawn, {})
+    result = audit_result_of(("a", "LoRA"), origin, leaking.evaluation, CANDIDATES, answers, drawn, {}, FILE)
     assert "drawings" in result.evaluation.findings and leaking.evaluation.findings == before
 
 
@@ -217,27 +288,28 @@ def test_every_finding_carries_its_n_its_interval_and_its_control(leaking):
 
 
 def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_path):
-    risk = ExposedPicture("cat & dog.png", "members-test", 1.0, 0.0, "data:image/png;base64,AA==", "")
+    risk = ExposedPicture("cat & dog.png", "members-test", 1.0, 1, 384, 0.0145, "data:image/png;base64,AA==", "")
     folder = tmp_path / "audit"
     text = write_report(leaking, [leaking], [risk], folder).read_text()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
     assert {file.name for file in folder.iterdir()} == {"report.html", "findings.json", "scores.csv"}
-    assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
-    assert "cat &amp; dog.png" in text and "run &lt;1&gt;" in text and "Leak detected" in text
+    assert "http" not in text.replace("http://www.w3.org", "").replace("http-equiv", "") and "<script" not in text
+    assert "cat &amp; dog.png" in text and "run &lt;1&gt;" in text and "Leak: do not share this file" in text
     assert "cat" not in (folder / "findings.json").read_text() + (folder / "scores.csv").read_text()
 
 
 def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
     other = dataclasses.replace(leaking, label="early", exposures=10.0)
     text = report_html(leaking, [leaking, other], [])
-    assert "Side by side" in text and "AUC against exposures" in text and "Privacy against fit" in text
+    assert "Side by side" in text and "held-out loss against exposures" in text and "Privacy against fit" in text
+    assert text.index("held-out loss against exposures") < text.index("Side by side</h2>")  # it stands on top
 
 
 def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):
     write_report(leaking, [leaking], [], tmp_path / "audit")
     lines = (tmp_path / "audit" / "scores.csv").read_text().splitlines()
-    assert len(lines) == 241 and lines[0].startswith("pixels,side,loss") and "fusion_off" in lines[0]
+    assert len(lines) == 241 and lines[0].startswith("pixels,side,group,loss") and "fusion_off" in lines[0]
 
 
 def test_the_stamp_holds_aggregates_only(leaking):

@@ -1,16 +1,22 @@
 """The audit's statistics: worked values, slow twins, null tests and simulated coverage."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
+from library.audit.statistics.effective_sizes import EffectiveSizes, design_effect, effective_sizes
 from library.audit.statistics.intervals import (
     auc_interval,
+    balanced_accuracy_interval,
     clopper_pearson,
-    hanley_mcneil_half_width,
+    hanley_mcneil_error,
     least_detectable_auc,
     paired_auc_difference,
+    rate_interval,
+    share_interval,
 )
 from library.audit.statistics.metrics import (
     accuracy_threshold,
@@ -23,11 +29,27 @@ from library.audit.statistics.metrics import (
     roc_points,
     tpr_at_fpr,
 )
-from library.audit.statistics.permutation import dataset_level_p, permutation_test
+from library.audit.statistics.permutation import dataset_level_p, p_text, permutation_test
 
 
 def names(count: int, prefix: str = "image") -> list[str]:
     return [f"{prefix}{index}" for index in range(count)]
+
+
+def test_auc_and_rates_agree_with_scikit_learn_on_tied_scores():
+    generator = np.random.default_rng(20)
+    members, non_members = generator.integers(3, 30, 90).astype(float), generator.integers(0, 27, 120).astype(float)
+    labels, scores = np.repeat([1, 0], [90, 120]), np.concatenate([members, non_members])
+    assert auc(members, non_members) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+    false_rate, true_rate, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
+    for fpr in (0.05, 0.1, 0.3):
+        assert tpr_at_fpr(members, non_members, fpr) == pytest.approx(true_rate[false_rate <= fpr + 1e-12].max())
+    for ours, theirs in zip(roc_points(members, non_members), (false_rate, true_rate), strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    cut = accuracy_threshold(members, non_members)
+    best = metrics.balanced_accuracy_score(labels, scores > cut)
+    assert balanced_accuracy(members, non_members, cut) == pytest.approx(best)
+    assert best == pytest.approx((true_rate - false_rate).max() / 2 + 0.5)
 
 
 def test_auc_counts_ties_half():
@@ -107,11 +129,78 @@ def test_clopper_pearson_gives_the_published_values():
 
 @pytest.mark.parametrize(("area", "n", "width"), [(0.5, 100, 0.080), (0.8, 200, 0.043), (0.95, 50, 0.045)])
 def test_hanley_mcneil_widths_match_the_table(area, n, width):
-    assert hanley_mcneil_half_width(area, n, n) == pytest.approx(width, abs=1e-3)
+    assert 1.96 * hanley_mcneil_error(area, n, n) == pytest.approx(width, abs=1e-3)
+
+
+def test_pictures_that_are_all_alike_in_their_group_count_once_and_independent_ones_fully():
+    generator = np.random.default_rng(21)
+    alike, groups = np.repeat(generator.normal(size=25), 4), [f"person{row // 4}" for row in range(100)]
+    assert design_effect(alike, groups) == 4 == design_effect(np.ones(100), groups)
+    apart = [design_effect(generator.normal(size=100), groups) for _ in range(200)]
+    assert min(apart) == 1 and np.mean(apart) < 1.25
+    assert design_effect(generator.normal(size=100), names(100)) == 1
+
+
+def test_the_effective_size_agrees_with_its_slow_twin():
+    """Clustered over plain variance of the placements, each from its definition."""
+    generator = np.random.default_rng(22)
+    shared = np.repeat(generator.normal(size=15), 4)
+    members, non_members = shared + generator.normal(size=60), generator.normal(size=40)
+    groups = [f"person{row // 4}" for row in range(60)]
+    placed = [np.mean([(one > other) + 0.5 * (one == other) for other in non_members]) for one in members]
+    rest = np.array(placed) - np.mean(placed)
+    clustered = 15 / 14 * sum(rest[4 * group : 4 * group + 4].sum() ** 2 for group in range(15)) / 60**2
+    found = effective_sizes(members, non_members, groups, names(40))
+    assert found.members == pytest.approx(60 / (clustered / (rest.var(ddof=1) / 60)))
+    assert found.non_members == 40 and found.groups == 15
+
+
+def test_the_score_interval_solves_its_equation():
+    """Both limits lie t standard errors from the AUC, the error taken at the limit (60 + 60 single pictures)."""
+    generator = np.random.default_rng(23)
+    members, non_members = generator.normal(1.5, 1, 60), generator.normal(0, 1, 60)
+    area = auc(members, non_members)
+    for limit in auc_interval(members, non_members, names(60), names(60)):
+        assert abs(limit - area) == pytest.approx(2.0010 * hanley_mcneil_error(limit, 60, 60), rel=1e-3)  # t of 59
+
+
+def test_a_share_in_single_pictures_gets_clopper_pearson_and_in_groups_a_wider_interval():
+    inside = np.arange(100) < 30
+    assert share_interval(inside, names(100)) == pytest.approx(clopper_pearson(30, 100))
+    low, high = share_interval(inside, [f"person{row // 5}" for row in range(100)])  # whole groups inside or out
+    worth = 20 * (1.98422 / 2.09302) ** 2  # t of 99 and of 19
+    assert (low, high) == pytest.approx(clopper_pearson(0.3 * worth, worth), rel=1e-3)
+
+
+def test_the_interval_of_a_rate_holds_both_errors():
+    """200 + 200 scores, one in a hundred: the threshold lies between the 0th and the 5th highest non-member."""
+    members, non_members = np.arange(200.0), np.arange(200.0) - 50
+    rate = tpr_at_fpr(members, non_members, 0.01)
+    assert rate == 52 / 200  # above 147
+    low, high = rate_interval(members, non_members, (names(200), names(200, "other")), 0.01)
+    exact = clopper_pearson(52, 200)
+    assert low == 0  # the true threshold may lie above all 200
+    assert high == pytest.approx(rate + math.hypot(exact[1] - rate, 56 / 200 - rate))  # or below 5: 56 from 144 up
+    strict, _ = rate_interval(members, non_members, (names(200), names(200, "other")), 0.05)
+    exact = clopper_pearson(60, 200)  # at least 4 non-members are above the true threshold: 53 members above 146
+    assert strict == pytest.approx(0.3 - math.hypot(0.3 - exact[0], 0.3 - 53 / 200))
+
+
+def test_balanced_accuracy_adds_the_distances_of_its_rates_in_squares():
+    low, high = balanced_accuracy_interval(0.8, (0.7, 0.9), 0.2, (0.16, 0.28))
+    assert low == pytest.approx(0.8 - math.hypot(0.1, 0.08) / 2) and high == pytest.approx(
+        0.8 + math.hypot(0.1, 0.04) / 2
+    )
+
+
+def test_the_smallest_p_is_said_to_be_an_upper_limit():
+    assert p_text(1 / 10_001) == "p <= 0.0001" and p_text(0.0002) == "p = 0.0002" and p_text(0.5) == "p = 0.5000"
 
 
 def test_more_images_detect_a_smaller_leak():
-    assert least_detectable_auc(500, 500) < least_detectable_auc(100, 100) < least_detectable_auc(20, 20) <= 1
+    found = [least_detectable_auc(EffectiveSizes.of_single_pictures(n, n)) for n in (500, 100, 20)]
+    assert found == sorted(found) and found[0] > 0.55 and found[-1] <= 1
+    assert found[1] == pytest.approx(0.665, abs=0.01)  # docs/audit.md names it
 
 
 @pytest.mark.parametrize(("shift", "truth"), [(0, 0.5), (1, 0.7602)])  # Phi(shift / sqrt(2))
@@ -119,9 +208,7 @@ def test_the_auc_interval_covers_the_truth_as_often_as_it_says(shift, truth):
     generator = np.random.default_rng(5)
     hits = 0
     for _ in range(400):
-        low, high = auc_interval(
-            generator.normal(shift, 1, 60), generator.normal(0, 1, 60), names(60), names(60), generator, draws=400
-        )
+        low, high = auc_interval(generator.normal(shift, 1, 60), generator.normal(0, 1, 60), names(60), names(60))
         hits += low <= truth <= high
     assert 0.91 <= hits / 400 <= 0.98
 
@@ -130,14 +217,15 @@ def test_the_interval_of_grouped_images_is_wider_than_that_of_single_ones():
     generator = np.random.default_rng(6)
     members, non_members = np.repeat(generator.normal(0.5, 1, 20), 5), np.repeat(generator.normal(0, 1, 20), 5)
     groups = [f"person{index // 5}" for index in range(100)]
-    grouped = auc_interval(members, non_members, groups, groups, generator)
-    single = auc_interval(members, non_members, names(100), names(100), generator)
+    grouped = auc_interval(members, non_members, groups, groups)
+    single = auc_interval(members, non_members, names(100), names(100))
     assert grouped[1] - grouped[0] > 1.5 * (single[1] - single[0])
 
 
 def test_a_perfect_auc_still_gets_an_honest_lower_bound():
-    low, high = auc_interval(np.ones(30), np.zeros(30), names(30), names(30), np.random.default_rng(7))
+    low, high = auc_interval(np.ones(30), np.zeros(30), names(30), names(30))
     assert high == 1 and low == pytest.approx(clopper_pearson(30, 30)[0])
+    assert auc_interval(np.zeros(30), np.ones(30), names(30), names(30)) == pytest.approx((0, 1 - low))
 
 
 def test_a_planted_leak_gives_auc_one_and_the_smallest_p():

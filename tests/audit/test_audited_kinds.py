@@ -17,7 +17,7 @@ from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import stream
 from networks import protocol
-from networks.adapted_layers import untrained_network
+from networks.adapted_layers import SCALES, ZERO_AT_START, changes_nothing, untrained_network
 from networks.base_weights import merge_base_weights
 from networks.per_sample_gradients import AdapterLayer, GradientReader
 from tests.helpers.tiny import unet_output
@@ -68,6 +68,16 @@ def losses(audited: AuditedModel, rows: slice = slice(None)) -> Tensor:
     latents = torch.randn(2, 4, 8, 8, generator=stream(7))[rows]
     states = audited.encode_text(["a fox", "two red hens"][rows])
     return audited.predict_noise(latents, torch.full((len(latents),), 300), states).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_a_kind_is_told_from_one_that_changes_nothing(model_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Zeros where an untrained module has them; a stated length changes weights by itself, so such a file counts."""
+    trained(model_folder, tmp_path / "x.safetensors", KINDS[kind])
+    tensors, _, _ = read_adapter(tmp_path / "x.safetensors")
+    assert not changes_nothing(tensors)
+    emptied = {name: value * (name.partition(".")[2] not in ZERO_AT_START) for name, value in tensors.items()}
+    assert changes_nothing(emptied) is not any(name.partition(".")[2] in SCALES for name in tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)

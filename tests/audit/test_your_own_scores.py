@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from library.audit.attacks.attack_result import finding
+from library.audit.statistics.effective_sizes import EffectiveSizes
 from library.audit.statistics.findings import ScoreSettings, examine_scores
 from library.audit.statistics.intervals import clopper_pearson, least_detectable_auc
 from library.audit.statistics.one_run_epsilon import one_run_bounds
@@ -35,7 +36,8 @@ def test_the_figures_are_those_worked_out_by_hand():
     rate = found.low_rates[0]
     assert rate.fpr == 0.05 and rate.needed == 20
     assert rate.tpr == 12 / 20  # threshold 18 (one of 20 non-members may be accused): 18.5 .. 29.5 are above
-    assert rate.interval == clopper_pearson(12, 20) and rate.chance == 2 / 21
+    exact, chance = clopper_pearson(12, 20), 2 / 21
+    assert rate.chance == chance and rate.interval[0] < exact[0] < exact[1] < rate.interval[1]  # the threshold's error
     assert [one.tpr for one in found.low_rates[1:]] == [None, None] and found.low_rates[2].needed == 1000
     assert found.auc_interval[0] < found.auc < found.auc_interval[1] and found.p < 0.001
     assert found.transfer is None and found.auc_aux is None
@@ -73,7 +75,7 @@ def test_luck_alone_is_called_significant_as_often_as_stated():
 
 def test_the_least_leak_that_a_sample_shows_and_a_one_run_epsilon_stand_beside():
     said = examine_scores(MEMBERS, NON_MEMBERS, settings=ScoreSettings(one_run=True, delta=1e-6))
-    assert said.least_detectable_auc == least_detectable_auc(20, 20)
+    assert said.least_detectable_auc == least_detectable_auc(EffectiveSizes.of_single_pictures(20, 20))
     names = [f"{side} {row}" for side in ("members", "non-members") for row in range(20)]
     twin = one_run_bounds(np.concatenate([MEMBERS, NON_MEMBERS]), np.arange(40) < 20, names, delta=1e-6)
     assert list(said.epsilon) == twin and said.epsilon[0].correct == 20 and said.epsilon[0].epsilon > 1

@@ -181,6 +181,15 @@ def test_a_reused_split_is_the_same_split_to_an_audit_though_its_file_differs(tm
     assert hashes == {first.hash()} == {reused.hash()}
 
 
+def test_the_sealed_hash_knows_the_split_and_depends_on_its_secret(tmp_path: Path) -> None:
+    split = drawn(12)
+    write_split(split, tmp_path / "split.json")
+    found = find_candidates(tmp_path / "split.json", split.in_order())
+    assert found.sealed_hash == split.sealed_hash() != split.hash()
+    assert replace(split, secret=secret_of(9)).sealed_hash() != split.sealed_hash()  # who lacks it can check no guess
+    assert drawn(12, share=0.3).sealed_hash() != split.sealed_hash()
+
+
 def test_a_split_file_says_with_which_shares_it_was_drawn_and_old_files_are_still_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_run_leaves_what_the_design_names(door, flags, tmp_path: Path) -> None
         "split.json",
         "log.jsonl",
         "proxy.safetensors",
+        "training.png",
         "sample",
         "state",
         "tensorboard",
@@ -412,6 +413,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(flags, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "4 members-aux, 4 members-test" in text and "12 optimizer steps = 3 epochs" in text
     assert "memory of a step, estimated" in text and "network_dim = 2" in text
+    assert "the run will draw its own" not in text  # a secret file draws these sides again
+    assert SPLoRA.main([*flags(split_secret_file=None, aux_share=0.5), "--dry_run"]) == 0
+    assert "the sides above are one draw; the run will draw its own" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

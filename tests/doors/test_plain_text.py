@@ -90,15 +90,19 @@ def test_a_page_shows_text_and_runs_none() -> None:
     strange = f'"><script>alert(1)</script>\' onerror="x {EVIL}'
     parts = [html.heading(strange), html.paragraph(strange), html.facts([(strange, strange)]),
              html.table((strange,), [(strange,)]), html.figure("<svg/>", strange, strange),
-             html.pictures([(["data:,"], strange, strange)])]  # fmt: skip
-    whole = html.page(strange, parts)
+             html.verdict("leak", strange, [strange], strange, [strange]), html.definitions([(strange, strange)]),
+             html.pictures([([(strange, "data:,")], strange, strange)])]  # fmt: skip
+    whole = html.page(strange, parts[:1], parts)
     assert "<script" not in whole and 'onerror="' not in whole and "' onerror" not in whole
     assert not STEERING.search(whole.replace("\n", "")) and for_html("<\x1b>") == "&lt;\\x1b&gt;"
 
 
 def test_a_figure_reads_no_formulas_in_names() -> None:
     stop = Stop(1.0, 0.5, 0.4, 0.6, 1.0, 1.0)
-    assert exposure_figure({f"$\\frac{{$ {EVIL}": [stop]}).startswith("<?xml")
+    named = {f"$\\frac{{$ {EVIL}": [stop], "</text><script>--><b>": [stop]}
+    drawn = exposure_figure(named, known=True)
+    assert drawn.startswith("<svg ") and "<script" not in drawn and "<b>" not in drawn
+    assert not STEERING.search(drawn.replace("\n", ""))
 
 
 @pytest.mark.parametrize(

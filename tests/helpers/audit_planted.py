@@ -22,7 +22,7 @@ def planted_candidates(per_side: int = 60, seed: int = 0) -> Candidates:
     )
 
 
-def planted_answers(candidates: Candidates, leak: float, plan: QueryPlan = LITE, seed: int = 0) -> Answers:
+def planted_answers(candidates: Candidates, leak: float | np.ndarray, plan: QueryPlan = LITE, seed: int = 0) -> Answers:
     """Records in which every quantity of a member is lowered by ``leak`` standard deviations with the adapter on."""
     generator = np.random.default_rng(seed)
     hardness = generator.normal(size=len(candidates.pixels))  # of each picture, shared by all its numbers
@@ -59,7 +59,6 @@ def _records(generator: np.random.Generator, hardness: np.ndarray, shift: np.nda
         "map_chain": lowered(4, 8, 8),
         "gradient_norms": lowered(len(plan.gradient_timesteps), FACTORS),
         "gradient_of_mean": lowered(FACTORS),
-        "gradient_products": lowered(FACTORS),
     }
     if plan.crop_timesteps:
         records["crop"] = statistics(len(plan.crop_timesteps)) * np.exp(0.3 * shift)[:, None, None]

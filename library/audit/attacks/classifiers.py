@@ -1,4 +1,8 @@
-"""Attackers that learn on aux rows: aux scores come from fits that did not see the row, test scores from all rows."""
+"""Attackers that learn on aux rows, a fit for each fold of them.
+
+An aux row is judged by the fit that did not see its fold, every other row by the mean of the same fits: so all scores
+come from one kind of judge, and a threshold that is fixed on aux scores means the same on test scores.
+"""
 
 from collections.abc import Callable
 
@@ -18,12 +22,25 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, weake
 
 
 def cross_fitted(features: FloatArray, aux: AuxView, fit_and_score: FitAndScore) -> FloatArray:
-    """[n] scores: each aux row judged by a fit without its fold, every other row by the fit on all aux rows."""
-    scores = fit_and_score(features[aux.indices], aux.labels, features)
-    for fold in np.unique(aux.folds):
-        inside, outside = aux.folds == fold, aux.folds != fold
-        held_out = features[aux.indices[inside]]
-        scores[aux.indices[inside]] = fit_and_score(features[aux.indices[outside]], aux.labels[outside], held_out)
+    """[n] scores: each aux row judged by the fit without its fold, every other row by the mean of the folds' fits."""
+    folds = np.unique(aux.folds)
+    judged = [
+        fit_and_score(features[aux.indices[kept]], aux.labels[kept], features)
+        for kept in (aux.folds != fold for fold in folds)
+    ]
+    return joined(np.stack(judged), folds, aux)
+
+
+def joined(judged: FloatArray, folds: NDArray[np.intp], aux: AuxView) -> FloatArray:
+    """[..., n] scores from those of each fold's fit.
+
+    Args:
+        judged: [folds, ..., n] scores of all rows by the fit without each fold.
+    """
+    scores = judged.mean(0)
+    for fold, rows in zip(folds, judged, strict=True):
+        held_out = aux.indices[aux.folds == fold]
+        scores[..., held_out] = rows[..., held_out]
     return scores
 
 

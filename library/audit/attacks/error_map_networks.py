@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from library.audit.attacks.classifiers import joined
 from library.audit.targets.candidate_table import AuxView, FloatArray
 from library.seeding import stream_seed
 
@@ -73,36 +74,27 @@ def trained_scores(
 def network_attack(
     kind: str, maps: NDArray[np.float32], aux: AuxView, rates: tuple[float, ...], epoch_counts: tuple[int, ...]
 ) -> tuple[FloatArray, str]:
-    """Cross-fitted margins; learning rate and number of epochs are those with the best AUC on held-out aux folds."""
+    """Cross-fitted margins; learning rate and number of epochs are those with the best AUC on held-out aux folds.
+
+    A network per fold judges its held-out aux rows, and the mean of the networks judges every other row.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     everything = torch.from_numpy(maps).float().to(device)
     everything = everything / everything[aux.indices].mean().clamp(min=1e-12)
     labels = torch.from_numpy(aux.labels.astype(np.int64)).to(device)
+    folds = np.unique(aux.folds)
     best: tuple[float, FloatArray, str] | None = None
     for rate in rates:
-        seed = stream_seed(aux.seed, kind, str(rate))
-        held_out = np.zeros((len(epoch_counts), len(maps)))
-        for fold in np.unique(aux.folds):
-            inside, outside = aux.folds == fold, aux.folds != fold
-            fitted, judged = everything[aux.indices[outside]], everything[aux.indices[inside]]
-            answers = trained_scores(
-                kind, fitted, labels[torch.from_numpy(outside)], judged, rate=rate, epoch_counts=epoch_counts, seed=seed
-            )
-            held_out[:, aux.indices[inside]] = answers.cpu().numpy()
-        areas = [round(aux.auc(row), 3) for row in held_out]
+        seed, judged = stream_seed(aux.seed, kind, str(rate)), []
+        for fold in folds:
+            kept = aux.folds != fold
+            fitted, known = everything[aux.indices[kept]], labels[torch.from_numpy(kept)]
+            answers = trained_scores(kind, fitted, known, everything, rate=rate, epoch_counts=epoch_counts, seed=seed)
+            judged.append(answers.cpu().numpy().astype(np.float64))
+        scores = joined(np.stack(judged), folds, aux)  # [E, n]
+        areas = [round(aux.auc(row), 3) for row in scores]
         chosen = int(np.argmax(areas))
         if best is None or areas[chosen] > best[0]:
-            answers = trained_scores(
-                kind,
-                everything[aux.indices],
-                labels,
-                everything,
-                rate=rate,
-                epoch_counts=epoch_counts[: chosen + 1],
-                seed=seed,
-            )
-            scores = answers[-1].cpu().numpy().astype(np.float64)
-            scores[aux.indices] = held_out[chosen, aux.indices]
-            best = areas[chosen], scores, f"lr {rate:g}, {epoch_counts[chosen]} epochs"
+            best = areas[chosen], scores[chosen], f"lr {rate:g}, {epoch_counts[chosen]} epochs"
     assert best is not None
     return best[1], best[2]

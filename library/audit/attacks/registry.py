@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from library.audit.attacks import score_attacks
+from library.audit.attacks import label_free, score_attacks
 from library.audit.attacks.score_attacks import Scored
 from library.audit.queries.answers import Answers
 from library.audit.queries.query_plan import QueryPlan
@@ -18,7 +18,7 @@ class Attack:
     title: str
     access: str  # BB generates, GB asks the UNet, GB+base also the public base, WB reads weights and gradients
     needs_caption: bool
-    learns: bool  # fits more than a choice among a few timesteps
+    learns: bool  # fits labels, more than a choice among a few timesteps
     passes: Callable[[QueryPlan], int]  # UNet passes per picture with the adapter on
     score: Callable[[Answers, AuxView], Scored]
     possible: Callable[[QueryPlan], bool] = lambda plan: True
@@ -26,6 +26,10 @@ class Attack:
 
 def _noise(plan: QueryPlan) -> int:
     return plan.passes()["noise"] // 2
+
+
+def _both(plan: QueryPlan) -> int:
+    return plan.passes()["noise"]
 
 
 def _jumps(count: Callable[[QueryPlan], int]) -> Callable[[QueryPlan], int]:
@@ -56,6 +60,28 @@ ATTACKS = (
         False,
         _noise,
         score_attacks.filtered_calibrated_loss,
+    ),
+    Attack(
+        "loss_empty_calibrated",
+        "Loss against the base, empty caption",
+        "GB+base",
+        False,
+        False,
+        _noise,
+        label_free.empty_calibrated_loss,
+    ),
+    Attack("caption_gain", "Caption gain against the base", "GB+base", True, False, _both, label_free.log_caption_gain),
+    Attack(
+        "loss_residual",
+        "Loss against the base, difficulty taken out",
+        "GB+base",
+        True,
+        False,
+        _noise,
+        label_free.residual_loss,
+    ),
+    Attack(
+        "label_free", "Empty caption and caption gain, no labels", "GB+base", True, False, _both, label_free.label_free
     ),
     Attack("secmi", "SecMI", "GB", True, False, lambda plan: len(plan.chain_nodes), score_attacks.secmi),
     Attack(
@@ -98,16 +124,8 @@ ATTACKS = (
     Attack(
         "gsa2", "GSA2, LoRA gradients", "WB", True, True, lambda plan: plan.passes()["gradients"], score_attacks.gsa2
     ),
-    Attack(
-        "gradient_along",
-        "Gradient along the LoRA",
-        "WB",
-        True,
-        False,
-        lambda plan: plan.passes()["gradients"],
-        score_attacks.gradient_along,
-    ),
     Attack("map_mlp", "Loss-map MLP of the released method", "GB", True, True, lambda plan: 1, score_attacks.map_mlp),
     Attack("fusion", "All profiles, linear", "WB", True, True, _everything, score_attacks.fusion),
 )
 PRIMARY = "fusion"  # fixed beforehand
+MOST_EXPOSED = "loss_residual"  # ranks single pictures: no label of theirs or of others is in the score

@@ -31,10 +31,10 @@ def loss(answers: Answers, aux: AuxView) -> Scored:
     return best_of(over_timesteps(-answers.losses("on"), answers.plan.noise_timesteps), aux)
 
 
-def calibrated(answers: Answers, far_weight: float) -> FloatArray:
+def calibrated(answers: Answers, far_weight: float, *, caption: bool = True) -> FloatArray:
     """[n, T] (L_off - L_on) / L_off under the same noise."""
-    off = answers.losses("off", far_weight=far_weight)
-    return (off - answers.losses("on", far_weight=far_weight)) / off
+    off = answers.losses("off", caption=caption, far_weight=far_weight)
+    return (off - answers.losses("on", caption=caption, far_weight=far_weight)) / off
 
 
 def calibrated_loss(answers: Answers, aux: AuxView) -> Scored:
@@ -200,11 +200,6 @@ def gsa2(answers: Answers, aux: AuxView) -> Scored:
     return best_gradient_classifier(answers, "gradient_norms", aux)
 
 
-def gradient_along(answers: Answers, aux: AuxView) -> Scored:
-    """-<gradient, LoRA>: for members the loss would fall further if the LoRA were stronger. Nothing is fitted."""
-    return -answers.on["gradient_products"].astype(np.float64).sum(1), "nothing"
-
-
 def map_mlp(answers: Answers, aux: AuxView) -> Scored:
     """The released method's own attacker, trained from scratch on this LoRA's loss maps (arXiv 2402.11989)."""
     lite = answers.plan.name == "lite"
@@ -215,6 +210,7 @@ def map_mlp(answers: Answers, aux: AuxView) -> Scored:
 def fusion_features(answers: Answers) -> FloatArray:
     """[n, F] every profile that the other attacks read, adapter on and against the base."""
     parts = [logarithms(answers.losses("on")), calibrated(answers, 1.0), calibrated(answers, 0.2)]
+    parts += [logarithms(answers.losses("on", caption=False)), calibrated(answers, 1.0, caption=False)]
     parts += [caption_gains(answers, "on"), caption_gains(answers, "on") - caption_gains(answers, "off")]
     for name, column in (("edges", SQUARE), ("pia", FOURTH), ("pian", FOURTH), ("sima", FOURTH)):
         on, off = (logarithms(records[name][..., column]) for records in (answers.on, answers.off))
@@ -235,5 +231,4 @@ def fusion(answers: Answers, aux: AuxView) -> Scored:
     learned = [
         best_logistic(against_untrained(answers, norms), aux)[0] for norms in ("gradient_of_mean", "gradient_norms")
     ]
-    along = gradient_along(answers, aux)[0]
-    return best_logistic(np.column_stack([fusion_features(answers), along, *learned]), aux)
+    return best_logistic(np.column_stack([fusion_features(answers), *learned]), aux)

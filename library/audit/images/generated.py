@@ -140,9 +140,10 @@ def drawings_of(
         on, off: what ``draw_records`` asked with the LoRA on and off.
         real: features of the pictures themselves, in the same order.
     """
-    subset = Candidates(
-        *([values[row] for row in rows] for values in (candidates.pixels, candidates.sides, candidates.groups))
+    pixels, sides, groups = (
+        [values[row] for row in rows] for values in (candidates.pixels, candidates.sides, candidates.groups)
     )
+    subset = Candidates(pixels, sides, groups)
     space = f"cosine by {extractors.encoder.name}" if extractors.encoder else "distance in the VAE's space"
     near = nearness(on, real), nearness(off, real)
     settings = ScoreSettings("drawings", f"nothing; {space}", seed=seed)

@@ -170,7 +170,7 @@ class Asker:
         return torch.stack(answers, dim=1).reshape(*shape, -1)
 
     def gradients(self, batch: list[Picture]) -> dict[str, Tensor]:
-        """gradient_norms [B, T, F]; gradient_of_mean and its products with the factors, each [B, F]."""
+        """gradient_norms [B, T, F]; gradient_of_mean [B, F]."""
         latents = torch.stack([picture.latent for picture in batch]).float().to(self.audited.device)
         norms, total = [], None
         with GradientReader(self.audited.layers) as reader, torch.enable_grad():
@@ -184,10 +184,8 @@ class Asker:
                 total = taken if total is None else [old + new for old, new in zip(total, taken, strict=False)]
         assert total is not None
         mean = [one / len(norms) for one in total]
-        products = [(one * factor).flatten(1).sum(1) for one, factor in zip(mean, reader.factors(), strict=True)]
         records = {
             "gradient_norms": torch.stack(norms, dim=1),
             "gradient_of_mean": torch.stack([one.flatten(1).norm(dim=1) for one in mean], dim=1),
-            "gradient_products": torch.stack(products, dim=1),
         }
         return {name: value.detach().cpu() for name, value in records.items()}

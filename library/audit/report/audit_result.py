@@ -1,7 +1,11 @@
 """One audited LoRA with all that the report, the JSON and the tables say about it."""
 
+import hashlib
+import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +14,51 @@ from library.audit.attacks.registry import ATTACKS, PRIMARY
 from library.audit.images.generated import Drawings
 from library.audit.queries.answers import Answers
 from library.audit.report.evaluation import Evaluation
+from library.audit.report.wording import TITLES, area
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.gain import gains
+from library.audit.statistics.permutation import p_number
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
+from library.lora_files.lora_file import weight_file
 from library.lora_files.metadata import PRIVACY_PREFIX
 
-TITLES = {attack.name: attack.title for attack in ATTACKS} | {
-    "lira": "LiRA with shadow LoRAs",
-    "drawings": "Drawings near the picture",
-}
-ACCESS = {attack.name: attack.access for attack in ATTACKS} | {"lira": "GB+base, shadow LoRAs", "drawings": "BB"}
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class AuditedFile:
+    """Which file was audited, with what: for a person who wants to know whether a report is about a file."""
+
+    name: str  # of the file: for the owner's own page and terminal alone, like the place and the base's name
+    place: str  # the folder or file that was named
+    sha256: str  # of the file as it was when the report was written
+    base: str  # as the options name it
+    date: str  # year-month-day
+    suite: str  # name and version
+
+
+def audited_file(lora: Path, base: str) -> AuditedFile:
+    """The facts of a LoRA file, or of a peft folder, as it lies there now.
+
+    Args:
+        base: the base model, as the options name it.
+    """
+    file, folder = weight_file(lora), lora.parent
+    place = folder if (folder / "config.toml").is_file() else lora
+    return AuditedFile(file.name, str(place), file_hash(file), base, time.strftime("%Y-%m-%d"), suite_version())
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 (hex) of a file, as ``sha256sum`` prints it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def suite_version() -> str:
+    """Name and version of this suite."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    return f"{project['name']} {project['version']}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +76,7 @@ class AuditResult:
     facts: Mapping[str, str]  # profile, hashes, versions, seconds
     passes: Mapping[str, int]  # UNet passes per picture, by attack
     nearest: Mapping[str, NDArray[np.uint8]]  # nearest drawing [3, h, w] by hash of the picture
+    file: AuditedFile
     alias: str = "LoRA"  # in place of the label, which is a folder's name, wherever others may read it
 
     @property
@@ -60,6 +99,7 @@ def audit_result_of(
     answers: Answers,
     drawn: Drawings | None,
     facts: Mapping[str, str],
+    file: AuditedFile,
 ) -> AuditResult:
     """Put together what was measured and where it came from.
 
@@ -82,6 +122,7 @@ def audit_result_of(
         | (dict(drawn.facts) if drawn else {}),
         passes={attack.name: attack.passes(answers.plan) for attack in ATTACKS},
         nearest=drawn.nearest if drawn else {},
+        file=file,
         alias=names[1],
     )
 
@@ -108,16 +149,13 @@ def stamp_facts(result: AuditResult) -> dict[str, str]:
     """The measured figures for the LoRA's metadata: aggregates to two digits, no counts (they narrow the members')."""
     main, worst = result.main, result.worst
 
-    def area(one: Finding) -> str:
-        return f"{one.auc:.2f} [{one.auc_interval[0]:.2f}, {one.auc_interval[1]:.2f}]"
-
     known = [rate for rate in main.low_rates if rate.tpr is not None and rate.interval is not None]
     facts = {
         "audit_verdict": result.evaluation.verdict.word,
         "audit_auc": area(main),
-        "audit_worst_attack": worst.name,
+        "audit_worst_attack": TITLES[worst.name],
         "audit_worst_auc": area(worst),
-        "audit_p_max": f"{result.evaluation.p_max:.2g}",
+        "audit_p_max": p_number(result.evaluation.p_max),
         "audit_profile": result.facts["profile"],
     }
     for rate in known:

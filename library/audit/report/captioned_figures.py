@@ -5,15 +5,17 @@ from collections.abc import Sequence
 
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report import figures, html
-from library.audit.report.audit_result import TITLES, AuditResult
+from library.audit.report.audit_result import AuditResult
+from library.audit.report.evaluation import Evaluation
 from library.audit.report.figures import Stop
+from library.audit.report.wording import TITLES
 from library.audit.statistics.findings import Finding
 
 CHECKPOINT = re.compile(r" (step)?\d{6,8}$")
 
 
 def captioned_figures(result: AuditResult, together: Sequence[AuditResult]) -> list[str]:
-    """Every figure with its caption."""
+    """Every figure with its caption, but for the course over saved files, which stands on top."""
     return [
         *roc_figures(result),
         *attack_figures(result),
@@ -63,20 +65,32 @@ def attack_figures(result: AuditResult) -> list[str]:
         html.figure(
             figures.epsilon_figure(evaluation, None if claimed is None else float(claimed)),
             "Empirical epsilon",
-            "What the guesses prove about any differential-privacy claim (95 %): a claim below the lower bound "
-            "is refuted.",
+            epsilon_note(evaluation),
         ),
     ]
+
+
+def epsilon_note(evaluation: Evaluation) -> str:
+    """What the empirical epsilon is worth on this split: the one sentence of figure and text."""
+    if evaluation.epsilon_doubt:
+        return f"These figures are indicative and not a valid bound: {evaluation.epsilon_doubt}."
+    return (
+        "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides (95 %): "
+        "a claim of differential privacy below the lower bound is refuted."
+    )
 
 
 def score_figures(result: AuditResult) -> list[str]:
     """Figures of the scores of single pictures."""
     evaluation, candidates = result.evaluation, result.candidates
+    numbered = ", ".join(f"{place} {TITLES[name]}" for place, name in enumerate(evaluation.scores, 1))
     return [
         html.figure(
             figures.histogram_figure(evaluation.scores[PRIMARY], evaluation.scores_off[PRIMARY], candidates),
             "Scores",
-            "Where the two colours separate, an attacker recognises members. Below the line the LoRA is off.",
+            "Where the two colours separate, an attacker recognises members. Heights are shares of each side; "
+            "below the "
+            "line the LoRA is off.",
         ),
         html.figure(
             figures.timestep_figure(evaluation.profiles),
@@ -87,7 +101,7 @@ def score_figures(result: AuditResult) -> list[str]:
             figures.agreement_figure(evaluation.scores, candidates, TITLES),
             "Which attacks agree",
             "Rank correlation over the members of the test side. Red pairs find the same pictures; a defence "
-            "against one attack of a pale pair shows little about the other.",
+            f"against one attack of a pale pair shows little about the other. {numbered}.",
         ),
     ]
 
@@ -103,36 +117,57 @@ def picture_figures(result: AuditResult) -> list[str]:
     return [html.figure(figures.group_figure(list(bars.values()), highest), "Most exposed groups", text)]
 
 
+def trainings_of(together: Sequence[AuditResult], known: bool) -> dict[str, list[Stop]]:
+    """The saved files of each training.
+
+    Args:
+        known: take those that state their exposures; else all, in the order of their files.
+    """
+    trainings: dict[str, list[Stop]] = {}
+    for one in together:
+        if known and one.exposures is None:
+            continue
+        stops = trainings.setdefault(CHECKPOINT.sub("", one.label), [])  # checkpoints of one folder: one line
+        place = one.exposures if known and one.exposures is not None else len(stops) + 1
+        fit = one.utility["member_loss_relative"], one.utility["non_member_loss_relative"]
+        stops.append(Stop(place, one.main.auc, *one.main.auc_interval, *fit))
+    return trainings
+
+
+def course_figures(together: Sequence[AuditResult]) -> list[str]:
+    """AUC and held-out loss against exposures, where several files state theirs, else against the order of saved files;
+    the figure tells most, so it stands on top."""
+    known = sum(one.exposures is not None for one in together) > 1
+    trainings = trainings_of(together, known)
+    if not known and all(len(stops) < 2 for stops in trainings.values()):
+        return []
+    text = (
+        "How the leak grows with every time that members are seen, and what the LoRA learns at the same time: "
+        "while the "
+        "held-out loss falls it learns the subject, and where that rises or stands still while the AUC grows it learns "
+        "the pictures. The best stop looks better here than it is, because it is chosen by the pictures it is "
+        "measured on."
+    )
+    rounded = " Exposures are stated to one digit." if known else ""
+    drawn = figures.exposure_figure(trainings, known)
+    return [html.figure(drawn, "AUC and held-out loss against exposures", f"{text}{rounded}")]
+
+
 def comparison_figures(together: Sequence[AuditResult]) -> list[str]:
     """Figures of all LoRAs of one call."""
-    shown = []
-    known = [one for one in together if one.exposures is not None]
-    if len(known) > 1:
-        trainings: dict[str, list[Stop]] = {}
-        for one in known:
-            fit = one.utility["member_loss_relative"], one.utility["non_member_loss_relative"]
-            stop = Stop(one.exposures or 0.0, one.main.auc, *one.main.auc_interval, *fit)
-            trainings.setdefault(CHECKPOINT.sub("", one.label), []).append(stop)  # checkpoints of one folder: one line
-        shown.append(
-            html.figure(
-                figures.exposure_figure(trainings),
-                "AUC against exposures",
-                "How the leak grows with every time that members are seen, and what the LoRA learns at the same time.",
-            )
+    if len(together) < 2:
+        return []
+    points = {
+        one.label: (one.utility["member_loss_relative"], one.worst.auc_flipped, *flipped_interval(one.worst))
+        for one in together
+    }
+    return [
+        html.figure(
+            figures.tradeoff_figure(points),
+            "Privacy against fit",
+            "The best attack against what the LoRA learnt, for every LoRA of this call.",
         )
-    if len(together) > 1:
-        points = {
-            one.label: (one.utility["member_loss_relative"], one.worst.auc_flipped, *flipped_interval(one.worst))
-            for one in together
-        }
-        shown.append(
-            html.figure(
-                figures.tradeoff_figure(points),
-                "Privacy against fit",
-                "The best attack against what the LoRA learnt, for every LoRA of this call.",
-            )
-        )
-    return shown
+    ]
 
 
 def flipped_interval(one: Finding) -> tuple[float, float]:

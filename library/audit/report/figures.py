@@ -1,70 +1,62 @@
-"""The report's figures as SVG text; each can be read alone and at the width of a phone."""
+"""The report's figures as SVG elements; each can be read alone, at the width of a phone, and says what is seen "
+"in it."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy import stats
 
 from library.audit.attacks.attack_result import sides_of, test_groups
 from library.audit.report.evaluation import Evaluation
+from library.audit.report.svg import LINES, MEMBER, NON_MEMBER, QUIET, TEXT, canvas, inline
 from library.audit.statistics.intervals import group_draws
 from library.audit.statistics.metrics import roc_points
 from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.plain_text import for_figure
 
-MEMBER, NON_MEMBER, QUIET, GRID = "#c2410c", "#1d4ed8", "#64748b", "#e2e8f0"
-LINES = ("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#0f172a")
+PERCENT = FuncFormatter(lambda value, place: f"{100 * value:g} %")
+STRENGTHS = np.linspace(-1, 1, 9)  # edges of the colours of a correlation
 
 
-def canvas(height: float = 3.6) -> tuple[Figure, Axes]:
-    """A figure as wide as a phone, with quiet axes."""
-    figure = Figure(figsize=(4.4, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def svg(figure: Figure) -> str:
-    """SVG text without a date or random names, so that the same figures give the same file."""
-    import matplotlib
-
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "audit", "svg.fonttype": "path"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
+def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
+    """The legend under the axes, where it hides nothing."""
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, fontsize=TEXT, loc="outside lower center", frameon=False, ncols=columns)
 
 
 def roc_figure(rows: Mapping[str, FloatArray], candidates: Candidates, logarithmic: bool) -> str:
     """ROC of a few attacks with the first one's 95 % band; the log-log one starts where the sample resolves."""
-    figure, axes = canvas(4.9)
+    figure, (axes,) = canvas(5.0)
     smallest = 1 / (len(candidates.indices("non-members-test")) + 1)
     grid = np.geomspace(smallest, 1, 200) if logarithmic else np.linspace(0, 1, 200)
-    first = True
+    seen: list[str] = []
     for (name, scores), colour in zip(rows.items(), LINES, strict=False):
         members, non_members = sides_of(scores, candidates, "test")
         false_rate, true_rate = roc_points(members, non_members)
-        if first:
+        if not seen:
             low, high = roc_band(members, non_members, test_groups(candidates), grid)
             axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
-            first = False
+        found = true_rate[np.searchsorted(false_rate, 0.05, side="right") - 1]
+        seen.append(f"{name} finds {100 * found:.0f} %")
         axes.step(false_rate, true_rate, where="post", color=colour, linewidth=1.6, label=name)
     non_members_tested = len(candidates.indices("non-members-test"))
     guessed = (np.floor(grid * non_members_tested + 1e-9) + 1) / (non_members_tested + 1)  # mean TPR of a coin
     axes.plot(grid, np.minimum(guessed, 1), color=QUIET, linestyle="--", linewidth=1, label="guessing")
     if logarithmic:
         axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
-    axes.set(xlabel="non-members accused (false-positive rate)", ylabel="members found (true-positive rate)")
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
-    return svg(figure)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PERCENT)
+        axis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="non-members accused (FPR)", ylabel="members found (TPR)")
+    legend_below(figure, axes)
+    scale = "logarithmic" if logarithmic else "plain"
+    text = f"ROC curves on {scale} axes. Where 5 % of the non-members are accused, {', '.join(seen)} of the members."
+    return inline(figure, f"roc {scale}", text)
 
 
 def roc_band(
@@ -81,48 +73,65 @@ def roc_band(
     return low, high
 
 
+def named_rows(names: Sequence[str], start: float = 0.0) -> tuple[Figure, Axes]:
+    """Axes with a row for each name; the name stands above its row, so that the row is as wide as the figure.
+
+    Args:
+        start: where the names begin on the horizontal axis.
+    """
+    figure, (axes,) = canvas(0.8 + 0.42 * len(names))
+    for place, name in enumerate(names):
+        axes.text(start, place - 0.3, for_figure(name), fontsize=TEXT, verticalalignment="center")
+    axes.set_yticks([])
+    axes.set_ylim(len(names) - 0.2, -0.8)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
 def forest_figure(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
     """AUC and 95 % interval of every attack, LoRA on (filled) and off (open), controls at the bottom."""
     blind = [one for name, one in evaluation.controls.items() if not name.endswith("LoRA off")]
     found = list(evaluation.findings.values())
-    figure, axes = canvas(0.9 + 0.27 * (len(found) + len(blind)))
-    labels = []
+    figure, axes = named_rows([*(titles[one.name] for one in found), *(f"control: {one.name}" for one in blind)])
     for place, one in enumerate(found):
-        axes.plot(one.auc_interval, [place] * 2, color=MEMBER, linewidth=2)
-        axes.plot(one.auc, place, "o", color=MEMBER, markersize=5)
+        axes.plot(one.auc_interval, [place + 0.15] * 2, color=MEMBER, linewidth=2)
+        axes.plot(one.auc, place + 0.15, "o", color=MEMBER, markersize=5)
         if one.auc_off is not None:
-            axes.plot(one.auc_off, place, "o", color=QUIET, markerfacecolor="white", markersize=5)
+            axes.plot(one.auc_off, place + 0.15, "o", color=QUIET, markerfacecolor="none", markersize=5)
         other = evaluation.shadow_findings.get(one.name)
         if other is not None:
-            axes.plot(other.auc_interval, [place + 0.3] * 2, color=NON_MEMBER, linewidth=1.2)
-            axes.plot(other.auc, place + 0.3, "D", color=NON_MEMBER, markersize=3.5)
-        labels.append(titles.get(one.name, one.name))
+            axes.plot(other.auc_interval, [place + 0.33] * 2, color=NON_MEMBER, linewidth=1.2)
+            axes.plot(other.auc, place + 0.33, "D", color=NON_MEMBER, markersize=3.5)
     for place, control in enumerate(blind, start=len(found)):
-        axes.plot(control.interval, [place] * 2, color=QUIET, linewidth=2)
-        axes.plot(control.auc, place, "s", color=QUIET, markersize=4)
-        labels.append(f"control: {control.name}")
+        axes.plot(control.interval, [place + 0.15] * 2, color=QUIET, linewidth=2)
+        axes.plot(control.auc, place + 0.15, "s", color=QUIET, markersize=4)
     axes.axvline(0.5, color=QUIET, linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel="AUC: filled LoRA on, open LoRA off")
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    return svg(figure)
+    axes.set(xlim=(0, 1.02), xlabel="AUC (filled: LoRA on, open: off)")
+    ordered = sorted(found, key=lambda one: -one.auc_flipped)
+    best = ", ".join(f"{titles[one.name]} {one.auc:.2f}" for one in ordered[:3])
+    rest = f"; the weakest of {len(found)}: {titles[ordered[-1].name]} {ordered[-1].auc:.2f}"
+    return inline(figure, "forest", f"AUC of every attack with its interval. The strongest: {best}{rest}.")
 
 
 def timestep_figure(profiles: Mapping[str, Sequence[tuple[int, float, float]]]) -> str:
     """AUC against the timestep, LoRA on (solid) and off (dotted)."""
-    figure, axes = canvas()
+    figure, (axes,) = canvas(4.2)
+    peaks = []
     for (name, rows), colour in zip(profiles.items(), LINES, strict=False):
         steps = [row[0] for row in rows]
         axes.plot(steps, [row[1] for row in rows], "o-", color=colour, markersize=3, label=f"{name}, LoRA on")
         axes.plot(steps, [row[2] for row in rows], "o:", color=colour, markersize=3, label=f"{name}, off")
+        peak = max(rows, key=lambda row: abs(row[1] - 0.5))
+        peaks.append(f"{name} at {peak[0]} (AUC {peak[1]:.2f})")
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(xlabel="timestep of the noise", ylabel="AUC", ylim=(0, 1.02))
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
-    return svg(figure)
+    legend_below(figure, axes, 2)
+    return inline(figure, "timestep", f"AUC against the timestep. Farthest from 0.5: {', '.join(peaks)}.")
 
 
 def histogram_figure(on: FloatArray, off: FloatArray, candidates: Candidates) -> str:
-    """Scores of members and non-members of the test sides, LoRA on above, off below."""
-    figure, axes = canvas()
+    """Scores of members and non-members of the test sides in shares of each side, LoRA on above, off below."""
+    figure, (axes,) = canvas(3.9)
     on, off = (scaled(rows, candidates) for rows in (on, off))
     every = np.concatenate([np.concatenate(sides_of(rows, candidates, "test")) for rows in (on, off)])
     low, high = np.quantile(every, [0.005, 0.995])
@@ -131,17 +140,22 @@ def histogram_figure(on: FloatArray, off: FloatArray, candidates: Candidates) ->
         for side, colour, name in zip(
             sides_of(rows, candidates, "test"), (MEMBER, NON_MEMBER), ("members", "non-members"), strict=True
         ):
-            counts, _ = np.histogram(np.clip(side, bins[0], bins[-1]), bins)
+            shares = np.histogram(np.clip(side, bins[0], bins[-1]), bins)[0] / len(side)
             label = name if sign == 1 else None
-            axes.stairs(sign * counts, bins, fill=True, color=colour, alpha=0.45, label=label)
+            axes.stairs(sign * shares, bins, fill=True, color=colour, alpha=0.45, label=label)
     axes.axhline(0, color=QUIET, linewidth=1)
-    axes.set(
-        xlabel="score of the main attack, in spreads of non-members",
-        ylabel="pictures (LoRA on above, off below)",
+    axes.set(xlabel="score, in spreads of non-members", ylabel="share of the side")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{100 * abs(value):g} %"))
+    for height, text in ((0.97, "LoRA on"), (0.03, "LoRA off")):
+        where = "top" if height > 0.5 else "bottom"
+        axes.text(0.01, height, text, transform=axes.transAxes, fontsize=TEXT, verticalalignment=where)
+    legend_below(figure, axes, 2)
+    middles = [float(np.median(sides_of(rows, candidates, "test")[0])) for rows in (on, off)]
+    text = (
+        f"Histograms of the main attack's scores. The median member lies {middles[0]:+.1f} spreads from the mean "
+        f"non-member with the LoRA on and {middles[1]:+.1f} with it off."
     )
-    axes.set_yticks(axes.get_yticks(), [f"{abs(tick):.0f}" for tick in axes.get_yticks()])
-    axes.legend(fontsize=8, frameon=False)
-    return svg(figure)
+    return inline(figure, "histogram", text)
 
 
 def scaled(rows: FloatArray, candidates: Candidates) -> FloatArray:
@@ -151,31 +165,38 @@ def scaled(rows: FloatArray, candidates: Candidates) -> FloatArray:
 
 
 def transfer_figure(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
-    """Realised against target false-positive rate of the thresholds that were fixed on the aux sides."""
-    figure, axes = canvas(4.2)
-    kept = [one.transfer for one in evaluation.findings.values() if one.transfer is not None]
-    for place, one in enumerate(kept):
-        axes.plot([place] * 2, one.fpr_interval, color=NON_MEMBER, linewidth=2)
-        axes.plot(place, one.fpr, "o", color=NON_MEMBER, markersize=4)
+    """Realised false-positive rate of the thresholds that were fixed on the aux sides, and the target."""
+    kept = [(one.name, one.transfer) for one in evaluation.findings.values() if one.transfer is not None]
+    figure, axes = named_rows([titles[name] for name, _ in kept])
+    for place, (_, one) in enumerate(kept):
+        axes.plot(one.fpr_interval, [place + 0.15] * 2, color=NON_MEMBER, linewidth=2)
+        axes.plot(one.fpr, place + 0.15, "o", color=NON_MEMBER, markersize=4)
+    axes.set(xlabel="non-members accused", xlim=(0, None))
+    axes.xaxis.set_major_formatter(PERCENT)
+    seen = "No attack has a threshold from the aux sides."
     if kept:
-        axes.axhline(kept[0].target_fpr, color=QUIET, linestyle="--", linewidth=1)
-    names = [titles.get(one.name, one.name) for one in evaluation.findings.values() if one.transfer is not None]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    axes.set(ylabel="non-members accused", ylim=(0, None))
-    return svg(figure)
+        target, rates = kept[0][1].target_fpr, [one.fpr for _, one in kept]
+        axes.axvline(target, color=QUIET, linestyle="--", linewidth=1)
+        seen = (
+            f"Non-members accused by each attack at its threshold: from {100 * min(rates):.0f} to "
+            f"{100 * max(rates):.0f} %, where {100 * target:g} % were meant."
+        )
+    return inline(figure, "transfer", seen)
 
 
 def epsilon_figure(evaluation: Evaluation, claimed: float | None) -> str:
     """Lower bound on epsilon for each number of guesses, with what all guesses right would give and what is claimed."""
-    figure, axes = canvas(3.0)
+    figure, (axes,) = canvas(3.4)
     counts = [bound.guesses for bound in evaluation.epsilon]
     axes.plot(counts, [bound.epsilon for bound in evaluation.epsilon], "o-", color=MEMBER, label="lower bound")
     axes.plot(counts, [bound.ceiling for bound in evaluation.epsilon], "s--", color=QUIET, label="all guesses right")
     if claimed is not None:
         axes.axhline(claimed, color=NON_MEMBER, linewidth=1.2, label=f"claimed by the LoRA: {claimed:g}")
     axes.set(xlabel="guesses", ylabel="epsilon", ylim=(-0.1, None))
-    axes.legend(fontsize=8, frameon=False)
-    return svg(figure)
+    legend_below(figure, axes, 2)
+    largest = max((bound.epsilon for bound in evaluation.epsilon), default=0.0)
+    text = f"Lower bounds on epsilon by number of guesses; the largest is {largest:.2f}"
+    return inline(figure, "epsilon", f"{text}." if claimed is None else f"{text}, and the LoRA claims {claimed:g}.")
 
 
 def group_figure(bars: Sequence[tuple[float, int]], highest: float) -> str:
@@ -184,14 +205,16 @@ def group_figure(bars: Sequence[tuple[float, int]], highest: float) -> str:
     Args:
         bars: mean score and number of pictures, worst first.
     """
-    figure, axes = canvas(0.9 + 0.24 * len(bars))
+    figure, (axes,) = canvas(1.2 + 0.24 * len(bars))
     axes.barh(range(len(bars)), [score for score, _ in bars], color=MEMBER, alpha=0.75)
     axes.axvline(highest, color=NON_MEMBER, linewidth=1.2, label="highest non-member")
     axes.axvline(0, color=QUIET, linewidth=1)
-    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members")
-    axes.set_yticks(range(len(bars)), [f"{number} ({count})" for number, (_, count) in enumerate(bars, 1)], fontsize=7)
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", frameon=False)
-    return svg(figure)
+    axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="score, in spreads of non-members", ylabel="group (pictures)")
+    axes.set_yticks(range(len(bars)), [f"{number} ({count})" for number, (_, count) in enumerate(bars, 1)])
+    legend_below(figure, axes)
+    above = sum(score > highest for score, _ in bars)
+    text = f"Bars for {len(bars)} groups of member pictures; {above} of them score above every non-member."
+    return inline(figure, "groups", text)
 
 
 def group_bars(
@@ -212,77 +235,94 @@ def group_bars(
 
 
 def agreement_figure(scores: Mapping[str, FloatArray], candidates: Candidates, titles: Mapping[str, str]) -> str:
-    """Rank correlation (Spearman) of every pair of attacks over the test members: do they find the same pictures?"""
+    """Rank correlation (Spearman) of every pair of attacks over the test members: do they find the same pictures?
+
+    The attacks stand there by number, in the order of ``scores``.
+    """
     rows = candidates.indices("members-test")
     ranks = np.stack([stats.rankdata(values[rows]) for values in scores.values()])
     ranks -= ranks.mean(1, keepdims=True)
     lengths = np.maximum(np.linalg.norm(ranks, axis=1), 1e-12)
     together = (ranks @ ranks.T) / np.outer(lengths, lengths)
     count = len(scores)
-    figure, axes = canvas(1.0 + 0.21 * count)
+    figure, (axes,) = canvas(5.4)
     axes.grid(visible=False)
-    shown = axes.imshow(together, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    names = [f"{titles.get(name, name)}  {place}" for place, name in enumerate(scores, start=1)]
-    axes.set_yticks(range(count), names, fontsize=7)
-    axes.set_xticks(range(count), [str(place) for place in range(1, count + 1)], fontsize=6)
-    figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, aspect=30, label="rank correlation")
-    return svg(figure)
+    edges = np.arange(count + 1) + 0.5
+    shown = axes.pcolormesh(edges, edges, together, cmap="RdBu_r", norm=BoundaryNorm(STRENGTHS, 256))
+    places = range(1, count + 1)
+    axes.set_yticks(places, [str(place) for place in places])
+    axes.set_xticks(places, [str(place) for place in places], rotation=90)
+    axes.invert_yaxis()
+    scale = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.9, aspect=30, ticks=STRENGTHS[::2])
+    scale.set_label("rank correlation", fontsize=TEXT)
+    scale.ax.tick_params(labelsize=TEXT)
+    names, apart = [titles[name] for name in scores], together + 2 * np.eye(count)
+    first, second = np.unravel_index(int(np.argmin(apart)), apart.shape)
+    text = f"Rank correlations of {count} attacks."
+    if count > 1:
+        text += f" The least alike are {names[first]} and {names[second]} ({together[first, second]:+.2f})."
+    return inline(figure, "agreement", text)
 
 
 @dataclass(frozen=True)
 class Stop:
     """One saved LoRA of a training."""
 
-    exposures: float  # per member picture
+    exposures: float  # per member picture, or the place among the saved files where those are unknown
     auc: float
     low: float
     high: float
     member_loss: float  # share of the base model's
-    non_member_loss: float
+    held_out_loss: float  # the same on non-members
 
 
-def exposure_figure(trainings: Mapping[str, Sequence[Stop]]) -> str:
-    """Above: AUC of the main attack with its interval against exposures. Below: what the LoRA learnt."""
-    figure = Figure(figsize=(4.4, 5.4), layout="constrained")
-    FigureCanvasSVG(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for axes in (above, below):
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+def exposure_figure(trainings: Mapping[str, Sequence[Stop]], known: bool) -> str:
+    """Above: AUC of the main attack with its interval against exposures. Below: what the LoRA learnt.
+
+    Args:
+        known: whether the files state their exposures; else stops stand in the order of their files.
+    """
+    figure, (above, below) = canvas(5.6, (3, 2))
+    seen = []
     for (name, stops), colour in zip(trainings.items(), LINES * 4, strict=False):
         stops = sorted(stops, key=lambda stop: stop.exposures)
-        seen = [stop.exposures for stop in stops]
-        above.plot(seen, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=for_figure(name))
-        above.fill_between(
-            seen, [stop.low for stop in stops], [stop.high for stop in stops], color=colour, alpha=0.12, linewidth=0
-        )
-        if len(stops) == 1:
-            above.plot(seen * 2, [stops[0].low, stops[0].high], color=colour, linewidth=1.2)
-        below.plot(seen, [100 * stop.member_loss for stop in stops], "o-", color=colour, markersize=3)
-        below.plot(seen, [100 * stop.non_member_loss for stop in stops], "o:", color=colour, markersize=3)
-    above.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
+        places = [stop.exposures for stop in stops]
+        label = for_figure(name) if len(trainings) > 1 else "AUC with 95 % interval"
+        above.plot(places, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=label)
+        for place, stop in zip(places, stops, strict=True):
+            above.plot([place] * 2, [stop.low, stop.high], color=colour, linewidth=1.2, alpha=0.6)
+        below.plot(places, [100 * stop.member_loss for stop in stops], "o-", color=colour, markersize=3)
+        below.plot(places, [100 * stop.held_out_loss for stop in stops], "o:", color=colour, markersize=3)
+        first, last = stops[0], stops[-1]
+        course = f"from {first.auc:.2f} at {first.exposures:g} to {last.auc:.2f} at {last.exposures:g}"
+        loss = f"held-out loss from {100 * first.held_out_loss:.0f} to {100 * last.held_out_loss:.0f} % of the base's"
+        seen.append(f"AUC {course}; {loss}")
+    above.axhline(0.5, color=QUIET, linestyle="--", linewidth=1, label="guessing")
     above.set(ylabel="AUC of the main attack", ylim=(0, 1.02))
-    above.legend(fontsize=7, frameon=False, loc="lower right")
     below.axhline(100, color=QUIET, linestyle="--", linewidth=1)
-    below.set(xlabel="exposures per member picture", ylabel="loss, % of the base's")
-    below.plot([], [], "-", color=QUIET, label="members")
-    below.plot([], [], ":", color=QUIET, label="non-members")
-    below.legend(fontsize=7, frameon=False)
-    return svg(figure)
+    axis = "exposures per member picture" if known else "saved file, first to last"
+    below.set(xlabel=axis, ylabel="loss, % of the base's")
+    below.plot([], [], "-", color=QUIET, label="loss on members")
+    below.plot([], [], ":", color=QUIET, label="held-out loss")
+    handles = [pair for axes in (above, below) for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    figure.legend(*zip(*handles, strict=True), fontsize=TEXT, loc="outside lower center", frameon=False, ncols=2)
+    return inline(figure, "exposures", f"Against {axis}: {'. '.join(seen)}.")
 
 
 def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> str:
     """Privacy against fit: relative member loss (x) and flipped AUC with interval (y) of every run."""
-    figure, axes = canvas()
+    figure, (axes,) = canvas(4.2 + 0.1 * len(points))
     for (name, (fit, area, low, high)), colour in zip(points.items(), LINES * 4, strict=False):
         axes.plot([fit] * 2, [low, high], color=colour, linewidth=1.5)
         axes.plot(fit, area, "o", color=colour, label=for_figure(name))
     axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(
-        xlabel="loss on members, share of the base's (lower = learnt more)",
+        xlabel="loss on members, share of the base's\n(lower = learnt more)",
         ylabel="AUC of the best attack",
         ylim=(0.4, 1.02),
     )
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside lower center", frameon=False, ncols=2)
-    return svg(figure)
+    axes.xaxis.set_major_formatter(PERCENT)
+    legend_below(figure, axes)
+    said = ", ".join(f"AUC {area:.2f} at {100 * fit:.0f} % of the base's loss" for fit, area, _, _ in points.values())
+    return inline(figure, "tradeoff", f"One point for each LoRA: {said}.")

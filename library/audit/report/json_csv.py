@@ -1,15 +1,19 @@
 """The report for programs: findings.json (aggregates) and scores.csv (one line per picture)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from library.audit.attacks.registry import PRIMARY
-from library.audit.report.audit_result import ACCESS, TITLES, AuditResult
+from library.audit.report.audit_result import AuditResult
 from library.audit.report.paired_differences import paired_differences
+from library.audit.report.wording import ACCESS, TITLES
 from library.audit.statistics.findings import Finding
+
+SCHEMA_VERSION = 2  # of findings.json; grows when a key goes away or changes its meaning
 
 
 def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[str, Any]:
@@ -21,11 +25,15 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
     evaluation = result.evaluation
     sides = list(result.candidates.sides)
     return {
-        "format": 1,
+        "schema_version": SCHEMA_VERSION,
+        "suite": result.file.suite,
+        "date": result.file.date,
+        "checkpoint_sha256": result.file.sha256,
         "label": result.alias,
         "method": result.method,
-        "settings": dict(result.settings),
+        "settings": typed_settings(result.settings),
         "exposures_per_image": result.exposures,
+        "most_shown": _most_shown_json(result),
         "defended": result.defended,
         "verdict": asdict(evaluation.verdict),
         "primary": PRIMARY,
@@ -50,6 +58,32 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
     }
 
 
+def typed_settings(settings: Mapping[str, str]) -> dict[str, bool | int | float | str]:
+    """What a LoRA's metadata states of its training, in the order of the names: numbers and switches as such."""
+    return {name: _typed(settings[name]) for name in sorted(settings)}
+
+
+def _typed(text: str) -> bool | int | float | str:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else text
+    return text
+
+
+def _most_shown_json(result: AuditResult) -> dict[str, Any] | None:
+    """The members that were shown most often; None where all were shown alike."""
+    most = result.evaluation.most_shown
+    if most is None:
+        return None
+    found = None if most.finding is None else _finding_json(result, most.finding)
+    return {**asdict(most), "finding": found, "verdict": most.word}
+
+
 def _finding_json(result: AuditResult, one: Finding) -> dict[str, Any]:
     return {
         **asdict(one),
@@ -61,12 +95,14 @@ def _finding_json(result: AuditResult, one: Finding) -> dict[str, Any]:
 
 
 def scores_csv(result: AuditResult) -> str:
-    """One line per picture: hash of its pixels, side, every score with the LoRA on and off."""
-    evaluation = result.evaluation
+    """One line per picture: hash of its pixels, side, number of its group, every score with the LoRA on and off."""
+    evaluation, candidates = result.evaluation, result.candidates
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(candidates.groups), 1)}
     on, off = evaluation.scores, evaluation.scores_off
     columns = [*on, *(f"{name}_off" for name in off)]
     values = np.column_stack([*on.values(), *off.values()])
-    lines = [",".join(["pixels", "side", *columns])]
-    for place, (pixels, side) in enumerate(zip(result.candidates.pixels, result.candidates.sides, strict=True)):
-        lines.append(",".join([pixels, side, *(f"{value:.8g}" for value in values[place])]))
+    lines = [",".join(["pixels", "side", "group", *columns])]
+    for place, (pixels, side) in enumerate(zip(candidates.pixels, candidates.sides, strict=True)):
+        group = str(numbers[candidates.groups[place]])
+        lines.append(",".join([pixels, side, group, *(f"{value:.8g}" for value in values[place])]))
     return "\n".join(lines) + "\n"

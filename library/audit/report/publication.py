@@ -4,12 +4,9 @@ docs/files.md says what was left out, and why.
 """
 
 import dataclasses
-import hashlib
 import json
 import random
 import secrets
-import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +21,13 @@ from library.audit.report.captioned_figures import attack_figures, comparison_fi
 from library.audit.report.json_csv import as_json
 from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.errors import InputError
-from library.lora_files.lora_file import weight_file
 from library.tensor_files import private_folder, write_whole
 
 BANDS = 5  # as many parts of the non-members as scores.csv tells apart
 KEPT = (  # keys of findings.json
-    "format", "label", "method", "settings", "exposures_per_image", "defended", "verdict", "primary", "worst",
-    "p_max_over_attacks", "findings", "findings_with_a_shadow", "paired_differences", "controls",
+    "schema_version", "suite", "date", "checkpoint_sha256", "label", "method", "settings", "exposures_per_image",
+    "defended", "verdict", "primary", "worst", "p_max_over_attacks", "findings", "findings_with_a_shadow",
+    "paired_differences", "controls",
     "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dataset_level_p", "utility",
     "images", "groups_tested", "facts",
 )  # fmt: skip
@@ -38,14 +35,13 @@ FACTS = (
     "profile", "LoRA", "inclusion", "torch", "drawings", "black box", "image quality", "prompt-image agreement",
     "shadow",
 )  # fmt: skip
-PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
-def publish(audited: Sequence[tuple[Path, AuditResult]], together: Sequence[AuditResult], folder: Path) -> Path:
+def publish(audited: Sequence[AuditResult], together: Sequence[AuditResult], folder: Path) -> Path:
     """Write findings.json, scores.csv and report.html, 0600; several LoRAs get a numbered folder each.
 
     Args:
-        audited: the LoRA files, as they will be published, with their outcomes.
+        audited: the outcomes of the LoRA files, as they will be published.
         together: every outcome of the call, for the comparisons.
 
     Raises:
@@ -57,18 +53,13 @@ def publish(audited: Sequence[tuple[Path, AuditResult]], together: Sequence[Audi
         )
     shared = {id(result): shareable(result) for result in together}
     private_folder(folder)
-    for number, (lora, result) in enumerate(audited, 1):
+    for number, result in enumerate(audited, 1):
         place = private_folder(folder / str(number)) if len(audited) > 1 else folder
         one, others = shared[id(result)], list(shared.values())
-        facts = {
-            "checkpoint_sha256": file_hash(weight_file(lora)),
-            "date": time.strftime("%Y-%m-%d"),
-            "suite": suite_version(),
-        }
-        content = json.dumps(shareable_json(one, others) | facts, indent=1)
+        content = json.dumps(shareable_json(one, others), indent=1)
         write_whole(place / "findings.json", content + "\n")
         write_whole(place / "scores.csv", banded_scores(result.evaluation.scores[PRIMARY], result.candidates))
-        write_whole(place / "report.html", shareable_page(one, others, facts))
+        write_whole(place / "report.html", shareable_page(one, others))
     return folder
 
 
@@ -85,6 +76,7 @@ def shareable(result: AuditResult) -> AuditResult:
         controls_p=two_digits(evaluation.controls_p),
         p_max=two_digits(evaluation.p_max),
         dataset_p=two_digits(evaluation.dataset_p),
+        most_shown=None,  # it counts all members
     )
     return dataclasses.replace(
         result,
@@ -144,9 +136,10 @@ def banded_scores(scores: FloatArray, candidates: Candidates) -> str:
     return "\n".join(["row,side,fifth", *lines]) + "\n"
 
 
-def shareable_page(one: AuditResult, others: Sequence[AuditResult], facts: Mapping[str, str]) -> str:
+def shareable_page(one: AuditResult, others: Sequence[AuditResult]) -> str:
     """The report without pictures, scores, groups and names."""
-    parts = [f"<h1>Membership audit of {html.escape(one.label)}</h1>", *report_page.first_screen(one)]
+    first = [f"<h1>Membership audit of {html.escape(one.label)}</h1>", *report_page.first_screen(one)]
+    parts = report_page.course_section(others)
     if len(others) > 1:
         parts += report_page.comparison(others, one)
     parts += [
@@ -155,22 +148,15 @@ def shareable_page(one: AuditResult, others: Sequence[AuditResult], facts: Mappi
         *report_page.attack_table(one),
     ]
     parts += report_page.quality_section(one) + report_page.controls_section(one) + report_page.epsilon_section(one)
-    stated = ", ".join(f"{name} {value}" for name, value in facts.items())
+    parts += report_page.explanations()
     note = (
         "Figures are rounded to two digits. What could be computed again from a picture (scores, thresholds, exact "
         "curves) is left out, since it would tell members to whoever has the pictures."
     )
-    parts += [*report_page.fine_print(one), html.paragraph(note, small=True), html.paragraph(stated, small=True)]
-    return html.page(f"Audit of {one.label}", parts)
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 (hex) of a file, as ``sha256sum`` prints it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def suite_version() -> str:
-    """Name and version of this suite."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    return f"{project['name']} {project['version']}"
+    tested = {side: str(one.candidates.sides.count(side)) for side in report_page.SIDES if side.endswith("-test")}
+    own = {
+        "SHA-256 of the file (`sha256sum FILE`)": one.file.sha256,
+        **{f"pictures, {side}": count for side, count in tested.items()},
+    }
+    parts += [*report_page.provenance_section(one, own), html.paragraph(note, small=True)]
+    return html.page(f"Audit of {one.label}", first, parts)

@@ -1,25 +1,29 @@
 """The report of one audit: report.html for people, findings.json for programs, scores.csv for statisticians."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from library.audit.attacks.registry import PRIMARY
+from library.audit.attacks.registry import MOST_EXPOSED, PRIMARY
 from library.audit.images.generated import QUALITY
 from library.audit.report import html
-from library.audit.report.audit_result import ACCESS, TITLES, AuditResult
-from library.audit.report.captioned_figures import captioned_figures
+from library.audit.report.advice import FOLDER, HEADLINES, what_now
+from library.audit.report.audit_result import AuditResult
+from library.audit.report.captioned_figures import captioned_figures, course_figures, epsilon_note
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
+from library.audit.report.verdict import most_shown_sentence
+from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES, area, interval, note_of
 from library.audit.statistics.findings import Finding
-from library.audit.statistics.intervals import hanley_mcneil_half_width
+from library.audit.statistics.intervals import luck_half_width
+from library.audit.statistics.permutation import p_number, p_text
 from library.audit.statistics.working_attack import CONTROL_P
 from library.tensor_files import private_folder, write_whole
 
 CLASSES = {"leak": "leak", "no evidence": "none", "invalid": "invalid"}
-HEADLINES = {"leak": "Leak detected", "no evidence": "No evidence of a leak", "invalid": "Audit invalid"}
+SIDES = ("members-aux", "members-test", "non-members-aux", "non-members-test")
 
 
 def write_report(
@@ -39,73 +43,115 @@ def write_report(
 
 def report_html(result: AuditResult, together: Sequence[AuditResult], exposed: Sequence[ExposedPicture]) -> str:
     """The page, first screen first."""
-    parts = [f"<h1>Membership audit of {html.escape(result.label)}</h1>", *first_screen(result)]
+    file = result.file
+    first = [
+        f"<h1>Membership audit of {html.escape(result.label)}</h1>",
+        html.paragraph(f"{file.name}, audited on {file.date} with {file.suite}", small=True),
+        *first_screen(result, file.place),
+    ]
+    parts = course_section(together)
     if len(together) > 1:
         parts += comparison(together, result)
-    parts += [html.heading("Figures"), html.figures(captioned_figures(result, together)), *attack_table(result)]
-    parts += quality_section(result) + controls_section(result) + epsilon_section(result)
     if exposed:
         parts += risk_section(exposed) + group_section(result)
-    return html.page(f"Audit of {result.label}", [*parts, *fine_print(result)])
+    parts += [html.heading("Figures"), html.figures(captioned_figures(result, together)), *attack_table(result)]
+    parts += quality_section(result) + controls_section(result) + epsilon_section(result) + explanations()
+    own = {
+        "file": file.name,
+        "SHA-256 of the file (`sha256sum FILE`)": file.sha256,
+        "base model": file.base,
+        **{f"pictures, {side}": str(result.candidates.sides.count(side)) for side in SIDES},
+    }
+    return html.page(f"Audit of {result.label}", first, [*parts, *provenance_section(result, own)])
+
+
+def headline(result: AuditResult) -> str:
+    """One LoRA in a line of the terminal."""
+    main, word = result.main, result.evaluation.verdict.word
+    return f"  {word}; main attack ({TITLES[main.name]}): AUC {area(main)}, {p_text(main.p)}"
 
 
 def summary(result: AuditResult) -> str:
-    """The verdict and the main figures for the terminal."""
-    main, worst = result.main, result.worst
-    verdict = result.evaluation.verdict
-    lines = [
-        f"{HEADLINES[verdict.word]}. {verdict.sentence}",
-        f"  main attack ({TITLES[main.name]}): AUC {area(main)}, p = {main.p:.4f}",
-        f"  worst attack ({TITLES[worst.name]}): AUC {area(worst)}, LoRA off "
-        + ("-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
-        f"  member loss {100 * result.utility['member_loss_relative']:.1f} % of the base's; "
-        f"tested on {main.members} members and {main.non_members} non-members",
+    """The verdict, what to do now and the main figures for the terminal."""
+    main, worst, verdict = result.main, result.worst, result.evaluation.verdict
+    shown = most_shown_sentence(result.evaluation.most_shown)
+    lines = [f"{HEADLINES[verdict.word]}.", verdict.sentence, *([shown] if shown else []), "What to do now:"]
+    lines += [
+        f"  {number}. {step.replace('`', '')}"
+        for number, step in enumerate(what_now(verdict.word, result.file.place), 1)
     ]
+    over_all = f"{p_text(result.evaluation.p_max)} over all attacks"
+    figures = f"main attack ({TITLES[main.name]}): AUC {area(main)}, {p_text(main.p)}"
+    if worst is main:
+        lines.append(f"{figures}; it is the strongest, {over_all}")
+    else:
+        lines += [figures, f"strongest attack ({TITLES[worst.name]}): AUC {area(worst)}, {over_all}"]
     return "\n".join(lines)
 
 
-def interval(low_high: tuple[float, float], digits: int = 2) -> str:
-    """[low, high]."""
-    return f"[{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]"
+def first_screen(result: AuditResult, place: str = FOLDER) -> list[str]:
+    """The verdict in everyday words, what to do now, then the figures that a LoRA maker needs to judge it.
 
-
-def area(one: Finding) -> str:
-    """AUC with its interval."""
-    return f"{one.auc:.2f} {interval(one.auc_interval)}"
-
-
-def first_screen(result: AuditResult) -> list[str]:
-    """The verdict in words, then the figures that a LoRA maker needs to judge it."""
-    verdict, worst, utility = result.evaluation.verdict, result.worst, result.utility
-    box = (
-        f'<section class="verdict {CLASSES[verdict.word]}"><b>{HEADLINES[verdict.word]}</b>'
-        f"{html.paragraph(verdict.sentence)}{html.paragraph('; '.join(verdict.reasons), small=True)}</section>"
-    )
-    transfer = result.main.transfer
-    exposures = "unknown (the file does not say)" if result.exposures is None else f"{result.exposures:g}"
+    Args:
+        place: what was audited, for the commands.
+    """
+    verdict, utility = result.evaluation.verdict, result.utility
+    word = verdict.word
+    said = [text for text in (verdict.sentence, most_shown_sentence(result.evaluation.most_shown)) if text]
+    box = html.verdict(CLASSES[word], HEADLINES[word], said, "; ".join(verdict.reasons), what_now(word, place))
+    fit = f"{100 * utility['member_loss_relative']:.0f} % on members, "
     pairs = [
-        ("Worst attack", TITLES[worst.name]),
-        ("AUC of the worst attack (0.5 = guessing) with 95 % interval", area(worst)),
-        ("AUC of the worst attack with the LoRA off", "-" if worst.auc_off is None else f"{worst.auc_off:.2f}"),
-        ("Main attack, fixed beforehand", f"{area(result.main)}, p = {result.main.p:.4f}"),
-        ("Exposures per member picture", exposures),
-        ("Member loss (% of the base model's)", f"{100 * utility['member_loss_relative']:.1f} %"),
-        ("Non-member loss (% of the base model's)", f"{100 * utility['non_member_loss_relative']:.1f} %"),
-        ("Tested on", f"{result.main.members} members, {result.main.non_members} non-members"),
+        *strongest(result),
         (
-            "Half-width of chance at this sample size (AUC)",
-            f"\u00b1{hanley_mcneil_half_width(0.5, result.main.members, result.main.non_members):.2f}",
+            "Tested on",
+            f"{result.main.members} members, {result.main.non_members} non-members; luck alone moves an AUC by "
+            f"\u00b1{luck_half_width(result.main.effective):.2f}",
         ),
+        ("Exposures per member picture", exposures_text(result)),
+        ("Loss, % of the base model's", f"{fit}{100 * utility['non_member_loss_relative']:.0f} % held out"),
     ]
+    transfer = result.main.transfer
     if transfer is not None:
         found, wrong = 100 * transfer.tpr, 100 * transfer.fpr
         pairs.append(("Accusing at a threshold from other pictures", f"finds {found:.0f} %, wrong on {wrong:.0f} %"))
     return [box, html.facts(pairs)]
 
 
+def strongest(result: AuditResult) -> list[tuple[str, str]]:
+    """The main attack and the strongest one; one box where they are the same."""
+    main, worst = result.main, result.worst
+    p_max = f"{p_text(result.evaluation.p_max)} over all attacks"
+    off = "" if main.auc_off is None else f"; LoRA off: {main.auc_off:.2f}"
+    figures = f"AUC {area(main)}, {p_text(main.p)}{off}"
+    if worst is main:
+        name = f"Main attack, fixed beforehand, and strongest: {TITLES[main.name]}"
+        return [(name, f"{figures}; {p_max}")]
+    off = "" if worst.auc_off is None else f"; LoRA off: {worst.auc_off:.2f}"
+    return [
+        (f"Main attack, fixed beforehand: {TITLES[main.name]}", figures),
+        (f"Strongest attack: {TITLES[worst.name]}", f"AUC {area(worst)}, {p_max}{off}"),
+    ]
+
+
+def exposures_text(result: AuditResult) -> str:
+    """Exposures as the file states them, to one digit; the least and the most where they differ."""
+    most, mean = result.evaluation.most_shown, result.exposures
+    if mean is None:
+        return "unknown (the file does not say)"
+    if most is None:
+        return f"about {mean:g}"
+    return f"{mean:g} on average, {mean * most.least_of_mean:g} at least, {mean * most.share_of_mean:g} at most"
+
+
+def course_section(together: Sequence[AuditResult]) -> list[str]:
+    """The curve over saved files, on top."""
+    drawn = course_figures(together)
+    return [html.heading("The course of the training"), html.figures(drawn)] if drawn else []
+
+
 def comparison(together: Sequence[AuditResult], result: AuditResult) -> list[str]:
     """All LoRAs of this call in one table."""
-    names = "LoRA, method, exposures, verdict, main AUC, minus the reference's, worst attack, worst AUC, member loss"
+    names = "LoRA, method, exposures, verdict, main AUC, minus the reference's, strongest attack, its AUC, member loss"
     rows = [
         (
             one.label,
@@ -159,52 +205,68 @@ def quality_section(result: AuditResult) -> list[str]:
 
 
 def attack_table(result: AuditResult) -> list[str]:
-    """Every attack with all its figures."""
+    """Every attack with all its figures, then what each of them is."""
     shadows = result.evaluation.shadow_findings
-    names = (
-        "attack, access, UNet passes, chosen on aux, AUC, flipped, LoRA off, balanced accuracy, TPR at 5 % FPR, "
-        "TPR at 1 % FPR, p"
-    )
+    names = "attack, AUC, LoRA off, TPR at 5 % FPR, TPR at 1 % FPR, balanced accuracy, p"
     columns = [*names.split(", "), *(["AUC, fitted on a shadow"] if shadows else [])]
-    rows = []
-    for one in result.evaluation.findings.values():
-        accuracy = (
-            "-"
-            if one.transfer is None
-            else (f"{one.transfer.balanced_accuracy:.2f} {interval(one.transfer.balanced_accuracy_interval)}")
-        )
-        off = "-" if one.auc_off is None else f"{one.auc_off:.2f}"
-        rows.append(
-            (
-                TITLES[one.name],
-                ACCESS[one.name],
-                str(result.passes.get(one.name, "-")),
-                one.chosen,
-                area(one),
-                f"{one.auc_flipped:.2f}",
-                off,
-                accuracy,
-                _rate(one, 0.05),
-                _rate(one, 0.01),
-                f"{one.p:.4f}",
-                *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
-            )
-        )
-    marked = [one.name == PRIMARY for one in result.evaluation.findings.values()]
-    text = (
-        "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. GB asks "
-        "the UNet, GB+base also the public base model, WB reads weights and gradients (anyone who has the file can), "
-        "BB only draws pictures. A perfect attack on a private LoRA has AUC 0.50."
+    findings = result.evaluation.findings.values()
+    rows = [attack_row(one, shadows) for one in findings]
+    marked = [one.name == PRIMARY for one in findings]
+    figures = (
+        "Scores are higher for likelier members. The shaded attack was fixed as the main one beforehand. Against a "
+        "LoRA that leaks nothing even the best attack stays at 0.50. Balanced accuracy is that of a threshold from the "
+        "aux side."
     )
-    return [html.heading("Every attack"), html.paragraph(text, small=True), html.table(columns, rows, marked)]
+    described = [
+        (
+            TITLES[one.name],
+            note_of(one.name).sentence,
+            f"{ACCESS_WORDS[ACCESS[one.name]]} ({result.passes.get(one.name, '-')} passes)",
+            one.chosen,
+            note_of(one.name).reference,
+        )
+        for one in findings
+    ]
+    access = (
+        "Who can make an attack, with how many passes through the UNet per picture. Whoever has the file can ask the "
+        "model and read its weights; who only sees its pictures cannot."
+    )
+    heads = ("attack", "what it does", "who can make it", "chosen on the aux side", "source")
+    return [
+        html.heading("Every attack"),
+        html.paragraph(figures, small=True),
+        html.table(columns, rows, marked),
+        html.heading("What each attack does"),
+        html.paragraph(access, small=True),
+        html.table(heads, described, marked),
+    ]
+
+
+def attack_row(one: Finding, shadows: Mapping[str, Finding]) -> tuple[str, ...]:
+    """One attack's figures."""
+    flipped = f" (flipped {one.auc_flipped:.2f})" if one.auc < 0.5 else ""
+    accuracy = "-"
+    if one.transfer is not None:
+        accuracy = f"{one.transfer.balanced_accuracy:.2f} {interval(one.transfer.balanced_accuracy_interval)}"
+    return (
+        TITLES[one.name],
+        f"{area(one)}{flipped}",
+        "-" if one.auc_off is None else f"{one.auc_off:.2f}",
+        _rate(one, 0.05),
+        _rate(one, 0.01),
+        accuracy,
+        p_number(one.p),
+        *((area(shadows[one.name]) if one.name in shadows else "-",) if shadows else ()),
+    )
 
 
 def _rate(one: Finding, fpr: float) -> str:
     for rate in one.low_rates:
         if rate.fpr == fpr:
-            if rate.tpr is None or rate.interval is None:
+            if rate.tpr is None:
                 return f"needs {rate.needed} non-members"
-            return f"{rate.tpr:.2f} {interval(rate.interval)} (guessing {rate.chance:.3f})"
+            sure = interval(rate.interval) if rate.interval else "(no interval)"
+            return f"{rate.tpr:.2f} {sure} (guessing {rate.chance:.3f})"
     return "-"
 
 
@@ -213,8 +275,8 @@ def controls_section(result: AuditResult) -> list[str]:
     evaluation = result.evaluation
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
     text = (
-        f"None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
-        f"p = {evaluation.controls_p:.3f}; below {CONTROL_P:g} the audit is marked invalid."
+        "None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
+        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid."
     )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
 
@@ -222,11 +284,6 @@ def controls_section(result: AuditResult) -> list[str]:
 def epsilon_section(result: AuditResult) -> list[str]:
     """One-run epsilon and the dataset-level test."""
     evaluation = result.evaluation
-    note = (
-        f"The numbers are indicative and not a valid bound: {evaluation.epsilon_doubt}."
-        if evaluation.epsilon_doubt
-        else "A fair coin put each group of pictures in or out, so this is a valid one-run audit of the test sides."
-    )
     rows = [
         (
             str(bound.guesses),
@@ -241,12 +298,18 @@ def epsilon_section(result: AuditResult) -> list[str]:
         "guesses, correct guesses, lower bound on epsilon, bound if all guesses were correct, "
         "lower bound for Gaussian mechanisms only"
     )
-    low = f"{evaluation.dataset_p:.2g}"
-    dataset = f"Dataset-level test (was this collection as a whole used?): one-sided p = {low}."
+    dataset = (
+        "Was this collection as a whole used? Dataset-level test: a one-sided Welch t-test on the main attack's "
+        "mean scores "
+        "by group of pictures, members against non-members of the test sides (after Dubinski et al. 2024, arXiv "
+        "2411.12858): "
+        f"p = {evaluation.dataset_p:.2g}."
+    )
     return [
         html.heading("Empirical epsilon"),
-        html.paragraph(note),
+        html.paragraph(epsilon_note(evaluation)),
         html.table(names.split(", "), rows),
+        html.heading("Dataset-level test"),
         html.paragraph(dataset),
     ]
 
@@ -254,17 +317,17 @@ def epsilon_section(result: AuditResult) -> list[str]:
 def risk_section(exposed: Sequence[ExposedPicture]) -> list[str]:
     """The most exposed members."""
     text = (
-        "Member pictures with the highest scores of the main attack. The percentage says how many non-members "
-        "score as high: at 0 % an attacker who accuses this picture is wrong about no non-member. This list names "
-        "private pictures; keep the folder to yourself."
+        f"Member pictures by the attack '{TITLES[MOST_EXPOSED]}', which uses no label. Beside each stands how many "
+        "non-members score as high, and how large their share may be: so often would be wrong who accuses all that "
+        "score as high. No accusation of a single picture is a proof. This list names private pictures; keep the "
+        "folder "
+        "to yourself."
     )
-    if any(risk.drawing for risk in exposed):
-        text += " For a drawn caption, the nearest drawing stands below the picture."
     entries = [
         (
-            [uri for uri in (risk.thumbnail, risk.drawing) if uri],
+            [("training picture", risk.thumbnail), *([("nearest drawing", risk.drawing)] if risk.drawing else [])],
             risk.file,
-            f"passed by {100 * risk.passed_by:.0f} % of non-members",
+            risk.in_words(),
         )
         for risk in exposed
     ]
@@ -281,18 +344,34 @@ def group_section(result: AuditResult) -> list[str]:
     return [html.heading("Most exposed groups"), html.table(("number in the figure", "group"), rows)]
 
 
-def fine_print(result: AuditResult) -> list[str]:
-    """How it was measured."""
-    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items()) or "none stated in the file"
-    facts = ", ".join(f"{name} {value}" for name, value in result.facts.items())
+def explanations() -> list[str]:
+    """The words of the page."""
+    return [html.heading("Words"), html.definitions(GLOSSARY)]
+
+
+def provenance_section(result: AuditResult, own: Mapping[str, str]) -> list[str]:
+    """What was audited, with what, and how it was measured.
+
+    Args:
+        own: facts of the file, in words.
+    """
     text = (
-        "Attacks chose and fitted everything on the aux sides; the test sides were scored once. Intervals are "
-        "95 % bootstraps over groups of pictures, Clopper-Pearson at fixed thresholds; p-values come from dealing "
-        "out the labels of groups again. An audit shows what these attacks find, not what no attack could."
+        "Attacks chose and fitted everything on the aux sides; the test sides were scored once. Intervals have 95 % "
+        "confidence and p-values come from dealing out the labels again, both by group of pictures. An audit "
+        "shows what "
+        "these attacks find, not what no attack could."
     )
-    return [
-        html.heading("How this was measured"),
-        html.paragraph(text),
-        html.paragraph(f"Training: {settings}", small=True),
-        html.paragraph(f"Audit: {facts}", small=True),
+    rows = [
+        *own.items(),
+        ("date", result.file.date),
+        ("suite", result.file.suite),
+        ("method", result.method),
+        (
+            "exposures per member picture",
+            exposures_text(result) + ("" if result.exposures is None else ", to one digit"),
+        ),
+        *((f"training: {name}", str(value)) for name, value in sorted(result.settings.items())),
+        *((f"audit: {name}", str(value)) for name, value in result.facts.items()),
     ]
+    shown = [(name.replace("`", ""), value) for name, value in rows]
+    return [html.heading("What was audited, and how"), html.paragraph(text), html.table(("what", "value"), shown)]

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from library.audit.statistics.effective_sizes import EffectiveSizes, effective_sizes
 from library.audit.statistics.intervals import (
     Interval,
     auc_interval,
-    clopper_pearson,
+    balanced_accuracy_interval,
     least_detectable_auc,
-    statistic_interval,
+    rate_interval,
+    share_interval,
 )
 from library.audit.statistics.metrics import (
     Scores,
     accuracy_threshold,
-    allowed_false_positives,
     auc,
     balanced_accuracy,
     chance_tpr,
@@ -30,10 +31,9 @@ from library.audit.statistics.metrics import (
 )
 from library.audit.statistics.one_run_epsilon import OneRunBound, one_run_bounds
 from library.audit.statistics.permutation import permutation_test
-from library.seeding import numpy_stream, stream_seed
+from library.seeding import numpy_stream
 
 RATES = (0.05, 0.01, 0.001)
-FEW_FALSE_POSITIVES = 5  # below so many, a bootstrap of the threshold says little
 SIDES = ("members", "non-members")
 
 Sides = tuple[Scores, Scores]  # members [M], non-members [N]
@@ -83,13 +83,14 @@ class Finding:
     p: float  # exact permutation, two-sided
     auc_off: float | None  # the same attack on the base; None for controls
     auc_off_interval: Interval | None
+    effective: EffectiveSizes  # how many independent pictures the sides are worth
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
     """What is asked of the scores."""
 
-    name: str = "scores"  # of the attack; it seeds the bootstrap, so that attacks do not share their draws
+    name: str = "scores"  # of the attack
     chosen: str = ""  # what the attack chose on other pictures
     rates: Sequence[float] = RATES  # false-positive rates
     target_fpr: float = 0.05  # false-positive rate of the threshold from the aux scores
@@ -144,7 +145,6 @@ def examine_scores(
     named = _checked_groups(test, _own_groups(test) if groups is None else groups)
     other = None if aux is None else _checked_aux(aux, wanted.target_fpr)
     without = None if off is None else _checked_off(test, off)
-    draw = stream_seed(wanted.seed, "bootstrap", wanted.name)
     is_member = np.repeat([True, False], [len(side) for side in test])
     everybody = [*named[0], *named[1]]
     luck = permutation_test(np.concatenate(test), is_member, everybody, numpy_stream(wanted.seed, "permutation"))
@@ -154,17 +154,18 @@ def examine_scores(
         members=len(test[0]),
         non_members=len(test[1]),
         auc=auc(*test),
-        auc_interval=auc_interval(*test, *named, np.random.default_rng(draw)),
+        auc_interval=auc_interval(*test, *named),
         auc_flipped=flipped_auc(*test),
         auc_aux=None if other is None else auc(*other),
-        low_rates=[low_rate(test, named, rate, draw) for rate in wanted.rates],
-        transfer=None if other is None else transferred(other, test, named, wanted.target_fpr, draw),
+        low_rates=[low_rate(test, named, rate) for rate in wanted.rates],
+        transfer=None if other is None else transferred(other, test, named, wanted.target_fpr),
         p=float(luck.p_each[0]),
         auc_off=None if without is None else auc(*without),
-        auc_off_interval=None if without is None else auc_interval(*without, *named, np.random.default_rng(draw)),
+        auc_off_interval=None if without is None else auc_interval(*without, *named),
+        effective=effective_sizes(*test, *named),
     )
     epsilon = one_run_bounds(np.concatenate(test), is_member, everybody, delta=wanted.delta) if wanted.one_run else []
-    return ExaminedScores(finding, least_detectable_auc(finding.members, finding.non_members), epsilon)
+    return ExaminedScores(finding, least_detectable_auc(finding.effective), epsilon)
 
 
 def _own_groups(test: Sides) -> Groups:
@@ -204,42 +205,34 @@ def _checked_off(test: Sides, off: tuple[ArrayLike, ArrayLike]) -> Sides:
     return without
 
 
-def low_rate(test: Sides, groups: Groups, fpr: float, seed: int) -> LowRate:
-    """TPR at one FPR; Clopper-Pearson below five false positives, else a bootstrap that draws the threshold anew."""
+def low_rate(test: Sides, groups: Groups, fpr: float) -> LowRate:
+    """TPR at one FPR; the threshold is an order statistic of the test non-members, and the interval pays for that."""
     members, non_members = test
     needed = non_members_needed(fpr)
     if len(non_members) < needed:
         return LowRate(fpr, needed, None, None, None, None)
-    rate = tpr_at_fpr(members, non_members, fpr)
-    if allowed_false_positives(len(non_members), fpr) < FEW_FALSE_POSITIVES:
-        interval = clopper_pearson(round(rate * len(members)), len(members))
-    else:
-        interval = statistic_interval(
-            test, groups, lambda inside, outside: tpr_at_fpr(inside, outside, fpr), np.random.default_rng(seed)
-        )
-    inverted = tpr_at_fpr(-members, -non_members, fpr)
+    rate, inverted = tpr_at_fpr(members, non_members, fpr), tpr_at_fpr(-members, -non_members, fpr)
+    interval = rate_interval(members, non_members, groups, fpr)
     return LowRate(fpr, needed, rate, interval, chance_tpr(len(non_members), fpr), inverted)
 
 
-def transferred(aux: Sides, test: Sides, groups: Groups, target_fpr: float, seed: int) -> Transfer:
+def transferred(aux: Sides, test: Sides, groups: Groups, target_fpr: float) -> Transfer:
     """Fix both thresholds on the aux sides and read their rates on the test sides.
 
     Raises:
         ValueError: too few aux non-members for the target rate, with the number that is needed.
     """
-    threshold = false_positive_threshold(aux[1], target_fpr)
+    threshold, cut = false_positive_threshold(aux[1], target_fpr), accuracy_threshold(*aux)
     true_rate, false_rate = rates_above(*test, threshold)
-    cut = accuracy_threshold(*aux)
-    interval = statistic_interval(
-        test, groups, lambda inside, outside: balanced_accuracy(inside, outside, cut), np.random.default_rng(seed)
-    )
+    at_cut = rates_above(*test, cut)
+    found, accused = (share_interval(side > cut, names) for side, names in zip(test, groups, strict=True))
     return Transfer(
         target_fpr,
         threshold,
         false_rate,
-        clopper_pearson(round(false_rate * len(test[1])), len(test[1])),
+        share_interval(test[1] > threshold, groups[1]),
         true_rate,
-        clopper_pearson(round(true_rate * len(test[0])), len(test[0])),
+        share_interval(test[0] > threshold, groups[0]),
         balanced_accuracy(*test, cut),
-        interval,
+        balanced_accuracy_interval(at_cut[0], found, at_cut[1], accused),
     )

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+DRAWS = 10_000  # of the labels
+
 
 @dataclass(frozen=True)
 class PermutationTest:
@@ -16,6 +18,18 @@ class PermutationTest:
     p_each: NDArray[np.float64]  # [A]
     p_max: float
     draws: int
+
+
+def p_number(p: float) -> str:
+    """A p-value as text: the smallest that ``DRAWS`` deals can give is only an upper limit, and says so."""
+    least = 1 / (1 + DRAWS)
+    return f"<= {least:.4f}" if p <= 1.01 * least else f"{p:.4f}"
+
+
+def p_text(p: float) -> str:
+    """ "p = 0.0123" or "p <= 0.0001"."""
+    number = p_number(p)
+    return f"p {number}" if number.startswith("<=") else f"p = {number}"
 
 
 def dealt_labels(
@@ -35,7 +49,7 @@ def permutation_test(
     is_member: NDArray[np.bool_],
     groups: Sequence[str],
     generator: np.random.Generator,
-    draws: int = 10_000,
+    draws: int = DRAWS,
 ) -> PermutationTest:
     """Shuffle the group labels ``draws`` times; exact for fixed and coin-flip splits given their number of members.
 

@@ -21,6 +21,7 @@ class Candidates:
     pixels: Sequence[str]  # SHA-256 of the decoded pixels
     sides: Sequence[str]  # members-aux, members-test, non-members-aux, non-members-test
     groups: Sequence[str]
+    repeats: Sequence[int] = ()  # uses per epoch, had it been a member; empty where nobody knows
 
     def __post_init__(self) -> None:
         by_label = [

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from library.data.buckets import assign_buckets
 from library.data.examples import Example
 from library.data.latents import encoded_moments
 from library.data.read_pictures import pick_rules, read_split_pictures
-from library.data.split import SIDES, sides_hash
+from library.data.split import SIDES, sealed, sides_hash
 from library.data.split_file import read_split_file, warn_of_weak_split
 from library.diffusion.model_files import LatentDiffusion
 from library.diffusion.vae import posterior_encoder
@@ -37,6 +38,7 @@ class CandidateSet:
     inclusion: str
     nonmember_share: float | None  # as the split file states it
     split_hash: str
+    sealed_hash: str = ""  # the same under the split's secret; empty for a file without one
 
     def paths(self) -> list[Path]:
         """Where the pictures lie."""
@@ -66,7 +68,7 @@ def candidate_sets_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cand
     """The pictures of every run, by LoRA file; runs of one folder and split read them once.
 
     Raises:
-        InputError: pictures that are missing or changed, or too few of them.
+        InputError: pictures that are missing or changed, or too few of them; another split than a training's.
     """
     seen: dict[tuple[Path, str], CandidateSet] = {}
     candidate_sets = {}
@@ -76,6 +78,16 @@ def candidate_sets_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cand
             seen[key] = find_candidates(run.split, read_pictures(run.settings))
             require_resolvable(seen[key].candidates, target_fpr)
         candidate_sets[run.lora] = seen[key]
+    faults = Faults()
+    for run in runs:
+        stated, here = run.settings.get("split_hash"), candidate_sets[run.lora].sealed_hash
+        if stated and here and stated != here:
+            faults.add(
+                f"'{run.split}' is not the split that '{run.lora}' was trained on (split_hash: {str(stated)[:12]} in "
+                f"its config.toml, {here[:12]} of this file), so members would be taken for non-members; put its own "
+                "split.json back, or name it with --split_file"
+            )
+    faults.raise_if_any()
     return candidate_sets
 
 
@@ -110,12 +122,25 @@ def find_candidates(split_file: Path, examples: Sequence[Example]) -> CandidateS
     digest = sides_hash((entry["pixels"], entry["side"]) for entry in entries)
     unique = {entry["pixels"]: entry for entry in reversed(entries)}
     kept = [entry for entry in entries if unique[entry["pixels"]] is entry or _on_two_sides(entry, unique)]
+    uses: Counter[str] = Counter()
+    for entry in entries:
+        uses[entry["pixels"]] += int(entry.get("repeats", 1))
     candidates = Candidates(
-        [entry["pixels"] for entry in kept], [entry["side"] for entry in kept], [entry["group"] for entry in kept]
+        [entry["pixels"] for entry in kept],
+        [entry["side"] for entry in kept],
+        [entry["group"] for entry in kept],
+        [uses[entry["pixels"]] for entry in kept],
     )
     _check_captions(kept, here)
     matched = [here[entry["pixels"]] for entry in kept]
-    return CandidateSet(matched, candidates, content["inclusion"], content.get("nonmember_share"), digest)
+    return CandidateSet(
+        matched,
+        candidates,
+        content["inclusion"],
+        content.get("nonmember_share"),
+        digest,
+        sealed(bytes.fromhex(content["secret"]), digest) if "secret" in content else "",
+    )
 
 
 def _on_two_sides(entry: dict[str, Any], unique: dict[str, dict[str, Any]]) -> bool:

@@ -13,6 +13,7 @@ from library.lora_files.adapter_config import is_peft_folder
 
 SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
 WRITTEN_TO = ("cache_dir", "tokenizer_cache_dir", "output_dir", "logging_dir")  # a run's folders, not the audit's
+SPREAD = 3  # earlier files, enough for the shape of a curve
 NUMBER = re.compile(r"-(?:step)?\d{6,8}$")
 
 
@@ -45,7 +46,7 @@ def find_runs(
 
     Args:
         outputs: output folders with config.toml, split.json and a LoRA; or LoRA files.
-        checkpoints: "last" or "all" saved files of a folder.
+        checkpoints: "last", "all", or "spread" (the last and up to three earlier ones) of a folder's saved files.
         defaults: settings for bare files, and what a config.toml leaves open.
         overrides: what beats every config.toml.
         split_file: used in place of each folder's own.
@@ -88,8 +89,22 @@ def _of_folder(
     whole = [file for file in files if not NUMBER.search(file.stem)]
     last = named if named in files else (whole or files)[-1]
     earlier = [file for file in files if file != last and NUMBER.search(file.stem)]
-    chosen = [*earlier, last] if checkpoints == "all" else [last]
+    chosen = [*of_checkpoints(earlier, checkpoints), last]
     return [Run(folder.name, file, split, folder / "audit", settings, file == last) for file in chosen]
+
+
+def of_checkpoints(earlier: Sequence[Path], checkpoints: str) -> list[Path]:
+    """The earlier files that are audited beside the last one.
+
+    Args:
+        earlier: in the order of the training, at even distances.
+        checkpoints: see ``find_runs``.
+    """
+    if checkpoints == "all" or (checkpoints == "spread" and len(earlier) <= SPREAD):
+        return list(earlier)
+    if checkpoints == "last":
+        return []
+    return [earlier[round((place + 1) * (len(earlier) + 1) / (SPREAD + 1)) - 1] for place in range(SPREAD)]
 
 
 def _of_file(file: Path, defaults: Mapping[str, Any], split_file: str | None, faults: Faults) -> list[Run]:
