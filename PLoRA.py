@@ -16,8 +16,8 @@ DOOR = Path(__file__).stem
 
 def main(arguments: list[str]) -> int:
     """Train one LoRA; returns 0, 130 after Ctrl-C, or 1 when the loss stopped being finite."""
-    config = resolve.read_config(DOOR, arguments)
-    run = open_run(DOOR, config)  # the split, the model with its network, the plan
+    run = open_run(resolve.read_options(DOOR, arguments))  # the split, the model with its network, the plan
+    config = run.config
     run.say(run.summary())
     if config.dry_run:
         run.say(run.forecast(arguments))

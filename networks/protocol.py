@@ -94,6 +94,20 @@ def inject(
     return network, stated_facts(rules, given, state)
 
 
+def check_files(rules: NetworkRules) -> None:
+    """Look at the LoRA files that the rules name, without a model. Raises: InputError with all that cannot be read."""
+    faults = Faults()
+    named = [("base_weights", file) for file in rules.base_weights]
+    named += [("network_weights", rules.network_weights)] if rules.network_weights else []
+    for option, file in named:
+        try:
+            read_lora(Path(file))
+        except InputError as error:
+            for message in error.messages:
+                faults.add(f"{option} {message}")
+    faults.raise_if_any()
+
+
 def with_stand_in(rules: NetworkRules) -> NetworkRules:
     """The rules; in --dry_run with a LoRA of the same rank instead of a module that is not imported there."""
     wanted = Wanted("network_module", rules.network_module, rules.network_module, rules.dry_run)

@@ -92,6 +92,14 @@ def refused(folder: Path, text: str, flags: list[str]) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def refused_by_the_door(folder: Path, text: str, flags: list[str]) -> list[str]:
+    """The faults of a file and of what it names, one a line."""
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        SPLoRA.main(["--config_file", str(folder / "mine.toml"), *flags])
+    return str(caught.value).splitlines()
+
+
 def test_a_flat_file_with_every_option_named_and_off_trains_what_it_asks_for(tmp_path: Path, flags) -> None:
     config, heard = read(tmp_path, FLAT, flags(max_train_steps=None))
     assert (config.max_train_steps, config.max_train_epochs) == (40, None), "named steps decide, as in kohya"
@@ -221,22 +229,25 @@ def test_faults_of_option_network_argument_dataset_file_and_prompts_are_told_in_
     dataset.write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nowhere"\nnum_repeat = 2\n')
     prompts.write_text("a cat --w 64\na dog --s many\n")
     text = f'clip_skp = 2\nnetwork_args = ["conv_dmi=4"]\ndataset_config = "{dataset}"\nsample_prompts = "{prompts}"\n'
-    faults = refused(tmp_path, text + 'optimizer_type = "Adamm"\n', flags(train_data_dir=None))
+    faults = refused_by_the_door(tmp_path, text + 'optimizer_type = "Adamm"\n', flags(train_data_dir=None))
     for number, words in enumerate((
         "mine.toml line 1: unknown option 'clip_skp'",
         "network_args: networks.lora has no 'conv_dmi'; did you mean 'conv_dim'?",
+        "optimizer_type 'Adamm' is neither",
         "data.toml' line 3: datasets[0].subsets[0]: image_dir 'nowhere' is not a folder",
         "data.toml' line 4: datasets[0].subsets[0]: unknown 'num_repeat'",
         "p.txt' line 2: --s (sample_steps) takes a whole number",
-        "optimizer_type 'Adamm' is neither",
+        "not looked at yet, because of what stands above: the split, the base model",
     )):  # fmt: skip
         assert words in faults[number], faults
-    assert "mine.toml line 2)" in faults[1] and len(faults) == 6
+    assert "mine.toml line 2)" in faults[1] and len(faults) == 7
 
 
 def test_a_training_config_given_as_dataset_config_is_told_which_is_which(tmp_path: Path, flags) -> None:
     (tmp_path / "train.toml").write_text("[a]\nnetwork_dim = 4\nmax_train_steps = 10\n")
-    faults = refused(tmp_path, f'dataset_config = "{tmp_path / "train.toml"}"\nx = 1\n', flags(train_data_dir=None))
+    faults = refused_by_the_door(
+        tmp_path, f'dataset_config = "{tmp_path / "train.toml"}"\nx = 1\n', flags(train_data_dir=None)
+    )
     assert "is a training config (network_dim, max_train_steps): give it as config_file" in faults[1]
 
 

@@ -13,8 +13,9 @@ from library.assembly.game import Game
 from library.assembly.run import open_run
 from library.assembly.training import open_training
 from library.assembly.validation import Validation
-from library.errors import InputError
+from library.errors import Faults, InputError
 from library.options.declarations import Config
+from library.options.resolve import ReadOptions
 from library.privacy.proxy_history import ProxyHistory
 from tests.helpers.keys import write_secret
 
@@ -34,7 +35,8 @@ class Table:
             "split_secret_file": str(write_secret(pictures.parent)),
             "output_dir": str(pictures.parent / "out"),
         }
-        run = open_run("SPLoRA", dataclasses.replace(Config(), **{**options, **changed}))
+        config = dataclasses.replace(Config(), **{**options, **changed})
+        run = open_run(ReadOptions("SPLoRA", config, {}, Faults()))
         run.model.scheduler.register_to_config(prediction_type=prediction_type)
         self.network = run.network
         torch.manual_seed(0)
