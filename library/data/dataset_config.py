@@ -166,7 +166,9 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise InputError(f"dataset_config '{file}' cannot be read ({type(error).__name__})") from error
     except (ValueError, IndexError, TypeError) as error:  # of both parsers
         kind = "JSON" if file.suffix.lower() == ".json" else "TOML"
-        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}") from error
+        spoiled = "escape" in str(error) or "Unterminated" in str(error)
+        way_out = "; in a Windows path write / or double every backslash" if spoiled else ""
+        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}{way_out}") from error
     if not isinstance(content, dict):
         raise InputError(f"dataset_config '{file}' must hold one object with 'datasets'")
     return content

@@ -173,9 +173,8 @@ def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
         faults.add(f"{where.of('prompt')}: prompt is needed, and it and negative_prompt are texts")
     numbers = _numbers(where, given, stated, multiple, faults)
     if given["sample_sampler"] not in samplers:
-        faults.add(
-            f"{where.of('sample_sampler')}: sampler {given['sample_sampler']!r} is unknown; known are {', '.join(sorted(samplers))}"
-        )
+        known = ", ".join(sorted(samplers))
+        faults.add(f"{where.of('sample_sampler')}: sampler {given['sample_sampler']!r} is unknown; known are {known}")
     if len(faults.messages) > before:
         return None
     return Prompt(

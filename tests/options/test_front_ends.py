@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import toml
+import torch
+from safetensors.torch import save_file
 
 import SPLoRA
+from library.data.picture_sources import find_parts, pick_rules
+from library.data.read_pictures import read_sources
 from library.errors import InputError
 from library.options.declarations import Config
 from library.options.front_ends import NOT_KOHYAS
@@ -170,6 +174,39 @@ def test_a_value_in_another_writers_form_is_read(tmp_path: Path, flags, text: st
     assert getattr(config, name) == value
 
 
+def test_a_dataset_file_that_changes_pictures_at_every_use_turns_the_cache_off(tmp_path: Path, flags) -> None:
+    dataset = tmp_path / "data.toml"
+    tables = ("[general]\n{}[[datasets]]\n[[datasets.subsets]]\n", "[[datasets]]\n[[datasets.subsets]]\n{}")
+    for key, table in zip(("color_aug", "random_crop"), tables, strict=True):
+        dataset.write_text(table.format(f"{key} = true\n") + f'image_dir = "{tmp_path}"\n')
+        text = f'dataset_config = "{dataset}"\n'
+        config, heard = read(tmp_path, text, flags(train_data_dir=None))
+        assert config.cache_latents is False
+        assert f"cache_latents is off: {key} ({dataset}) changes a picture at every use" in "\n".join(heard)
+        config, _ = read(tmp_path, text + "cache_latents = true\n", flags(train_data_dir=None))
+        assert config.cache_latents is True
+        with pytest.raises(InputError, match=f"subsets.0.: {key} changes the picture at every use, but cache_latents"):
+            find_parts(*pick_rules(config))
+
+
+def test_a_base_model_of_sdxl_is_told_in_one_sentence_whatever_its_file_is_called(tmp_path: Path, flags) -> None:
+    """The tensors' names of the original layout, and a diffusers folder with two text encoders."""
+    names = ("conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
+             "conditioner.embedders.1.model.ln_final.weight", "first_stage_model.decoder.conv_in.bias",
+             "model.diffusion_model.label_emb.0.0.weight", "model.diffusion_model.input_blocks.0.0.weight")  # fmt: skip
+    file, folder = tmp_path / "plain.safetensors", tmp_path / "folder"
+    save_file({name: torch.zeros(1) for name in names}, file)
+    for part in ("unet", "text_encoder_2"):
+        (folder / part).mkdir(parents=True)
+    for place in (file, folder):
+        text = f'pretrained_model_name_or_path = "{place}"\nclip_skp = 1\n'
+        (fault,) = refused(tmp_path, text, flags(pretrained_model_name_or_path=None))
+        assert fault == (
+            f"this is a config for SDXL: pretrained_model_name_or_path = '{place}' ({tmp_path}/mine.toml line 1); this "
+            "suite trains SD 1.x and 2.x so far; give a base model of these"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -252,9 +289,6 @@ def test_a_training_config_given_as_dataset_config_is_told_which_is_which(tmp_pa
 
 
 def test_subset_folders_without_pictures_are_passed_over_unless_none_is_left(tmp_path: Path, pictures, caplog) -> None:
-    from library.data.picture_sources import find_parts, pick_rules
-    from library.data.read_pictures import read_sources
-
     (tmp_path / "deep/inner").mkdir(parents=True)
     next(pictures.rglob("*.png")).rename(tmp_path / "deep/inner/a.png")
     full = next(pictures.rglob("*.png")).parent

@@ -24,7 +24,7 @@ from library.audit.report.captioned_figures import attack_figures, comparison_fi
 from library.audit.report.json_csv import as_json
 from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.errors import InputError
-from library.lora_files.lora_file import weight_file
+from library.lora_files.lora_file import weight_files
 from library.tensor_files import private_folder, write_whole
 
 BANDS = 5  # as many parts of the non-members as scores.csv tells apart
@@ -61,7 +61,7 @@ def publish(audited: Sequence[tuple[Path, AuditResult]], together: Sequence[Audi
         place = private_folder(folder / str(number)) if len(audited) > 1 else folder
         one, others = shared[id(result)], list(shared.values())
         facts = {
-            "checkpoint_sha256": file_hash(weight_file(lora)),
+            "checkpoint_sha256": checkpoint_hash(lora),
             "date": time.strftime("%Y-%m-%d"),
             "suite": suite_version(),
         }
@@ -162,6 +162,14 @@ def shareable_page(one: AuditResult, others: Sequence[AuditResult], facts: Mappi
     )
     parts += [*report_page.fine_print(one), html.paragraph(note, small=True), html.paragraph(stated, small=True)]
     return html.page(f"Audit of {one.label}", parts)
+
+
+def checkpoint_hash(lora: Path) -> str:
+    """The hash of the LoRA's file; of a peft folder of several parts, that of each beside its name there."""
+    files = weight_files(lora)
+    if len(files) == 1:
+        return file_hash(files[0])
+    return ", ".join(f"{file.relative_to(lora).as_posix()} {file_hash(file)}" for file in files)
 
 
 def file_hash(file: Path) -> str:
