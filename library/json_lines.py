@@ -31,8 +31,9 @@ def lines_of_keys(text: str) -> dict[tuple[str, str], int]:
         elif token == "," and in_list:
             places[-1] = int(places[-1]) + 1
         elif not in_list and token.startswith('"') and last in ("{", ","):
-            places[-1] = str(json.loads(token))
-            found.setdefault((heads[-1], places[-1]), line)
+            key = str(json.loads(token))
+            places[-1] = key
+            found.setdefault((heads[-1], key), line)
         last = token
     return found
 

@@ -15,6 +15,8 @@ FILES = (
     "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
     "inception_weights",
 )  # fmt: skip
+CHANGE_CAPTIONS = ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs",
+                   "caption_tag_dropout_rate", "token_warmup_step")  # fmt: skip
 
 
 def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
@@ -141,6 +143,22 @@ def _check_data(config: Config, faults: Faults) -> None:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
     _check_caches_and_masks(config, faults)
+    if config.cache_text_encoder_outputs:
+        _check_text_states(config, faults)
+
+
+def _check_text_states(config: Config, faults: Faults) -> None:
+    """What keeps captions from being encoded once, as far as the options show it."""
+    rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    if rate > 0 and not config.network_train_unet_only:
+        faults.add(
+            "cache_text_encoder_outputs cannot be: the text encoder is trained; set network_train_unet_only = true, or "
+            "text_encoder_lr = 0"
+        )
+    changing = [name for name in CHANGE_CAPTIONS if getattr(config, name)]
+    if changing and not config.dataset_config:  # whose subsets may say otherwise
+        named = ", ".join(changing)
+        faults.add(f"cache_text_encoder_outputs cannot be: {named} changes captions from use to use; leave it out")
 
 
 def _check_caches_and_masks(config: Config, faults: Faults) -> None:

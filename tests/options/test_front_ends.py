@@ -228,6 +228,11 @@ def test_a_base_model_of_sdxl_is_told_in_one_sentence_whatever_its_file_is_calle
         ("tomorrows_switch = true", "unknown option 'tomorrows_switch'"),
         ("stop_text_encoder_training = 50", "'stop_text_encoder_training' is not taken"),
         ("lr_decay_steps = 10", "lr_decay_steps is not used by lr_scheduler constant"),
+        ("cache_text_encoder_outputs = true", "cannot be: the text encoder is trained"),
+        (
+            "cache_text_encoder_outputs = true\nnetwork_train_unet_only = true\nshuffle_caption = true",
+            "cannot be: shuffle_caption changes captions from use to use",
+        ),
     ],
 )
 def test_what_would_change_the_run_is_a_fault_with_its_line(tmp_path: Path, flags, text: str, words: str) -> None:
