@@ -195,7 +195,9 @@ def _check_keys(where: Place, given: Mapping[str, Any], faults: Faults) -> None:
         if key in REFUSED:
             faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) is not taken: {REFUSED[key]}")
         elif key in IGNORED:
-            logger.info("%s: %s changes nothing here: the previews of this suite do not have it", where, FLAGS[key])
+            logger.info(
+                "%s: %s changes nothing here: the previews of this suite do not have it", where.of(key), FLAGS[key]
+            )
         elif key not in KEYS:
             known = ", ".join(FLAGS[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
             faults.add(f"{where.of(key)}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")

@@ -62,7 +62,7 @@ def opened(velocity_folder: Path) -> LatentDiffusion:
     """The same, as the audit opens it."""
     return audited_model.open_model(
         settings_of(pretrained_model_name_or_path=str(velocity_folder), v2=True, v_parameterization=True)
-    )[0]
+    )
 
 
 def test_the_audit_reads_the_noise_out_of_an_exact_velocity() -> None:
