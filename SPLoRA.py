@@ -17,9 +17,9 @@ DOOR = Path(__file__).stem
 
 
 def main(arguments: list[str]) -> int:
-    """Train one LoRA; returns 0, 130 after Ctrl-C, 1 without a LoRA (losses not finite, no target met), or an audit's."""
-    config = resolve.read_config(DOOR, arguments)
-    run = open_run(DOOR, config)  # the split, the model with its network, the plan
+    """Train one LoRA; returns 0, 130 after Ctrl-C, 1 without a LoRA (not finite, no target met), or the audit's."""
+    run = open_run(resolve.read_options(DOOR, arguments))  # the split, the model with its network, the plan
+    config = run.config
     run.say(run.summary())
     if config.dry_run:
         run.say(run.forecast(arguments), time_forecast(run))

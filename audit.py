@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
         print(f"\n{plain(run.label)}: {plain(run.lora)}")
         weights, metadata, origin = adapters[run.lora]
         candidate_set = candidate_sets[run.lora]
-        subject = audit_lora.Subject(run, config, weights, metadata, origin, candidate_set)
+        subject = audit_lora.Subject(
+            run, config, weights, metadata, origin, candidate_set, given.get("mixed_precision")
+        )
         drawn = None if config.scores_only else audit_lora.ask_model(subject)
         reference = undefended.get(candidate_set.split_hash) if origin.defended else None
         result = audit_lora.score_attacks(subject, drawn, reference.findings if reference else None, of_base)

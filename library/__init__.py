@@ -3,5 +3,7 @@ lora_files and the ground below them."""
 
 import logging
 
+__version__ = "0.1.0"  # as in pyproject.toml and CITATION.cff
+
 # Imported by diffusers, it warns on every machine without a GPU about kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

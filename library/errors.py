@@ -27,16 +27,20 @@ class Faults:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.about: set[str] = set()  # options whose value cannot be used
         self._counts: dict[str, int] = {}
 
-    def add(self, message: str, kind: str = "") -> None:
+    def add(self, message: str, kind: str = "", about: str = "") -> None:
         """Remember one fault; the same text is reported once.
 
         Args:
+            about: the option whose value cannot be used, so that nothing that depends on it is looked at.
             kind: what a folder of thousands can be full of, e.g. "pictures without a mask"; of one kind the first few
                 are shown and the rest is counted.
         """
         message = plain(message)
+        if about:
+            self.about.add(about)
         if message in self.messages:
             return
         if kind:
@@ -73,10 +77,15 @@ class Faults:
             raise InputError(*self.messages)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like a misspelt one; empty when nothing is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint like ``; did you mean 'param_alpha'?`` or an empty text when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{plain(near[0])}'?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean '{plain(near)}'?" if near else ""
 
 
 def shortened(names: list[str], most: int = 10) -> str:

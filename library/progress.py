@@ -2,19 +2,17 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 QUIET_SECONDS = 30.0  # between two lines where the bar goes into a file and not to a terminal
 ALIVE_SECONDS = 0.2
 
 
 def counted(
-    total: int, name: str, unit: str = "images", *, silent: bool = False, over: Iterable[Item] | None = None
-) -> "tqdm[Item]":
+    total: int, name: str, unit: str = "images", *, silent: bool = False, over: Iterable[Any] | None = None
+) -> Any:
     """A bar like ``encoding latents: 96 of 305 images, 25.7 images/s, 00:08 left |###   |``; nothing for ``total`` 0.
 
     Args:
@@ -22,11 +20,10 @@ def counted(
         over: what the bar goes through, where it is an iterable's and not updated by hand.
     """
     layout = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left |{bar}|"
-    shown: tqdm[Item] = tqdm(over, leave=False, **_bar(total, name, unit, layout, silent=silent or total == 0))  # type: ignore[assignment]
-    return shown
+    return tqdm(over, leave=False, **_bar(total, name, unit, layout, silent=silent or total == 0))
 
 
-def course(total: int, name: str, *, done: int, silent: bool = False) -> "tqdm[Any]":
+def course(total: int, name: str, *, done: int, silent: bool = False) -> Any:
     """The bar of a whole run: ``step 48/490, ... |###   |``; the caller gives what stands in the middle.
 
     Args:

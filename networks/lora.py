@@ -22,7 +22,7 @@ from networks.lora_args import (
     read_ranks,
 )
 from networks.lora_module import LoRAModule
-from networks.lora_targets import UNET_PREFIX, Blocks, all_layers, blocks_of, checked_targets
+from networks.lora_targets import UNET_PREFIX, Blocks, all_layers, blocks_of, checked_targets, shaped_like_layers
 from networks.weight_change import merge_weights
 
 
@@ -202,8 +202,9 @@ def create_network_from_weights(
     reader.refuse(RANKS, f"cannot be set here: the ranks come from '{file}'; leave it out")
     dropouts, learning = read_dropouts(reader, neuron_dropout), read_learning(reader, blocks)
     faults.raise_if_any()
-    weights = dict(weights_sd) if weights_sd is not None else read_lora(Path(str(file))).tensors
     layers = all_layers(unet, text_encoder)
+    given = weights_sd if weights_sd is not None else read_lora(Path(str(file))).tensors
+    weights = shaped_like_layers(given, layers)
     names = _fitting_names(weights, layers, file)
     loras: dict[bool, list[LoRAModule]] = {True: [], False: []}
     for name in names:

@@ -1,10 +1,12 @@
 """The layers of UNet and text encoder that take a LoRA, their names in the file, and the block of each."""
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from library.diffusion.families.recognise import TRAINED, family_of_unet
 from library.errors import InputError
@@ -158,3 +160,23 @@ def named_layers(unet: Any, text_encoder: Any) -> dict[str, nn.Module]:
 
 def _is_linear_like(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+
+
+def shaped_like_layers(tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors with the factors of LoRA modules in the dimensions of their layers.
+
+    Other writers keep the factors of a convolution as matrices, or those of a linear layer as 1 x 1 convolutions.
+    """
+    shaped = dict(tensors)
+    for name, value in tensors.items():
+        module, _, part = name.partition(".")
+        weight = getattr(layers.get(module), "weight", None)
+        if part not in ("lora_down.weight", "lora_up.weight") or weight is None or value.dim() < 2:
+            continue
+        if part == "lora_down.weight":
+            wanted = (value.shape[0], *weight.shape[1:])
+        else:
+            wanted = (weight.shape[0], value.shape[1], *[1] * (weight.dim() - 2))
+        if value.shape[0] == wanted[0] and value.flatten(1).shape[1] == math.prod(wanted[1:]):
+            shaped[name] = value.reshape(wanted)
+    return shaped

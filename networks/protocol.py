@@ -25,6 +25,7 @@ from library.tensor_files import write_tensors
 from networks import lycoris_args
 from networks.base_weights import merge_base_weights
 from networks.given_args import KNOWN_ARGS, OWN, read_pairs, without_off
+from networks.lora_targets import named_layers, shaped_like_layers
 from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
@@ -92,6 +93,20 @@ def inject(
         ) from error
     network.to(device)
     return network, stated_facts(rules, given, state)
+
+
+def check_files(rules: NetworkRules) -> None:
+    """Look at the LoRA files that the rules name, without a model. Raises: InputError with all that cannot be read."""
+    faults = Faults()
+    named = [("base_weights", file) for file in rules.base_weights]
+    named += [("network_weights", rules.network_weights)] if rules.network_weights else []
+    for option, file in named:
+        try:
+            read_lora(Path(file))
+        except InputError as error:
+            for message in error.messages:
+                faults.add(f"{option} {message}")
+    faults.raise_if_any()
 
 
 def with_stand_in(rules: NetworkRules) -> NetworkRules:
@@ -225,7 +240,7 @@ def _start_of(rules: NetworkRules, model: Any) -> dict[str, Tensor]:
             f"network_weights '{lora.path}' holds modules of the kind {' and '.join(others)}, and {OWN} trains LoRA "
             f"and LoCon; set network_module = {lycoris_args.MODULE}"
         )
-    return lora.tensors
+    return shaped_like_layers(lora.tensors, named_layers(model.unet, model.text_encoder))
 
 
 def _load_weights(network: Network, rules: NetworkRules, model: Any, both_parts: bool) -> None:

@@ -25,6 +25,7 @@ from library.rules import pick
 from networks import adapted_layers
 
 logger = logging.getLogger(__name__)
+SHORT_NAMES = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # of what answers were computed in
 SUITE = Path(__file__).parents[2]  # where the trainers are
 
 
@@ -38,6 +39,7 @@ class Subject:
     metadata: dict[str, str]
     origin: provenance.Provenance
     candidate_set: candidates.CandidateSet
+    precision: str | None  # mixed_precision where the audit was given it
 
     @property
     def plan(self) -> QueryPlan:
@@ -68,11 +70,12 @@ def ask_model(subject: Subject) -> generated.Drawings | None:
     """Open the model, put the LoRA in, ask what is not cached yet; returns what the drawings show, if any are made."""
     run, config, candidate_set = subject.run, subject.config, subject.candidate_set
     planned = subject.shadows()
-    model, on_gpu = audited_model.opened_base(run.settings)
+    model = audited_model.opened_base(run.settings)
+    precision = audited_model.precision_of(model.unet.device, subject.precision)
     provenance.check_base(run.lora, subject.metadata, model.fingerprint, model.file_hashes)
-    audited = audited_model.with_adapter(run, model, subject.weights, on_gpu)
+    audited = audited_model.with_adapter(run, model, subject.weights, precision)
     sizes = candidates.training_sizes(candidate_set.examples, model.side_multiple())
-    queries = queries_of(subject, model, sizes, on_gpu)
+    queries = queries_of(subject, model, sizes, precision)
     stores = queries.stores(run.audit / "records", subject.origin.fingerprint, subject.origin.shape)
     extractors = feature_extractors.open_extractors(model.vae, pick(config, feature_extractors.ExtractorRules))
     if forecast := queries.forecast(audited, stores):
@@ -81,7 +84,7 @@ def ask_model(subject: Subject) -> generated.Drawings | None:
 
     def opened(file: Path) -> tuple[audited_model.AuditedModel, provenance.Provenance]:
         weights, _, origin = provenance.read_adapter(file)
-        return audited_model.with_adapter(run, audited_model.opened_base(run.settings)[0], weights, on_gpu), origin
+        return audited_model.with_adapter(run, audited_model.opened_base(run.settings), weights, precision), origin
 
     lira.ask_shadows(planned, candidate_set.candidates, queries, opened)
     if config.generated_images == 0:
@@ -97,21 +100,21 @@ def ask_model(subject: Subject) -> generated.Drawings | None:
 
 
 def queries_of(
-    subject: Subject, model: LatentDiffusion, sizes: list[tuple[int, int]], on_gpu: bool
+    subject: Subject, model: LatentDiffusion, sizes: list[tuple[int, int]], precision: torch.dtype | None
 ) -> run_queries.QueryRunner:
     """The encoded pictures and all that names their answers."""
-    config, plan = subject.config, subject.plan
+    config, plan, device = subject.config, subject.plan, model.unet.device.type
     crop_share = plan.crop_share if plan.crop_timesteps else None
     pictures = candidates.encode_candidates(subject.candidate_set, sizes, model, crop_share, Path(config.cache_dir))
     text_states = [subject.run.settings[name] for name in audited_model.TEXT_STATES]
     return run_queries.QueryRunner(
         pictures,
         plan,
-        run_queries.effort_of(config.sweep_batch_size, on_gpu),
+        run_queries.effort_of(config.sweep_batch_size, device == "cuda"),
         subject.shelf,
         base=model.fingerprint,
         preprocess=f"{text_states} {model.schedule_summary()}",
-        kind="cuda bf16" if on_gpu else "cpu fp32",
+        kind=f"{device} {SHORT_NAMES[precision]}",
         stages=run_queries.Stages(stage_count(subject)),
     )
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from library.assembly.opening import Opening
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
@@ -125,59 +127,58 @@ class Run:
         return f"{note}{needed}\n{write.explained_toml(self.door, self.config, arguments)}"
 
 
-def open_run(door: str, config: Config) -> Run:
+def open_run(options: resolve.ReadOptions) -> Run:
     """Read the pictures and the model, draw or reuse the split, put the network in, and plan the run.
 
     Raises:
-        InputError: everything that is wrong with output folder, pictures, model, network and optimizer, at once.
+        InputError: all that is wrong with options, output folder, pictures, model, network and optimizer, in one round,
+            and what could not be looked at because of it.
     """
-    accelerator = open_accelerator(config.mixed_precision, config.ddp_timeout)
-    folder = output_folder.choose_folder(config.output_dir, config.output_name, door, config.resume)
+    config, opening = options.config, Opening(options)
+    accelerator = opening.attempt(
+        "the device", open_accelerator, config.mixed_precision, ddp_timeout=config.ddp_timeout
+    )
+    if accelerator is None:
+        opening.raise_if_any()
+    folder = output_folder.choose_folder(config.output_dir, config.output_name, options.door, config.resume)
     lock = OutputLock(folder.path)
     with lock.released_on_error():
-        return _open_run(door, config, accelerator, folder, lock)
+        return _open_run(opening, accelerator, folder, lock)
 
 
-def _open_run(door: str, config: Config, accelerator: Accelerator, folder: OutputFolder, lock: OutputLock) -> Run:
+def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, lock: OutputLock) -> Run:
     """The run in its folder, whose lock is taken here."""
+    options, config, attempt = opening.options, opening.options.config, opening.attempt
     fresh_secret = agreed(accelerator, new_secret())  # of a new split; an earlier one keeps its own
     messages.show_library_messages(wanted=accelerator.is_main_process, level=config.console_log_level)
-    options = resolve.weight_options(door, config)
     size = dataset_config.main_resolution(config.dataset_config, config.resolution)
-    faults = Faults()
-    faults.attempt(_check_outputs, config, folder, lock if accelerator.is_main_process else None)
-    faults.attempt(check_optimizer, pick(config, OptimizerRules))
-    resumed = faults.attempt(_resumed, config, options)
-    model = faults.attempt(open_base, pick(config, ModelRules), DTYPES[config.mixed_precision])
-    found = faults.attempt(_sources, config, faults)
-    split = None
-    if found is not None and resumed is not None:
-        split = faults.attempt(_split_of, config, found, fresh_secret)
+    attempt("the output folder", _check_folder, config, folder, lock, accelerator)
+    attempt("the trackers", trackers.check_trackers, pick(config, trackers.LogRules))
+    attempt("the optimizer", check_optimizer, pick(config, OptimizerRules))
+    resumed = attempt("the state", _resumed, options)
+    model = attempt("the base model", open_base, pick(config, ModelRules), DTYPES[config.mixed_precision])
+    found = attempt("the pictures and captions", _sources, config, opening.faults)
+    split = attempt("the split", _split_of, config, found, resumed, fresh_secret)
     key = StreamKey(fresh_secret, config.seed) if split is None else split.key(config.seed)
-    prompts, injected = None, None
-    if model is not None:
-        prompts = faults.attempt(prompts_for, model, pick(config, PreviewRules), size, config.seed)
-        seed_published(key, "network")
-        rules = pick(config, protocol.NetworkRules)
-        injected = faults.attempt(protocol.inject, rules, model, accelerator.device, options)
-        if injected is not None and (config.target_auc is not None or config.proxy_input == "calibrated"):
-            faults.attempt(require_switch, injected[0], config.network_module)
-    faults.raise_if_any()
-    assert found is not None and split is not None and model is not None and prompts is not None
-    assert resumed is not None and injected is not None  # whatever is missing has been a fault
-    network, stated = injected
+    prompts = attempt("the prompts", prompts_for, pick(config, PreviewRules), size, config.seed, model=model)
+    injected = attempt("the network", _injected, options, key, accelerator.device, model)
+    if model is None:
+        attempt("network_weights and base_weights", protocol.check_files, pick(config, protocol.NetworkRules))
+    training_set = attempt("sizes and steps", _training_set, config, split, found, model)
+    lengths = attempt("sizes and steps", _lengths, config, found, model, accelerator, training_set)
+    inputs = _inputs(key, training_set, model)
+    attempt("the state", state.require_inputs, resumed, inputs, place=config.resume)
+    optimization = attempt("the learning rates", _open_optimization, config, injected, model, lengths)
+    opening.raise_if_any()
+    (network, stated), (plan, undivided) = injected, lengths
     settle_threads(accelerator.device, resumed.get("threads"))
     warn_of_near_duplicates(split)
-    training_set = build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
     everybody = [*split.in_order(), *found.regularisation]
     warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
-    undivided = _undivided(config, found, model.side_multiple(), accelerator.num_processes)
-    plan = _planned(config, training_set, undivided, accelerator.num_processes)
-    state.require_inputs(config.resume, resumed, _inputs(key, training_set, model))
     return Run(
-        door=door,
+        door=options.door,
         config=config,
-        options=options,
+        options=resolve.weight_options(options.door, config),
         accelerator=accelerator,
         folder=folder,
         lock=lock,
@@ -192,21 +193,24 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
         plan=plan,
         undivided=undivided,
         resumed=resumed,
-        optimization=_open_optimization(config, network, model, plan),
+        optimization=optimization,
     )
 
 
-def _check_outputs(config: Config, folder: OutputFolder, lock: OutputLock | None) -> None:
-    """Raises: InputError where the run could not be written or tracked."""
-    wanted = None if config.dry_run else lock
+def _check_folder(config: Config, folder: OutputFolder, lock: OutputLock, accelerator: Accelerator) -> None:
+    """Take the lock and look into the folder. Raises: InputError where the run could not be written."""
+    wanted = lock if accelerator.is_main_process and not config.dry_run else None
     output_folder.check_folder(folder, wanted, overwrite=config.overwrite, resume=config.resume is not None)
-    trackers.check_trackers(pick(config, trackers.LogRules))
 
 
-def _resumed(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the resumed run had come, trained with the same options."""
+def _resumed(options: resolve.ReadOptions) -> dict[str, Any]:
+    """How far the resumed run had come, trained with the same options, as far as these can be used."""
+    config, doubtful = options.config, options.faults.about
     resumed = state.read_state(config.resume)
-    state.require_options(config.resume, resumed, options)
+    given, defaults = (resolve.weight_options(options.door, one) for one in (config, Config()))
+    saved = resumed.get("options", {})
+    comparable = {name: saved.get(name, defaults[name]) if name in doubtful else given[name] for name in given}
+    state.require_options(config.resume, resumed, comparable, defaults)
     return resumed
 
 
@@ -220,7 +224,20 @@ def _sources(config: Config, faults: Faults) -> Sources | None:
     return read_sources(*rules)
 
 
-def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
+def _injected(
+    options: resolve.ReadOptions, key: StreamKey, device: torch.device, model: LatentDiffusion
+) -> tuple[Any, dict[str, str]]:
+    """The network in the model, and what is stated about it."""
+    config = options.config
+    seed_published(key, "network")
+    rules = pick(config, protocol.NetworkRules)
+    injected = protocol.inject(rules, model, device, resolve.weight_options(options.door, config))
+    if config.target_auc is not None or config.proxy_input == "calibrated":
+        require_switch(injected[0], config.network_module)
+    return injected
+
+
+def _split_of(config: Config, found: Sources, resumed: Mapping[str, Any], fresh_secret: bytes) -> Split:
     """The sides, with enough aux pictures for the attacker."""
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
@@ -230,13 +247,18 @@ def _split_of(config: Config, found: Sources, fresh_secret: bytes) -> Split:
     return split
 
 
-def _inputs(key: StreamKey, training_set: TrainingSet, model: LatentDiffusion) -> dict[str, str]:
-    """Fingerprints by the names of ``state.INPUTS``."""
-    return {
-        "split": key.fingerprint(training_set.hash()),
-        "captions": key.fingerprint(training_set.captions_hash()),
-        "model": model.fingerprint,
-    }
+def _training_set(config: Config, split: Split, found: Sources, model: LatentDiffusion) -> TrainingSet:
+    """The pictures of the run in the sizes that the model takes."""
+    return build_training_set(split, found.regularisation, config.prior_loss_weight, model.side_multiple())
+
+
+def _inputs(key: StreamKey, training_set: TrainingSet | None, model: LatentDiffusion | None) -> dict[str, str]:
+    """Fingerprints by the names of ``state.INPUTS``, of what there is."""
+    found = {} if model is None else {"model": model.fingerprint}
+    if training_set is not None:
+        found["split"] = key.fingerprint(training_set.hash())
+        found["captions"] = key.fingerprint(training_set.captions_hash())
+    return found
 
 
 def _undivided(config: Config, found: Sources, multiple: int, processes: int) -> Undivided:
@@ -245,6 +267,15 @@ def _undivided(config: Config, found: Sources, multiple: int, processes: int) ->
     uses = everybody.member_uses()
     steps = everybody.steps_per_epoch(processes, config.gradient_accumulation_steps)
     return Undivided(len(uses), steps, sum(uses) / len(uses))
+
+
+def _lengths(
+    config: Config, found: Sources, model: LatentDiffusion, accelerator: Accelerator, training_set: TrainingSet
+) -> tuple[TrainingPlan, Undivided]:
+    """The length of the run, and what kohya would make of the same steps."""
+    processes = accelerator.num_processes
+    undivided = _undivided(config, found, model.side_multiple(), processes)
+    return _planned(config, training_set, undivided, processes), undivided
 
 
 def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, processes: int) -> TrainingPlan:
@@ -258,8 +289,14 @@ def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, pr
     return plan_training(per_epoch, steps, config.max_train_epochs)
 
 
-def _open_optimization(config: Config, network: Any, model: LatentDiffusion, plan: TrainingPlan) -> Optimization:
+def _open_optimization(
+    config: Config,
+    injected: tuple[Any, Mapping[str, str]],
+    model: LatentDiffusion,
+    lengths: tuple[TrainingPlan, Undivided],
+) -> Optimization:
     """Optimizer, learning-rate schedule and moving average of the network's parameters."""
+    network, plan = injected[0], lengths[0]
     groups = protocol.parameter_groups(network, model, config.text_encoder_lr, config.unet_lr, config.learning_rate)
     optimizer = build_optimizer(network, groups, pick(config, OptimizerRules))
     schedule = build_schedule(optimizer, pick(config, ScheduleRules), plan.total_steps)

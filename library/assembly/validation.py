@@ -21,7 +21,7 @@ from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import membership_margin
 from library.privacy.gap import GapCheck
 from library.privacy.proxy_history import ProxyHistory, check_proxy
-from library.seeding import numpy_stream, stream
+from library.seeding import stream
 from library.training.state import TrainingState
 from networks.network_protocol import can_be_switched_off, switched_off
 
@@ -186,7 +186,7 @@ def gap_between(done: int, members: Side, non_members: Side) -> GapCheck:
     """What held-out pictures gained, what members gained beyond it, and how well the gain tells them apart."""
     inside, outside = (side.by_picture(side.falls).double().numpy() for side in (members, non_members))
     groups = members.groups_by_picture(), non_members.groups_by_picture()
-    low, high = auc_interval(inside, outside, *groups, numpy_stream(0, "gap interval"), draws=500)
+    low, high = auc_interval(inside, outside, *groups)
     learnt = 1 - float(np.exp(-outside.mean()))
     return GapCheck(
         done=done,

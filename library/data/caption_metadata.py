@@ -1,13 +1,19 @@
 """Captions from a metadata file: kohya's fine-tune JSON, JSON lines, or an imagefolder's metadata.jsonl."""
 
 import json
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from library.data.folders import ENDINGS, caption_lines
 from library.errors import Faults, InputError, shortened
+
+CONTROL = re.compile("[\x00-\x1f]")
+BACKSLASHES = "in a Windows path double every backslash, or write /"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,20 @@ class PictureIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        self.files = sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
         self._by_name: dict[str, list[Path]] = {}
         for path in self.files:
             relative = path.relative_to(folder)
             for name in {relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem}:
                 self._by_name.setdefault(name, []).append(path)
+
+    def find_by_end(self, name: str) -> list[Path]:
+        """The files that an absolute path of another machine may refer to: those with the longest end of it."""
+        kind = PureWindowsPath if PureWindowsPath(name).drive else PurePosixPath
+        parts = kind(name).parts if kind(name).is_absolute() else ()
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        return next((self._by_name[end] for end in ends if end in self._by_name), [])
 
     def find(self, name: str) -> list[Path]:
         """The files that a name may refer to: none, one, or several if it is ambiguous."""
@@ -43,6 +57,10 @@ class PictureIndex:
         if Path(name).is_absolute():
             return sorted(path for path in Path(name).parent.glob(f"{Path(name).name}.*") if path.suffix in ENDINGS)
         return self._by_name.get(name, [])
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, faults: Faults) -> list[Captioned]:
@@ -59,8 +77,11 @@ def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, fa
     lost: list[str] = []
     unclear: list[str] = []
     silent: list[str] = []
+    moved = 0
     for name, entry in _entries(file):
         paths = index.find(name) or index.find(name.replace("\\", "/"))
+        if not paths and (paths := index.find_by_end(name)):
+            moved += 1
         if len(paths) != 1:
             (unclear if paths else lost).append(name)
             continue
@@ -69,8 +90,16 @@ def read_metadata(file: Path, folder: Path, separator: str, every_line: bool, fa
             silent.append(name)
         group = entry.get("group")
         found.append(Captioned(paths[0], caption, group if isinstance(group, str) else None))
+    if moved:
+        logger.warning(
+            "'%s': %d pictures are named by paths of another machine, and found by the end of these paths", file, moved
+        )
     if lost:
-        faults.add(f"'{file}': {len(lost)} pictures are not in '{folder}': {shortened(lost)}; correct the names")
+        spoiled = any(CONTROL.search(name) for name in lost)
+        why = "JSON reads a single backslash as part of a letter: double it, or write /" if spoiled else ""
+        faults.add(
+            f"'{file}': {len(lost)} pictures are not in '{folder}': {shortened(lost)}; {why or 'correct the names'}"
+        )
     if unclear:
         faults.add(
             f"'{file}': {len(unclear)} names match several pictures below '{folder}': {shortened(unclear)}; write the "
@@ -98,9 +127,8 @@ def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise InputError(
-            f"metadata file '{file}' is not JSON: {error}; a file of JSON lines must end in .jsonl"
-        ) from error
+        way_out = BACKSLASHES if "escape" in str(error) else "a file of JSON lines must end in .jsonl"
+        raise InputError(f"metadata file '{file}' is not JSON: {error}; {way_out}") from error
     bare = [name for name, entry in content.items() if not isinstance(entry, dict)] if isinstance(content, dict) else []
     if not isinstance(content, dict) or bare:
         which = f"; the value of {shortened(bare)} is not an object" if bare else ""
@@ -112,7 +140,8 @@ def _line_entry(file: Path, number: int, line: str) -> tuple[str, Mapping[str, A
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise InputError(f"metadata file '{file}', line {number} is not JSON: {error}") from error
+        way_out = f"; {BACKSLASHES}" if "escape" in str(error) else ""
+        raise InputError(f"metadata file '{file}', line {number} is not JSON: {error}{way_out}") from error
     names = [entry[key] for key in ("image_path", "file_name") if key in entry] if isinstance(entry, dict) else []
     if not names or not isinstance(names[0], str):
         raise InputError(f"metadata file '{file}', line {number} needs image_path (or file_name), a text")

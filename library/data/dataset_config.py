@@ -10,10 +10,10 @@ from typing import Any
 
 import toml
 
+from library import json_lines, toml_lines
 from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
 from library.errors import Faults, InputError, did_you_mean
-from library.toml_lines import lines_of_keys
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
     content = _parsed(file)
     _require_datasets(content, file)
     faults = Faults()
-    lines = {} if file.suffix.lower() == ".json" else lines_of_keys(file.read_text(encoding="utf-8-sig"))
+    finder = json_lines if file.suffix.lower() == ".json" else toml_lines
+    lines = finder.lines_of_keys(file.read_text(encoding="utf-8-sig"))
     for name in content:
         if name not in ("general", "datasets"):
             faults.add(f"unknown table '{name}'; dataset_config has [general], [[datasets]] and [[datasets.subsets]]")
@@ -165,7 +166,9 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise InputError(f"dataset_config '{file}' cannot be read ({type(error).__name__})") from error
     except (ValueError, IndexError, TypeError) as error:  # of both parsers
         kind = "JSON" if file.suffix.lower() == ".json" else "TOML"
-        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}") from error
+        spoiled = "escape" in str(error) or "Unterminated" in str(error)
+        way_out = "; in a Windows path write / or double every backslash" if spoiled else ""
+        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}{way_out}") from error
     if not isinstance(content, dict):
         raise InputError(f"dataset_config '{file}' must hold one object with 'datasets'")
     return content

@@ -3,14 +3,19 @@
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from PIL import features
+
 from library.errors import Faults, InputError, shortened
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())}
+NOT_READ = {".avif", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".mov", ".mp4", ".psd", ".svg", ".tga",
+            ".tif", ".tiff", ".webm"} - ENDINGS  # fmt: skip
+FACE = re.compile(r"(.+)_\d+_\d+_\d+_\d+")  # NAME_x_y_w_h, as kohya's face cropping names its files
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
 logger = logging.getLogger(__name__)
 
@@ -35,11 +40,29 @@ def pictures_in(folder: Path) -> list[Path]:
 
 def no_pictures(folder: Path) -> str:
     """What is said of a folder without pictures directly in it: where they may be, and what it holds instead."""
-    deeper = [child for child in sorted(folder.iterdir()) if child.is_dir() and pictures_in(child)]
-    if deeper:
-        names = shortened([child.name for child in deeper], 3)
-        return f"'{folder}' has no pictures directly in it; they are one level deeper, in {names}"
-    return f"'{folder}' has no pictures directly in it"
+    deeper = [child.name for child in _folders_in(folder) if pictures_in(child)]
+    there = f"; they are one level deeper, in {shortened(deeper, 3)}" if deeper else ""
+    return f"'{folder}' has no pictures directly in it{there}{''.join(f'; it has {one}' for one in _unread(folder))}"
+
+
+def left_aside(folder: Path) -> list[str]:
+    """What lies beside the pictures of a folder and is not used, one line a kind; hidden files are not worth a line."""
+    inner = [child.name for child in _folders_in(folder) if pictures_in(child)]
+    lost = [path.name for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    lines = [f"folders with pictures in them are passed over: {shortened(inner, 5)}"] if inner else []
+    lines += [f"{len(lost)} links that lead nowhere are passed over: {shortened(lost, 5)}"] if lost else []
+    return lines + [f"{one} are passed over" for one in _unread(folder)]
+
+
+def _unread(folder: Path) -> list[str]:
+    """How many pictures there are that cannot be read, and of which kinds."""
+    kinds = [path.suffix.lower() for path in folder.iterdir() if not path.name.startswith(".")]
+    unread = [kind for kind in kinds if kind in NOT_READ]
+    return [f"{len(unread)} files of kinds that are not read: {', '.join(sorted(set(unread)))}"] if unread else []
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
 
 
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
@@ -50,22 +73,23 @@ def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureF
     if flat:
         if not pictures_in(folder):
             raise InputError(
-                f"{option_name} '{folder}' has no pictures directly in it; without --flat_data_dir its "
-                "<repeats>_<class> folders are read"
+                f"{option_name} {no_pictures(folder)}; without --flat_data_dir its <repeats>_<class> folders are read"
             )
         return [PictureFolder(folder, 1, "")]
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    children = _folders_in(folder)
     named = [child for child in children if REPEATS_CLASS.fullmatch(child.name) and pictures_in(child)]
     if not named:
         _explain_folder(folder, children, option_name)
-    empty = [child.name for child in children if REPEATS_CLASS.fullmatch(child.name) and child not in named]
-    if empty:
-        logger.warning("%s: no pictures directly in %s", option_name, shortened(empty))
+    for child in children:
+        if REPEATS_CLASS.fullmatch(child.name) and child not in named:
+            logger.warning("%s: %s", option_name, no_pictures(child))
     passed_over = [child.name for child in children if child not in named and pictures_in(child)]
     if passed_over:
-        raise InputError(
-            f"{option_name} '{folder}': no repeats in front of {shortened(passed_over)}; rename to "
-            "<repeats>_<class>, e.g. '10_" + passed_over[0] + "', or move them away"
+        logger.warning(
+            "%s: folders without repeats in front of their names are passed over: %s; a name such as '10_%s' is read",
+            option_name,
+            shortened(passed_over, 5),
+            passed_over[0],
         )
     return [_named_folder(child) for child in named]
 
@@ -91,7 +115,14 @@ def _explain_folder(folder: Path, children: list[Path], option_name: str) -> NoR
                 f"{option_name} '{folder}': its folder '{child.name}' has pictures but no repeats in its "
                 f"name; rename it to '1_{child.name}', or give '{child}' with --flat_data_dir"
             )
-    raise InputError(f"{option_name} '{folder}' holds no pictures ({', '.join(sorted(ENDINGS))})")
+    for child in children:
+        if any(pictures_in(inner) for inner in _folders_in(child)):
+            raise InputError(f"{option_name} '{folder}': {no_pictures(child)}; move them up")
+    unread = [one for place in (folder, *children) for one in _unread(place)]
+    raise InputError(
+        f"{option_name} '{folder}' holds no pictures ({', '.join(sorted(ENDINGS))})"
+        + (f"; {', '.join(unread)}" if unread else "")
+    )
 
 
 def _named_folder(path: Path) -> PictureFolder:
@@ -105,6 +136,8 @@ def _named_folder(path: Path) -> PictureFolder:
 def caption_file(path: Path, caption_extension: str | None) -> Path | None:
     """The caption file beside a picture: with the given ending, else .txt, else .caption.
 
+    A picture whose name states a face (NAME_x_y_w_h) may have the caption of NAME.
+
     Raises:
         InputError: an ending that is not one of a file name, since it could lead into another folder.
     """
@@ -113,27 +146,38 @@ def caption_file(path: Path, caption_extension: str | None) -> Path | None:
             f"caption_extension must be the ending of a file's name, such as .txt, got {caption_extension!r}"
         )
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
-        file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
-        if file.is_file():
-            return file
+        for stem in (path.stem, *(found.groups() if (found := FACE.fullmatch(path.stem)) else ())):
+            file = path.with_name(f"{stem}{ending if ending.startswith('.') else f'.{ending}'}")
+            if file.is_file():
+                return file
     return None
 
 
-def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
-    """The caption in a file; an empty or unreadable file is a fault and gives ''.
+def captions_in(folder: Path, files: Sequence[Path | None], every_line: bool, faults: Faults) -> list[str | None]:
+    """The captions in files of one folder, None where there is no file; empty and unreadable ones are faults.
 
     Args:
         every_line: keep all lines that are not empty, for wildcards; else only the first line.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
-        return ""
-    caption = caption_lines(text, every_line)
-    if not caption:
-        faults.add(f"caption file '{file}' is empty; write a caption or remove the file")
-    return caption
+    captions: list[str | None] = []
+    wrong: dict[str, list[Path]] = {"empty; write a caption or remove the file": [], "not UTF-8; save it as UTF-8": []}
+    empty, strange = wrong.values()
+    for file in files:
+        try:
+            captions.append(None if file is None else caption_lines(file.read_text(encoding="utf-8-sig"), every_line))
+        except UnicodeDecodeError:
+            captions.append("")
+            strange += [file] if file else []
+        else:
+            empty += [file] if file and not captions[-1] else []
+    for what, found in wrong.items():
+        if len(found) == 1:
+            faults.add(f"caption file '{found[0]}' is {what}")
+        elif found:
+            state, _, way_out = what.partition("; ")
+            names = shortened([file.name for file in found], 5)
+            faults.add(f"'{folder}': {len(found)} caption files are {state}: {names}; {way_out}")
+    return captions
 
 
 def caption_lines(text: str, every_line: bool) -> str:

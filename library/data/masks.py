@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from library.data.examples import Example, alpha_channel, as_rgb
+from library.data.examples import Example, alpha_channel, as_rgb, opened
 from library.data.folders import ENDINGS
 from library.errors import InputError
 
@@ -59,7 +59,7 @@ class MaskFinder:
 
 def red_channel(path: Path) -> Image.Image:
     """The red channel of a mask file (mode L), 255 = full weight."""
-    with Image.open(path) as file:
+    with opened(path) as file:
         return as_rgb(ImageOps.exif_transpose(file)).getchannel("R")
 
 

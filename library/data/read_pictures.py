@@ -11,7 +11,7 @@ from library.data.buckets import parse_resolution
 from library.data.caption_metadata import Captioned, read_metadata
 from library.data.captions import plain_caption
 from library.data.examples import Example, difference_hash, open_picture, pixel_hash
-from library.data.folders import caption_file, caption_in, group_rule, no_pictures, pictures_in
+from library.data.folders import caption_file, captions_in, group_rule, left_aside, no_pictures, pictures_in
 from library.data.masks import MaskFinder
 from library.data.picture_sources import CANDIDATE, OUTSIDER, REGULARISATION, Part, SourceRules, find_parts, pick_rules
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules
@@ -154,14 +154,14 @@ class Reader:
         files = pictures_in(part.folder)
         if not files:
             self.faults.add(f"{part.option_name}: {no_pictures(part.folder)}")
+        for line in left_aside(part.folder):
+            logger.warning("%s: %s", part.folder.name, line)
         beside = [caption_file(path, part.caption_extension) for path in files]
         if part.caption_extension is None and any(beside):
             endings = " and ".join(sorted({file.suffix for file in beside if file}, reverse=True))
             logger.info("%s: captions are read from %s files", part.folder.name, endings)
-        return [
-            Captioned(path, caption_in(file, every_line, self.faults) if file else None, None)
-            for path, file in zip(files, beside, strict=True)
-        ]
+        captions = captions_in(part.folder, beside, every_line, self.faults)
+        return [Captioned(path, caption, None) for path, caption in zip(files, captions, strict=True)]
 
     def _group_rule(self, part: Part) -> Callable[[Path], str | None]:
         if part.role == REGULARISATION:
@@ -174,7 +174,10 @@ class Reader:
         if place not in self._known:
             try:
                 picture = open_picture(path)
-            except (OSError, SyntaxError, ValueError) as error:
+            except InputError as error:
+                self.faults.take(error, "pictures that cannot be decoded")
+                return None
+            except (OSError, SyntaxError, ValueError, MemoryError) as error:
                 self.faults.add(
                     f"'{path}' cannot be decoded ({type(error).__name__}); replace or remove it",
                     kind="pictures that cannot be decoded",

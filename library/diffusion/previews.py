@@ -49,10 +49,11 @@ class PreviewRules:
     weighted_captions: bool
 
 
-def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, int], seed: int) -> list[Prompt]:
+def prompts_for(rules: PreviewRules, size: tuple[int, int], seed: int, model: LatentDiffusion | None) -> list[Prompt]:
     """The prompts of ``sample_prompts``, each with a sampler that works for this model.
 
     Args:
+        model: None looks for what is wrong whatever the model.
         size: (width, height) in pixels where a prompt states none.
         seed: of the start noise where a prompt states none.
 
@@ -60,7 +61,10 @@ def prompts_for(model: LatentDiffusion, rules: PreviewRules, size: tuple[int, in
         InputError: all faults of the file, and samplers that cannot follow the noise schedule.
     """
     samplers = sorted(SAMPLERS, key=lambda name: name != rules.sample_sampler)
-    prompts = read_prompts(rules.sample_prompts, size, seed, model.side_multiple(), samplers)
+    multiple = 1 if model is None else model.side_multiple()
+    prompts = read_prompts(rules.sample_prompts, size, seed, multiple, samplers)
+    if model is None:
+        return prompts
     faults = Faults()
     for name in sorted({prompt.sampler for prompt in prompts}):
         faults.attempt(sampler_of, name, model.scheduler)

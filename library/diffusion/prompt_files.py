@@ -10,6 +10,7 @@ from typing import Any
 
 import toml
 
+from library import json_lines, toml_lines
 from library.errors import Faults, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,26 @@ FLAGS = {key: f"--{letter}" for letter, key in LETTERS.items()}
 KEYS = ("prompt", *(key for key in LETTERS.values() if key not in (*REFUSED, *IGNORED)))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
-Entries = Iterator[tuple[str, Mapping[str, Any]]]  # place of a prompt, and its values by kohya's keys
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt stands, for messages."""
+
+    file: str
+    name: str  # of the prompt, where its lines are not known
+    lines: Mapping[tuple[str, str], int]  # by heading and key, as library.toml_lines finds them
+    headings: tuple[str, ...]  # of the prompt, then of what it inherits
+
+    def of(self, key: str) -> str:
+        """The line of a key, else of the prompt, else the prompt's number."""
+        known = [self.lines[heading, one] for one in (key, "") for heading in self.headings
+                 if (heading, one) in self.lines]  # fmt: skip
+        return f"sample_prompts '{self.file}' {f'line {known[0]}' if known else self.name}"
+
+
+Lines = Mapping[tuple[str, str], int]
+Entries = Iterator[tuple[Place, Mapping[str, Any]]]  # place of a prompt, and its values by kohya's keys
 
 
 @dataclass(frozen=True)
@@ -85,11 +105,11 @@ def _entries(file: str, faults: Faults) -> Entries:
         if path.suffix == ".txt":
             yield from _of_lines(file, text)
         elif path.suffix == ".toml":
-            yield from _of_table(file, toml.loads(text), faults)
+            yield from _of_table(file, toml.loads(text), toml_lines.lines_of_keys(text), faults)
         elif path.suffix == ".json":
             content = json.loads(text)
             read = _of_list if isinstance(content, list) else _of_table
-            yield from read(file, content, faults)
+            yield from read(file, content, json_lines.lines_of_keys(text), faults)
         else:
             faults.add(f"sample_prompts '{file}' must end in .txt, .toml or .json")
     except (toml.TomlDecodeError, ValueError, IndexError) as error:
@@ -99,7 +119,7 @@ def _entries(file: str, faults: Faults) -> Entries:
 def _of_lines(file: str, text: str) -> Entries:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield f"sample_prompts '{file}' line {number}", _of_line(line)
+            yield Place(file, f"line {number}", {}, ()), _of_line(line)
 
 
 def _of_line(line: str) -> dict[str, Any]:
@@ -112,7 +132,7 @@ def _of_line(line: str) -> dict[str, Any]:
     return given
 
 
-def _of_table(file: str, content: Any, faults: Faults) -> Entries:
+def _of_table(file: str, content: Any, lines: Lines, faults: Faults) -> Entries:
     """kohya's [prompt] with [[prompt.subset]]: a subset inherits the values of the table."""
     table = content.get("prompt") if isinstance(content, Mapping) else None
     if not isinstance(table, Mapping):
@@ -123,23 +143,23 @@ def _of_table(file: str, content: Any, faults: Faults) -> Entries:
         faults.add(f"sample_prompts '{file}': {', '.join(strange)} is outside [prompt]; move it into that table")
     shared = {key: value for key, value in table.items() if key != "subset"}
     for number, subset in enumerate(table.get("subset", [{}]), 1):
-        yield f"sample_prompts '{file}' prompt {number}", {**shared, **subset}
+        yield Place(file, f"prompt {number}", lines, (f"prompt.subset[{number - 1}]", "prompt")), {**shared, **subset}
 
 
-def _of_list(file: str, entries: Any, faults: Faults) -> Entries:
+def _of_list(file: str, entries: Any, lines: Lines, faults: Faults) -> Entries:
     """A JSON list: each entry a line as in a .txt file, or an object with kohya's keys."""
     for number, entry in enumerate(entries, 1):
-        where = f"sample_prompts '{file}' prompt {number}"
+        where = Place(file, f"prompt {number}", lines, (f"[{number - 1}]",))
         if isinstance(entry, str):
             yield where, _of_line(entry)
         elif isinstance(entry, Mapping):
             yield where, entry
         else:
-            faults.add(f"{where} must be a text or an object, got {entry!r}")
+            faults.add(f"{where.of('')} must be a text or an object, got {entry!r}")
 
 
 def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
-    where: str,
+    where: Place,
     defaults: Mapping[str, Any],
     stated: Mapping[str, Any],
     multiple: int,
@@ -150,10 +170,11 @@ def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
     before, given = len(faults.messages), {**defaults, **stated}
     _check_keys(where, given, faults)
     if not isinstance(given.get("prompt"), str) or not isinstance(given["negative_prompt"], str):
-        faults.add(f"{where}: prompt is needed, and it and negative_prompt are texts")
+        faults.add(f"{where.of('prompt')}: prompt is needed, and it and negative_prompt are texts")
     numbers = _numbers(where, given, stated, multiple, faults)
     if given["sample_sampler"] not in samplers:
-        faults.add(f"{where}: sampler {given['sample_sampler']!r} is unknown; known are {', '.join(sorted(samplers))}")
+        known = ", ".join(sorted(samplers))
+        faults.add(f"{where.of('sample_sampler')}: sampler {given['sample_sampler']!r} is unknown; known are {known}")
     if len(faults.messages) > before:
         return None
     return Prompt(
@@ -168,20 +189,22 @@ def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
     )
 
 
-def _check_keys(where: str, given: Mapping[str, Any], faults: Faults) -> None:
+def _check_keys(where: Place, given: Mapping[str, Any], faults: Faults) -> None:
     """Collect a fault for every key that is refused or unknown."""
     for key in given:
         if key in REFUSED:
-            faults.add(f"{where}: {FLAGS[key]} ({key}) is not taken: {REFUSED[key]}")
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) is not taken: {REFUSED[key]}")
         elif key in IGNORED:
-            logger.info("%s: %s changes nothing here: the previews of this suite do not have it", where, FLAGS[key])
+            logger.info(
+                "%s: %s changes nothing here: the previews of this suite do not have it", where.of(key), FLAGS[key]
+            )
         elif key not in KEYS:
             known = ", ".join(FLAGS[name] for name in KEYS[1:]) if key.startswith("--") else ", ".join(KEYS)
-            faults.add(f"{where}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
+            faults.add(f"{where.of(key)}: unknown {key}{did_you_mean(key, KEYS)}; known are {known}")
 
 
 def _numbers(
-    where: str, given: Mapping[str, Any], stated: Mapping[str, Any], multiple: int, faults: Faults
+    where: Place, given: Mapping[str, Any], stated: Mapping[str, Any], multiple: int, faults: Faults
 ) -> dict[str, float]:
     """The numbers of a prompt by key; one that cannot be read is a fault and left out. Sides are rounded down.
 
@@ -194,20 +217,20 @@ def _numbers(
             numbers[key] = _number(given[key], kind)
         except (ValueError, TypeError, OverflowError):
             wanted = "a whole number" if kind is int else "a number"
-            faults.add(f"{where}: {FLAGS[key]} ({key}) takes {wanted}, got {given[key]!r}")
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) takes {wanted}, got {given[key]!r}")
     for key in ("width", "height"):
         side = numbers.get(key, multiple)
         if side < multiple:
-            faults.add(f"{where}: {FLAGS[key]} ({key}) must be at least {multiple} pixels, got {side:g}")
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) must be at least {multiple} pixels, got {side:g}")
         elif side % multiple:
             numbers[key] = side // multiple * multiple
             logger.warning(
                 "%s: %s %g is painted as %g: sides are multiples of %d pixels",
-                where, FLAGS[key] if key in stated else "resolution", side, numbers[key], multiple,
+                where.of(key), FLAGS[key] if key in stated else "resolution", side, numbers[key], multiple,
             )  # fmt: skip
     for key, least in (("sample_steps", 1), ("seed", 0)):
         if numbers.get(key, least) < least:
-            faults.add(f"{where}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
     return numbers
 
 

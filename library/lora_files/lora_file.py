@@ -38,7 +38,7 @@ def read_lora(path: Path) -> LoraFile:
         InputError: pickles, other families, tensors of no known kind, values and shapes that no LoRA has.
     """
     tensors, metadata = _named_tensors(path)
-    tensors = with_sound_alphas(tensors)
+    tensors = with_sound_alphas(with_todays_glora(tensors))
     faults = Faults()
     for fault in faults_of(tensors):
         faults.add(f"'{path}' {fault}")
@@ -46,18 +46,12 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(path, tensors, metadata, kinds_of(tensors))
 
 
-def weight_file(path: Path) -> Path:
-    """The one file with a LoRA's tensors: itself, or a peft folder's.
-
-    Raises:
-        InputError: a folder with a file for each part of the model.
-    """
-    file = path / PEFT_FILE if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise InputError(
-            f"'{path}' has a file for each part of the model; only a single file can be stamped or published"
-        )
-    return file
+def weight_files(path: Path) -> list[Path]:
+    """The files with a LoRA's tensors: itself, or those of a peft folder, which may have one for each part."""
+    if not path.is_dir():
+        return [path]
+    places = [path / PEFT_FILE, *(path / part / PEFT_FILE for part in adapter_config.PARTS)]
+    return [file for file in places if file.is_file()]
 
 
 def refuse_pickle(path: Path) -> None:
@@ -80,10 +74,12 @@ def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if (path / "adapter_config.json").is_file():
         return _of_peft_folder(path, "")
     found: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     for part in adapter_config.PARTS:
         if (path / part / "adapter_config.json").is_file():
-            found |= _of_peft_folder(path / part, f"{part}.")[0]
-    return found, {}
+            tensors, stated = _of_peft_folder(path / part, f"{part}.")
+            found, metadata = found | tensors, metadata | stated
+    return found, metadata
 
 
 def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -117,6 +113,20 @@ def _refuse_other_families(path: Path, tensors: Mapping[str, Tensor]) -> None:
     other = other_family(tensors)
     if other is not None:
         raise InputError(f"'{path}' is a LoRA for {other}; this suite reads those of SD 1.x and SD 2.x")
+
+
+def with_todays_glora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """GLoRA as LyCORIS writes it today (W a1 a2 + b1 b2); early versions had the two names of each pair exchanged."""
+    found = dict(tensors)
+    for module, parts in modules_of(tensors).items():
+        first = parts.get("a1.weight")
+        if kind_of(frozenset({*parts, "alpha"})) != "GLoRA" or first is None or first.dim() < 2:
+            continue
+        if first.shape[0] < first.flatten(1).shape[1]:  # [rank, in] instead of [in, rank]
+            for pair in "ab":
+                one, two = f"{module}.{pair}1.weight", f"{module}.{pair}2.weight"
+                found[one], found[two] = tensors[two], tensors[one]
+    return found
 
 
 def with_sound_alphas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

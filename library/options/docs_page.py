@@ -38,8 +38,9 @@ flag (`--name value`, with dashes or underscores; `--no-<switch>` undoes a switc
 file. Names, units and defaults are those of kohya's `train_network.py` if it has the option; the column *kohya*
 states which defaults differ and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`.
 An unknown key, a wrong type, a value out of bounds or an option that would change the LoRA or its privacy and is not
-supported stops the run. All faults of options, dataset file, folders, network_args, prompts and optimizer come in one
-round, with file and line; those that need decoded pictures or the base model come after them. A key that changes
+supported stops the run. All faults come in one round, with file and line, whatever finds them: options, dataset file,
+pictures, captions, split, state, output folder, base model, network, prompts, optimizer. What cannot be looked at
+because of a fault (or would have to be fetched) is named in the last line. A key that changes
 nothing here is taken with one line that says so; an unknown key that is off counts as such, unless it could be a
 misspelt option of the defence or the split. `--dry_run` prints every resolved value with its origin."""
 

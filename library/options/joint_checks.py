@@ -1,14 +1,13 @@
 """Checks of options that depend on each other, and of paths that must exist."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import Faults
 from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
-from library.options.sources import COMMAND_LINE
+from library.options.sources import with_origin
 from library.plain_text import plain
 
 FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
@@ -16,6 +15,8 @@ FILES = (
     "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
     "inception_weights",
 )  # fmt: skip
+CHANGE_CAPTIONS = ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs",
+                   "caption_tag_dropout_rate", "token_warmup_step")  # fmt: skip
 
 
 def check_together(door: str, config: Config, origins: Mapping[str, str], faults: Faults) -> None:
@@ -28,14 +29,16 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
         path = getattr(config, name)
         where = f" ({origins[name]})" if name in origins else ""
         if path and not Path(path).exists():
-            faults.add(f"{name} '{path}' does not exist{where}{_way_out(name, Path(path))}")
+            faults.add(f"{name} '{path}' does not exist{where}{_way_out(name, Path(path))}", about=name)
         elif path and name == "network_weights" and is_peft_folder(Path(path)):
             continue
         elif path and Path(path).is_dir() != (name in FOLDERS):
-            faults.add(f"{name} '{path}' is {'a folder, and not a file' if name in FILES else 'not a folder'}{where}")
+            kind = "a folder, and not a file" if name in FILES else "not a folder"
+            faults.add(f"{name} '{path}' is {kind}{where}", about=name)
     for path in config.base_weights:
         if not Path(path).is_file() and not is_peft_folder(Path(path)):
-            faults.add(f"base_weights '{path}' is neither a file nor a peft folder")
+            place = f" ({origins['base_weights']})" if "base_weights" in origins else ""
+            faults.add(f"base_weights '{path}' is neither a file nor a peft folder{place}", about="base_weights")
     if door not in TRAINERS:
         _check_audit(config, faults)
         return
@@ -49,7 +52,7 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     _check_saving(config, together)
     _check_device(config, together)
     for message in together.messages:
-        faults.add(_with_origins(message, origins))
+        faults.add(with_origin(message, origins))
 
 
 def _way_out(name: str, path: Path) -> str:
@@ -61,13 +64,6 @@ def _way_out(name: str, path: Path) -> str:
 
         return f"; {states_near(path)}"
     return ""
-
-
-def _with_origins(message: str, origins: Mapping[str, str]) -> str:
-    """A message with the line of the option that it names first, unless it names that place already."""
-    named = re.findall(r"[a-z][a-z0-9_]+", message.partition(";")[0])
-    place = next((origins[name] for name in named if name in origins), COMMAND_LINE)
-    return message if place == COMMAND_LINE or place in message else f"{message} ({place})"
 
 
 def _check_network_args(config: Config, faults: Faults) -> None:
@@ -124,9 +120,12 @@ def _check_model(config: Config, faults: Faults) -> None:
 
     base = config.pretrained_model_name_or_path
     if not base:
-        faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
+        faults.add(
+            "pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id",
+            about="pretrained_model_name_or_path",
+        )
     elif not Path(base).exists() and not hub.is_hub_id(base):
-        faults.add(hub.missing("pretrained_model_name_or_path", base))
+        faults.add(hub.missing("pretrained_model_name_or_path", base), about="pretrained_model_name_or_path")
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(
             f"base_weights_multiplier has {len(config.base_weights_multiplier)} numbers for "
@@ -141,20 +140,33 @@ def _check_model(config: Config, faults: Faults) -> None:
 def _check_data(config: Config, faults: Faults) -> None:
     given = [name for name in ("train_data_dir", "dataset_config", "dataset_name") if getattr(config, name)]
     if not given:
-        faults.add("train_data_dir is needed: the folder with your pictures (or dataset_config, or dataset_name)")
+        faults.add(
+            "train_data_dir is needed: the folder with your pictures (or dataset_config, or dataset_name)",
+            about="train_data_dir",
+        )
     if "dataset_name" in given and len(given) > 1:
         faults.add(f"{' and '.join(given)} exclude each other; name one source of pictures")
     if config.in_json and not config.train_data_dir:
         faults.add("in_json names pictures of train_data_dir, and that is unset; give the folder")
-    if not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.resolution.strip()):
-        faults.add(f"resolution must be '512' or 'width,height' in pixels, got {config.resolution!r}")
-    if config.skip_image_resolution and not re.fullmatch(r"\d+(\s*,\s*\d+)?", config.skip_image_resolution.strip()):
-        faults.add(
-            f"skip_image_resolution must be '512' or 'width,height' in pixels, got {config.skip_image_resolution!r}"
-        )
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         faults.add(f"min_bucket_reso {config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}")
     _check_caches_and_masks(config, faults)
+    if config.cache_text_encoder_outputs:
+        _check_text_states(config, faults)
+
+
+def _check_text_states(config: Config, faults: Faults) -> None:
+    """What keeps captions from being encoded once, as far as the options show it."""
+    rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    if rate > 0 and not config.network_train_unet_only:
+        faults.add(
+            "cache_text_encoder_outputs cannot be: the text encoder is trained; set network_train_unet_only = true, or "
+            "text_encoder_lr = 0"
+        )
+    changing = [name for name in CHANGE_CAPTIONS if getattr(config, name)]
+    if changing and not config.dataset_config:  # whose subsets may say otherwise
+        named = ", ".join(changing)
+        faults.add(f"cache_text_encoder_outputs cannot be: {named} changes captions from use to use; leave it out")
 
 
 def _check_caches_and_masks(config: Config, faults: Faults) -> None:

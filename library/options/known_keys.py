@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from library.errors import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean, nearest
 from library.options import front_ends
 from library.options.declarations import TRAINERS, Config, fields_of
 from library.options.front_ends import reads_as_off
@@ -26,7 +26,8 @@ def known_keys(door: str, given: dict[str, Given], faults: Faults, notices: Noti
 
     def keep(name: str, entry: Given) -> None:
         if name in kept and kept[name].value != entry.value:
-            faults.add(f"{entry.origin}: {name} = {entry.value!r} contradicts {kept[name].origin}; leave one out")
+            also = f"contradicts {kept[name].origin}; leave one out"
+            faults.add(f"{entry.origin}: {name} = {entry.value!r} {also}", about=name)
         kept[name] = entry
 
     for written, entry in given.items():
@@ -96,7 +97,8 @@ def _explain_left_out(  # noqa: PLR0913  one key with all that decides what is s
     elif is_off and entry.origin != COMMAND_LINE and not front_ends.could_be_misspelt(written):
         notices.idle(written, entry, front_ends.UNKNOWN_AND_OFF)
     else:
-        faults.add(f"{entry.origin}: unknown option '{written}'{did_you_mean(written, fields_of(door))}")
+        hint, near = did_you_mean(written, fields_of(door)), nearest(written, fields_of(door))
+        faults.add(f"{entry.origin}: unknown option '{written}'{hint}", about=near)
 
 
 def _reason_without_effect(name: str, given: Mapping[str, Given]) -> str | None:

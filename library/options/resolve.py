@@ -1,14 +1,14 @@
-"""From a TOML file and flags to one checked Config; all faults are reported at once, with file and section."""
+"""From a TOML file and flags to one Config, and the faults that were found on the way, with file and line."""
 
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from library.errors import Faults, InputError
 from library.options.declarations import Config, fields_of
-from library.options.further_faults import add_further_faults
 from library.options.help_text import help_text
 from library.options.joint_checks import check_together
 from library.options.known_keys import known_keys, refuse_sdxl
@@ -25,8 +25,33 @@ def tell(text: str) -> None:
     print(plain(text))
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """The options of one door as they were read, before anything that they name is opened."""
+
+    door: str
+    config: Config  # an option that cannot be used has its default
+    origins: Mapping[str, str]  # file and line, or command line, of each given option
+    faults: Faults
+
+    def checked(self) -> Config:
+        """The config. Raises: InputError with every fault."""
+        self.faults.raise_if_any()
+        return self.config
+
+
 def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], None] = tell) -> Config:
-    """Resolve the options of one door: defaults, then ``--config_file``, then flags.
+    """The options of one door, with no fault in them.
+
+    Raises:
+        InputError: all unknown, refused, misplaced, mistyped and out-of-bounds options in one message.
+        SystemExit: after ``--help``.
+    """
+    return read_options(door, arguments, notice).checked()
+
+
+def read_options(door: str, arguments: Sequence[str], notice: Callable[[str], None] = tell) -> ReadOptions:
+    """Resolve the options of one door: defaults, then ``--config_file``, then flags; faults are collected.
 
     Args:
         door: name of the script without ending, e.g. "SPLoRA".
@@ -34,7 +59,7 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
         notice: called with a line about each option that has no effect.
 
     Raises:
-        InputError: all unknown, refused, misplaced, mistyped and out-of-bounds options in one message.
+        InputError: a config_file that cannot be read, or of another kind.
         SystemExit: after ``--help``.
     """
     faults = Faults()
@@ -49,26 +74,26 @@ def read_config(door: str, arguments: Sequence[str], notice: Callable[[str], Non
     values = typed_values(both, faults)
     config = settled(door, dataclasses.replace(Config(), **values), both, notices)
     notices.finish()
-    check_together(door, config, {name: entry.origin for name, entry in both.items()}, faults)
-    if faults.messages:
-        add_further_faults(door, config, faults)
-    faults.raise_if_any()
-    return config
+    origins = {name: entry.origin for name, entry in both.items()}
+    check_together(door, config, origins, faults)
+    return ReadOptions(door, config, origins, faults)
 
 
 def collect_options(door: str, arguments: Sequence[str], faults: Faults, notices: Notices) -> dict[str, Given]:
     """The given options by the names of ``Config``: flags override the file, kohya's old names are resolved.
 
     Raises:
-        InputError: a config of another kind, in one sentence: a dataset file, a config of SDXL.
+        InputError: a file that cannot be read; a config of another kind, in one sentence (dataset file, SDXL).
     """
     switches = [name for name in fields_of(door) if TYPES[name] is bool] + [*WITHOUT_EFFECT, *REFUSED]
     lists = [name for name in TYPES if TYPES[name] == list[str]] + ["text_encoder_lr"]
     flags, config_file = read_flags(arguments, switches=switches, lists=lists, faults=faults)
     written = read_file(config_file, faults, notices.tell) if config_file else {}
-    refuse_sdxl(door, written | flags)
-    file = known_keys(door, written, faults, notices)
+    refuse_sdxl(door, (written or {}) | flags)
+    file = known_keys(door, written or {}, faults, notices)
     known = known_keys(door, flags, faults, notices)
+    if written is None:
+        faults.raise_if_any()
     steps = known.get("max_train_steps")
     if steps is not None and not leaves_unset("max_train_steps", steps) and "max_train_epochs" not in known:
         file.pop("max_train_epochs", None)

@@ -22,6 +22,26 @@ class Given(NamedTuple):
     origin: str
 
 
+def with_origin(message: str, origins: Mapping[str, str], otherwise: str = "") -> str:
+    """A message with the place of the option that it names first; unchanged where it names a line already.
+
+    Args:
+        origins: file and line, or command line, of each given option.
+        otherwise: the option that a message without one is about.
+    """
+    if re.search(r"\bline \d+\b", message):
+        return message
+    unquoted = re.sub(r"'[^']*'", "''", message).partition(";")[0]
+    named = [
+        word
+        for word in re.findall(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+", unquoted)
+        + re.findall(r"^(?:--)?([a-z][a-z0-9]*)(?= (?:''|must|is|are|and|=|-?\d))", unquoted)
+        if word in origins
+    ]
+    place = min(named, key=unquoted.index, default=otherwise)
+    return message if origins.get(place, COMMAND_LINE) == COMMAND_LINE else f"{message} ({origins[place]})"
+
+
 def read_flags(
     arguments: Sequence[str], *, switches: Collection[str], lists: Collection[str], faults: Faults
 ) -> tuple[dict[str, Given], str | None]:
@@ -57,21 +77,21 @@ def read_flags(
         switched_off = name.startswith("no_") and name[3:] in switches
         name = name[3:] if switched_off else name
         if switched_off and values:
-            faults.add(f"--no_{name} switches {name} off and takes no value, got {values}")
+            faults.add(f"--no_{name} switches {name} off and takes no value, got {values}", about=name)
         elif switched_off:
             given[name] = Given(False, COMMAND_LINE)
         elif name in lists:
             given[name] = Given(values, COMMAND_LINE)
         elif len(values) > 1:
-            faults.add(f"--{name} takes one value, got {values}")
+            faults.add(f"--{name} takes one value, got {values}", about=name)
         else:
             given[name] = Given(values[0] if values else True, COMMAND_LINE)
     return given, config_file
 
 
-def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[str, Given]:
+def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[str, Given] | None:
     """The options of a TOML file, its sections flattened as in kohya; a key that is given twice with two values is a
-    fault, and with one value it is told.
+    fault, and with one value it is told. None where the file cannot be read, which is a fault too.
 
     Raises:
         InputError: a dataset file.
@@ -79,14 +99,14 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
     path = path if path.endswith(".toml") else path + ".toml"
     if not Path(path).is_file():
         faults.add(f"config_file '{path}' is not a file")
-        return {}
+        return None
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         once, repeated = without_repeats(text)
         tables = toml.loads(once)
     except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
         faults.add(f"{path} is not valid TOML: {error}{_way_out(str(error))}")
-        return {}
+        return None
     if "datasets" in tables and set(tables) <= {"datasets", "general"}:
         raise InputError(
             f"{path} is a dataset file ([[datasets]]): give that file as dataset_config, and the options of the "
@@ -105,10 +125,11 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
             if isinstance(entry, str) and SPOILED_PATH.match(entry):
                 faults.add(
                     f"{where}: {name} = {entry!r} is not a path: TOML reads its backslash as a control "
-                    f"character{BACKSLASHES}"
+                    f"character{BACKSLASHES}",
+                    about=name,
                 )
             if name in given and given[name].value != entry:
-                faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}")
+                faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}", about=name)
             elif name in given:
                 notice(f"{where}: '{name}' is given twice with one value, also in {given[name].origin}")
             given[name] = Given(entry, where)

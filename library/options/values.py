@@ -1,6 +1,7 @@
 """Values of options as they are written, read in their declared types and checked against their bounds."""
 
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from library.options.sources import COMMAND_LINE, Given
 
 TYPES = typing.get_type_hints(Config)
 SHARES = ("lr_warmup_steps", "lr_decay_steps", "token_warmup_step")  # steps, or a share of the run: 0.1 or "10%"
+SIZES = ("resolution", "skip_image_resolution")
 PAIRS = ("resolution", "skip_image_resolution", "face_crop_aug_range")  # "512", 512, "512,512" or [512, 512]
 
 
@@ -22,7 +24,7 @@ def typed_values(given: Mapping[str, Given], faults: Faults) -> dict[str, Any]:
     values = {name: _coerced(name, entry, faults) for name, entry in given.items() if not leaves_unset(name, entry)}
     values = {name: value for name, value in values.items() if value is not None}
     _check_bounds(values, given, faults)
-    return values
+    return {name: value for name, value in values.items() if name not in faults.about}
 
 
 def _coerced(name: str, entry: Given, faults: Faults) -> Any:
@@ -49,7 +51,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
         else {bool: "true or false", int: "a whole number"}.get(wanted, "a number" if wanted is float else "a text")
     )
     share = ', or a share of the run such as 0.1 or "10%" (below 100%)' if name in SHARES else ""
-    faults.add(f"{name} must be {kind}{share}, got {entry.value!r} ({entry.origin})")
+    faults.add(f"{name} must be {kind}{share}, got {entry.value!r} ({entry.origin})", about=name)
     return None
 
 
@@ -106,29 +108,39 @@ def _optional(hint: Any) -> bool:
 
 
 def _check_bounds(values: dict[str, Any], given: Mapping[str, Given], faults: Faults) -> None:
-    """Check numbers against their bounds and texts against their choices."""
+    """Check numbers against their bounds and texts against their choices and forms."""
     for name, value in values.items():
-        facts = Config.__dataclass_fields__[name].metadata
-        where = f"got {value!r} ({given[name].origin})"
-        reasons = REFUSED_VALUES.get(name, {})
-        if str(value) in reasons:
-            faults.add(f"{given[name].origin}: {name} = {value!r} is not supported: {reasons[value]}")
-        elif facts["choices"] is not None and value not in facts["choices"]:
-            options = ", ".join(str(choice) for choice in facts["choices"])
-            hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
-            faults.add(f"{name} must be one of {options}, {where}{hint}")
-        elif value == "" and (default := Config.__dataclass_fields__[name].default):
-            faults.add(f"{name} must not be empty, {where}; leave it out to use {default!r}")
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            continue
-        if value != value or value in (float("inf"), float("-inf")):
-            faults.add(f"{name} must be a finite number, {where}")
-        elif facts["least"] is not None and value < facts["least"]:
-            faults.add(f"{name} must be at least {facts['least']}, {where}")
-        elif facts["above"] is not None and value <= facts["above"]:
-            faults.add(f"{name} must be above {facts['above']}, {where}")
-        elif facts["most"] is not None and value > facts["most"]:
-            faults.add(f"{name} must be at most {facts['most']}, {where}")
+        reason = _out_of_bounds(name, value, given[name])
+        if reason:
+            faults.add(reason, about=name)
+
+
+def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
+    """Why an option cannot have a value of its type; empty where it can."""
+    facts = Config.__dataclass_fields__[name].metadata
+    where = f"got {value!r} ({entry.origin})"
+    reasons = REFUSED_VALUES.get(name, {})
+    if str(value) in reasons:
+        return f"{entry.origin}: {name} = {value!r} is not supported: {reasons[value]}"
+    if facts["choices"] is not None and value not in facts["choices"]:
+        options = ", ".join(str(choice) for choice in facts["choices"])
+        hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
+        return f"{name} must be one of {options}, {where}{hint}"
+    if value == "" and (default := Config.__dataclass_fields__[name].default):
+        return f"{name} must not be empty, {where}; leave it out to use {default!r}"
+    if name in SIZES and not re.fullmatch(r"\d+(\s*,\s*\d+)?", value.strip()):
+        return f"{name} must be '512' or 'width,height' in pixels, {where}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return ""
+    if value != value or value in (float("inf"), float("-inf")):
+        return f"{name} must be a finite number, {where}"
+    if facts["least"] is not None and value < facts["least"]:
+        return f"{name} must be at least {facts['least']}, {where}"
+    if facts["above"] is not None and value <= facts["above"]:
+        return f"{name} must be above {facts['above']}, {where}"
+    if facts["most"] is not None and value > facts["most"]:
+        return f"{name} must be at most {facts['most']}, {where}"
+    return ""
 
 
 def names_a_place(name: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from library import __version__
 from library.errors import Faults, InputError, shortened
 from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
@@ -127,8 +128,8 @@ def save_state(
         torch.save(moving, buffer)
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
         files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
-        content = {"format": FORMAT, "done": done, "options": options, **inputs, "checks": checks, "gaps": gaps}
-        content |= {"files": files, "threads": torch.get_num_threads()}
+        content = {"format": FORMAT, "version": __version__, "done": done, "options": options, **inputs}
+        content |= {"checks": checks, "gaps": gaps, "files": files, "threads": torch.get_num_threads()}
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         if path.exists():
@@ -212,11 +213,14 @@ def check_files(path: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def require_options(place: str | None, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def require_options(
+    place: str | None, content: Mapping[str, Any], options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     """Compare the options that a state was trained with and those of this run.
 
     Args:
         content: of ``read_state``.
+        defaults: what asks for nothing beside a state of a version that had no such option.
 
     Raises:
         InputError: each option that differs, with both values.
@@ -224,17 +228,35 @@ def require_options(place: str | None, content: Mapping[str, Any], options: Mapp
     if place is None:
         return
     saved, faults = content["options"], Faults()
-    for name in sorted(set(saved) | set(options)):
-        before, now = saved.get(name), json.loads(json.dumps(options.get(name)))
+    writer = f"the state was written by {_version(content)}"
+    lacking = sorted(set(options) - set(saved))
+    for name in lacking:
+        if options[name] != defaults[name]:
+            faults.add(
+                f"--resume '{place}': {name} is {options[name]!r}, and {writer}, which had no such option; leave it out"
+            )
+    for name in sorted(set(saved) - set(options)):
+        faults.add(f"--resume '{place}': {writer} with {name} = {saved[name]!r}, which this version does not have")
+    for name in sorted(set(saved) & set(options)):
+        before, now = saved[name], json.loads(json.dumps(options[name]))
         if before != now:
             faults.add(
                 f"--resume '{place}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
             )
     faults.raise_if_any()
+    if lacking:
+        logger.warning("%s, which had no such option: %s; the defaults are used", writer, shortened(lacking))
 
 
-def require_inputs(place: str | None, content: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+def _version(content: Mapping[str, Any]) -> str:
+    return f"version {content['version']}" if "version" in content else "an earlier version"
+
+
+def require_inputs(content: Mapping[str, Any], inputs: Mapping[str, str], place: str | None) -> None:
     """Compare what a state was trained on with what this run has; states of earlier versions know only the split.
+
+    Args:
+        inputs: by the names of INPUTS; what is left out is not compared.
 
     Raises:
         InputError: what has changed.
@@ -243,7 +265,7 @@ def require_inputs(place: str | None, content: Mapping[str, Any], inputs: Mappin
         return
     faults = Faults()
     for name, what in INPUTS.items():
-        if content.get(name, None if name == "split" else inputs[name]) != inputs[name]:
+        if name in inputs and content.get(name, None if name == "split" else inputs[name]) != inputs[name]:
             faults.add(f"--resume '{place}': {what} changed since the state was saved; restore what was, or train anew")
     faults.raise_if_any()
 

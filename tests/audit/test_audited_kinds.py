@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.audit.queries.audited_model import AuditedModel, with_adapter
+from library.audit.queries.audited_model import AuditedModel, precision_of, with_adapter
 from library.audit.targets.provenance import read_adapter
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.model_files import load_model
@@ -60,7 +60,7 @@ def audited_of(model_folder: Path, file: Path) -> tuple[AuditedModel, LatentDiff
     model = load_model(str(model_folder))
     weights, _, _ = read_adapter(file)
     run = SimpleNamespace(lora=file, settings=SETTINGS)
-    return with_adapter(run, model, weights, False), model
+    return with_adapter(run, model, weights, None), model
 
 
 def losses(audited: AuditedModel, rows: slice = slice(None)) -> Tensor:
@@ -164,7 +164,7 @@ def audited_like(audited: AuditedModel, model: LatentDiffusion) -> AuditedModel:
     """Another model under the same settings."""
     from library.audit.queries.audited_model import audited_model_of
 
-    return audited_model_of(model, [], audited.switch, **SETTINGS, half=False)
+    return audited_model_of(model, [], audited.switch, **SETTINGS, precision=None)
 
 
 def test_a_kind_that_cannot_be_opened_is_named(model_folder: Path, tmp_path: Path) -> None:
@@ -180,3 +180,37 @@ def test_a_kind_that_cannot_be_opened_is_named(model_folder: Path, tmp_path: Pat
     wide = {**weights, name: torch.ones(2, 99), name.replace("w1", "w2"): torch.ones(2, 99)}
     with pytest.raises(InputError, match="y' does not fit this model: lora_.* has another shape than its layer"):
         untrained_network("y", model.unet, model.text_encoder, wide)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "asked", "expected"),
+    [
+        ("cpu", None, None, None),
+        ("cpu", None, "bf16", torch.bfloat16),
+        ("cuda", (8, 0), None, torch.bfloat16),
+        ("cuda", (7, 5), None, None),
+        ("cuda", (7, 5), "fp16", torch.float16),
+        ("cuda", (9, 0), "no", None),
+    ],
+)
+def test_an_audit_computes_in_what_the_gpu_can_or_in_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability, asked: str | None, expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda place: capability)
+    assert precision_of(torch.device(device), asked) == expected
+    with pytest.raises(InputError, match="fp16 needs a CUDA GPU"):
+        precision_of(CPU, "fp16")
+
+
+def test_the_option_decides_what_the_unet_computes_in(model_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    trained(model_folder, file, KINDS["LoHa"])
+    weights, _, _ = read_adapter(file)
+    run = SimpleNamespace(lora=file, settings=SETTINGS)
+    found = {}
+    for precision in (None, torch.bfloat16):
+        audited = with_adapter(run, load_model(str(model_folder)), weights, precision)
+        audited.switch("on")
+        found[precision] = losses(audited)
+    assert found[torch.bfloat16].dtype == torch.float32 and not torch.equal(found[None], found[torch.bfloat16])
+    assert torch.allclose(found[None], found[torch.bfloat16], rtol=0.05)

@@ -84,12 +84,16 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
         read_all(tmp_path)
 
 
-def test_a_folder_whose_name_has_no_repeats_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_folder_whose_name_has_no_repeats_is_not_passed_over_in_silence(tmp_path: Path, caplog) -> None:
     tiny.write_pictures(tmp_path, 2)
-    (tmp_path / "extra").mkdir()
-    tiny.write_picture(tmp_path / "extra" / "x.png", 9)
-    with pytest.raises(InputError, match="no repeats in front of 'extra'"):
-        read_all(tmp_path)
+    for name in ("extra", "sample"):
+        (tmp_path / name).mkdir()
+        tiny.write_picture(tmp_path / name / "x.png", 9)
+    assert len(read_all(tmp_path)) == 2
+    assert (
+        "train_data_dir: folders without repeats in front of their names are passed over: 'extra', 'sample'; a name "
+        "such as '10_extra' is read" in caplog.text
+    )
 
 
 def test_corrupt_pictures_and_bad_captions_are_reported_together(tmp_path: Path) -> None:
@@ -167,4 +171,4 @@ def test_a_class_folder_without_pictures_is_named(tmp_path: Path, caplog: pytest
     tiny.write_pictures(tmp_path, 1)
     (tmp_path / "10_forgotten").mkdir()
     picture_folders(tmp_path, False, "train_data_dir")
-    assert "train_data_dir: no pictures directly in '10_forgotten'" in caplog.text
+    assert "10_forgotten' has no pictures directly in it" in caplog.text

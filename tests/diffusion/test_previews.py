@@ -169,9 +169,9 @@ def test_a_prompts_own_sampler_is_checked_against_the_schedule_before_training(t
     file = written(tmp_path / "p.txt", "a\nb --ss lms\nc --ss heun\n")
     rules = preview_rules(sample_prompts=file)
     with pytest.raises(InputError) as caught:
-        prompts_for(model, rules, (16, 16), 1)
+        prompts_for(rules, (16, 16), 1, model)
     assert len(str(caught.value).splitlines()) == 2
-    assert prompts_for(model, dataclasses.replace(rules, sample_prompts=None), (16, 16), 1) == []
+    assert prompts_for(dataclasses.replace(rules, sample_prompts=None), (16, 16), 1, model) == []
 
 
 @pytest.mark.parametrize("sampler", NAMES)

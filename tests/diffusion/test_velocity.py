@@ -37,7 +37,7 @@ def random_normal(seed: int, *shape: int) -> torch.Tensor:
 def asked(model: LatentDiffusion) -> audited_model.AuditedModel:
     """The model as the audit asks it, without any adapter."""
     return audited_model.audited_model_of(
-        model, [], lambda state: None, clip_skip=1, max_token_length=75, weighted_captions=False, half=False
+        model, [], lambda state: None, clip_skip=1, max_token_length=75, weighted_captions=False, precision=None
     )
 
 
@@ -62,7 +62,7 @@ def opened(velocity_folder: Path) -> LatentDiffusion:
     """The same, as the audit opens it."""
     return audited_model.open_model(
         settings_of(pretrained_model_name_or_path=str(velocity_folder), v2=True, v_parameterization=True)
-    )[0]
+    )
 
 
 def test_the_audit_reads_the_noise_out_of_an_exact_velocity() -> None:
@@ -97,7 +97,7 @@ def test_the_audits_loss_is_the_trainings_times_the_share_of_signal(opened: Late
 
 
 def test_drawings_of_a_zero_snr_model_begin_at_the_last_step_with_signal(velocity_folder: Path) -> None:
-    model, _ = audited_model.open_model(
+    model = audited_model.open_model(
         settings_of(pretrained_model_name_or_path=str(velocity_folder), v2=True, v_parameterization=True,
                     zero_terminal_snr=True)
     )  # fmt: skip
@@ -131,12 +131,12 @@ def test_a_velocity_sd2_model_with_another_vae_trains_paints_and_can_be_audited(
     assert (out / "sample" / "last_final_00.png").is_file()
 
     settings = settings_of(**lora_runs.read_settings(out / "config.toml"))
-    model, _ = audited_model.open_model(settings)
+    model = audited_model.open_model(settings)
     provenance.check_base(out / "last.safetensors", metadata, model.fingerprint, model.file_hashes)
     theirs = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(model.vae.state_dict()["encoder.conv_in.weight"], theirs["encoder.conv_in.weight"])
     assert model.scheduler.alphas_cumprod[-1] == 0
-    plain, _ = audited_model.open_model({**settings, "vae": None})
+    plain = audited_model.open_model({**settings, "vae": None})
     with pytest.raises(InputError, match="was trained on another base model.*--vae if it had another"):
         provenance.check_base(out / "last.safetensors", metadata, plain.fingerprint, plain.file_hashes)
 

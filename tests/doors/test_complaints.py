@@ -51,6 +51,16 @@ def test_a_broken_package_that_nobody_asked_for_does_not_stop_a_door(tmp_path: P
     assert f"{name} is installed and cannot be imported (built for another CUDA); the run goes on" in ended.stderr
 
 
+@pytest.mark.slow
+def test_a_door_starts_without_a_word_of_packages_that_nobody_asked_for() -> None:
+    """bitsandbytes, which diffusers imports where it is installed, warns of kernels for the CPU."""
+    ended = subprocess.run([sys.executable, "-c", "import SPLoRA"], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    code = "import SPLoRA, logging; logging.getLogger('bitsandbytes.x').error('a real one')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "a real one" in ended.stderr, "errors are still told"
+
+
 @pytest.mark.parametrize("name", ["AdamW8bit", "PagedLion8bit"])
 def test_an_8_bit_optimizer_without_a_gpu_is_refused_with_the_alternative(flags, monkeypatch, name: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

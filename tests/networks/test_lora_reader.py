@@ -1,6 +1,7 @@
 """What the reader of LoRA files refuses, by name, and what it fills in."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from library.audit.report.audit_result import checkpoint_hash
 from library.audit.targets.lora_runs import find_runs
 from library.audit.targets.provenance import stamp
 from library.diffusion.model_files import load_model
 from library.errors import Faults, InputError
-from library.lora_files.lora_file import check_width, context_width, faults_of, input_width, read_lora, weight_file
+from library.lora_files.format import modules_of
+from library.lora_files.lora_file import check_width, context_width, faults_of, input_width, read_lora, weight_files
 from library.options.declarations import Config
 from library.options.joint_checks import check_together
 from library.rules import pick
+from library.seeding import stream
 from networks import protocol
 from networks.base_weights import merge_base_weights
+from networks.weight_change import weight_change
 
 UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -164,9 +169,45 @@ def test_a_peft_folder_may_stand_wherever_a_lora_file_may(tmp_path: Path) -> Non
     split = written(tmp_path / "split.json", {})
     runs = find_runs([str(tmp_path)], "last", defaults=defaults, overrides={}, split_file=str(split))
     assert [run.lora for run in runs] == [tmp_path]
-    with pytest.raises(InputError, match="a file for each part of the model; only a single file"):
-        weight_file(tmp_path)
+    assert weight_files(tmp_path) == []
     file = written(tmp_path / "adapter_model.safetensors", lora_of())
     stamp(tmp_path, {"ss_privacy_audit_auc": "0.51"})
-    assert weight_file(tmp_path) == weight_file(file) == file
+    assert weight_files(tmp_path) == weight_files(file) == [file]
     assert read_lora(file).metadata == {"ss_privacy_audit_auc": "0.51"}
+
+
+def test_a_peft_folder_of_two_parts_is_stamped_in_both_and_its_hashes_are_told(tmp_path: Path) -> None:
+    for part in ("unet", "text_encoder"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    to_q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    q_proj = "text_model.encoder.layers.0.self_attn.q_proj"
+    for part, path in (("unet", to_q), ("text_encoder", q_proj)):
+        factors = {f"base_model.model.{path}.lora_A.weight": torch.ones(2, 4),
+                   f"base_model.model.{path}.lora_B.weight": torch.ones(4, 2)}  # fmt: skip
+        written(tmp_path / part / "adapter_model.safetensors", factors)
+    before = read_lora(tmp_path)
+    stamp(tmp_path, {"ss_privacy_audit_auc": "0.51"})
+    after = read_lora(tmp_path)
+    assert after.metadata == {"ss_privacy_audit_auc": "0.51"} and before.metadata == {}
+    assert after.tensors.keys() == before.tensors.keys() and len(after.tensors) == 6
+    told = checkpoint_hash(tmp_path).split(", ")
+    files = [tmp_path / part / "adapter_model.safetensors" for part in ("unet", "text_encoder")]
+    assert told == [f"{file.parent.name}/{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+
+
+def test_an_early_glora_is_read_as_todays(tmp_path: Path) -> None:
+    """W a1 a2 + b1 b2 today; in early files a1 and b1 were the inner factors."""
+    a1, a2, b1, b2 = (torch.randn(shape, generator=stream(4, shape[0])) for shape in ((6, 2), (2, 6), (5, 2), (2, 6)))
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    today = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
+    early = {"a1": a2, "a2": a1, "b1": b2, "b2": b1}
+    base, found = torch.randn(5, 6, generator=stream(5)), {}
+    for file, parts in (("today", today), ("early", early)):
+        tensors = {f"{name}.{part}.weight": value.contiguous() for part, value in parts.items()}
+        written(tmp_path / f"{file}.safetensors", {**tensors, f"{name}.alpha": torch.tensor(4.0)})
+        lora = read_lora(tmp_path / f"{file}.safetensors")
+        assert lora.kinds == {"GLoRA"}
+        found[file] = weight_change(modules_of(lora.tensors)[name], base)
+    assert torch.equal(found["today"], found["early"])
+    assert torch.allclose(found["early"], 2 * (base @ a1 @ a2 + b1 @ b2), rtol=1e-5)

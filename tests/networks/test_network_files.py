@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from library.diffusion.families.sd2 import SD2
 from library.diffusion.model_files import load_model
 from library.errors import InputError
 from library.lora_files.format import BrokenNetworkError, check_lora, kind_of, stated_ranks, write_lora
+from library.lora_files.lora_file import read_lora
 from library.lora_files.metadata import FileRules, full_facts, is_allowed, network_facts, written
 from library.options.declarations import Config
 from library.rules import pick
@@ -365,3 +367,44 @@ def test_base_weights_that_do_not_fit_are_refused_by_file(model_folder, tmp_path
     with pytest.raises(InputError, match="must be numbers, got 'half'"):
         merge_base_weights(model, ["x"], ["half"])
     assert provenance.check_base(Path("x"), {}, model.fingerprint, {}) is None
+
+
+@pytest.mark.parametrize("shape", ["matrices", "1 x 1 convolutions"])
+def test_factors_in_other_dimensions_than_their_layers_are_trained_and_audited(
+    model_folder: Path, tmp_path: Path, shape: str
+) -> None:
+    """Convolutions with matrices as factors, linear layers with 1 x 1 convolutions: the same numbers."""
+    file = written_lora(model_folder, tmp_path / "a.safetensors", conv_dim="3")
+    tensors = load_file(file)
+    for name, value in tensors.items():
+        if value.dim() == 4 and shape == "matrices":
+            tensors[name] = value.flatten(1)
+        elif value.dim() == 2 and shape != "matrices":
+            tensors[name] = value[..., None, None]
+    save_file(tensors, tmp_path / "b.safetensors")
+    answers = []
+    for name in ("a", "b"):
+        for from_weights in (True, False):
+            model = load_model(str(model_folder))
+            given = {"network_weights": str(tmp_path / f"{name}.safetensors"), "dim_from_weights": from_weights,
+                     "network_args": [] if from_weights else ["conv_dim=3"], "network_dim": 4}  # fmt: skip
+            protocol.inject(rules(**given), model, CPU, {})
+            answers.append(unet_output(model.unet))
+        model, weights = load_model(str(model_folder)), read_lora(tmp_path / f"{name}.safetensors").tensors
+        settings = {"clip_skip": 1, "max_token_length": 75, "weighted_captions": False}
+        run = SimpleNamespace(lora=tmp_path / name, settings=settings)
+        audited_model.with_adapter(run, model, weights, None).switch("on")
+        answers.append(unet_output(model.unet))
+    assert all(torch.equal(one, answers[0]) for one in answers)
+    assert not torch.equal(answers[0], unet_output(load_model(str(model_folder)).unet))
+
+
+@pytest.mark.slow
+def test_a_changed_file_of_base_weights_stops_a_resumed_run(flags, model_folder: Path, tmp_path: Path) -> None:
+    base = written_lora(model_folder, tmp_path / "base.safetensors")
+    assert PLoRA.main(flags(base_weights=base, max_train_steps=1, save_state=True)) == 0
+    state = tmp_path / "out/state/last-state"
+    again = flags(base_weights=base, max_train_steps=2, resume=state)
+    save_file({name: value * 1.5 for name, value in load_file(base).items()}, base)
+    with pytest.raises(InputError, match="the weights of the base model .*have changed since the state was saved"):
+        PLoRA.main(again)

@@ -55,7 +55,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which every path of the files exists, on a machine that has a GPU (configs are read, not run)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("library.options.resolve.add_further_faults", lambda *given: None)  # the folders are empty
     for name in ("data/character", "data/reg", "data/sdxl", "data/finetune", "data/style", "models"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("v1-5-pruned", "sd_xl_base_1.0", "vae-ft-mse-840000"):

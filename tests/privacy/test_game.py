@@ -13,8 +13,9 @@ from library.assembly.game import Game
 from library.assembly.run import open_run
 from library.assembly.training import open_training
 from library.assembly.validation import Side, Validation
-from library.errors import InputError
+from library.errors import Faults, InputError
 from library.options.declarations import Config
+from library.options.resolve import ReadOptions
 from tests.helpers.keys import write_secret
 
 KEPT = {"network_dim": 2, "train_batch_size": 2, "learning_rate": 1e-2, "seed": 7, "attack_lr": 1e-3}
@@ -33,7 +34,8 @@ class Table:
             "split_secret_file": str(write_secret(pictures.parent)),
             "output_dir": str(pictures.parent / "out"),
         }
-        run = open_run("SPLoRA", dataclasses.replace(Config(), **{**options, **changed}))
+        config = dataclasses.replace(Config(), **{**options, **changed})
+        run = open_run(ReadOptions("SPLoRA", config, {}, Faults()))
         run.model.scheduler.register_to_config(prediction_type=prediction_type)
         self.network = run.network
         torch.manual_seed(0)

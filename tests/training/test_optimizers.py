@@ -119,6 +119,13 @@ def test_a_missing_optional_package_is_named_with_its_pip_line(monkeypatch: pyte
         built(net(), "Prodigy")
 
 
+def test_no_pip_line_is_made_from_a_name_in_a_config() -> None:
+    """Anybody may register a free name on the package index."""
+    with pytest.raises(InputError) as caught:
+        built(net(), "prodigyplus_of_nobody.ProdigyPlus")
+    assert "no module prodigyplus_of_nobody is installed here" in str(caught.value) and "pip" not in str(caught.value)
+
+
 def test_different_rates_are_refused_where_the_package_would_stop_at_the_first_step() -> None:
     with pytest.raises(InputError, match=r"Prodigy takes one learning rate for everything, got \[0.5, 1.0\]"):
         built(net(), "Prodigy", rates=(1.0, 0.5))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from library import __version__
 from library.errors import InputError
-from library.training.state import TrainingState, load_training_state, read_state, save_state
+from library.training.state import TrainingState, load_training_state, read_state, require_options, save_state
 
 Optimizer = torch.optim.AdamW
 
@@ -123,3 +124,34 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_state(path, state, done=1, options={}, inputs={"split": "s"}, checks=[])
     with pytest.raises(InputError, match="lora.safetensors' holds NaN or infinity in '0.weight'"):
         load(path)
+
+
+def test_an_option_that_the_states_version_did_not_have_is_told_as_such(tmp_path: Path, caplog) -> None:
+    """At its default it asks for nothing; any other value would not be what the state was trained with."""
+    path, defaults = saved(tmp_path), {"seed": 0, "huber_scale": 1.0, "skip_image_resolution": None}
+    content = read_state(str(path))
+    assert content["version"] == __version__
+    require_options(str(path), content, {**defaults, "seed": 1}, defaults)
+    assert (
+        f"the state was written by version {__version__}, which had no such option: 'huber_scale', "
+        "'skip_image_resolution'; the defaults are used" in caplog.text
+    )
+    with pytest.raises(InputError) as caught:
+        require_options(str(path), content, {"seed": 2, "huber_scale": 2.0, "skip_image_resolution": "64"}, defaults)
+    writer = f"the state was written by version {__version__}, which had no such option; leave it out"
+    assert str(caught.value).splitlines() == [
+        f"--resume '{path}': huber_scale is 2.0, and {writer}",
+        f"--resume '{path}': skip_image_resolution is '64', and {writer}",
+        f"--resume '{path}': seed was 1 and is 2 now; resume with the run's own config.toml",
+    ]
+    del content["version"]
+    with pytest.raises(
+        InputError, match="written by an earlier version with seed = 1, which this version does not have"
+    ):
+        require_options(str(path), content, {}, {})
+
+
+def test_the_version_is_the_one_that_the_projects_files_state() -> None:
+    root = Path(__file__).parent.parent.parent
+    assert f'version = "{__version__}"' in (root / "pyproject.toml").read_text()
+    assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text()

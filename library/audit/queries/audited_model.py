@@ -1,5 +1,6 @@
 """The model as the audit asks it: noise predictions and text states, with an adapter that can be switched."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 
 from library.audit.targets.lora_runs import Run
-from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.latent_diffusion import LatentDiffusion, has_bf16
 from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.text import encode_text, read_captions
+from library.errors import InputError
 from library.lora_files.lora_file import check_width, kinds_of
 from library.rules import pick
 from networks import adapted_layers, base_weights, lora
+from networks.lora_targets import named_layers, shaped_like_layers
 from networks.per_sample_gradients import AdapterLayer, ReadableLayer
 
+logger = logging.getLogger(__name__)
 TEXT_STATES = ("clip_skip", "max_token_length", "weighted_captions")  # options that shape the text states
 
 
@@ -53,8 +57,26 @@ def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to
     return noised(clean, prediction, alpha_to)
 
 
-def open_model(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
-    """The base model of a training on the GPU where there is one, and whether it computes in bf16 (there it does).
+def precision_of(device: torch.device, asked: str | None) -> torch.dtype | None:
+    """What a model on this device computes in under autocast; None is fp32.
+
+    Args:
+        asked: the option mixed_precision where it was given; None: bf16 on a GPU that computes in it itself.
+
+    Raises:
+        InputError: fp16 without a GPU.
+    """
+    if asked is None:
+        if device.type == "cuda" and not has_bf16(device):
+            logger.info("this GPU does not compute in bf16 itself, so fp32 is used; --mixed_precision fp16 is faster")
+        return torch.bfloat16 if has_bf16(device) else None
+    if asked == "fp16" and device.type != "cuda":
+        raise InputError('mixed_precision fp16 needs a CUDA GPU, which this machine does not have; use "bf16" or "no"')
+    return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[asked]
+
+
+def open_model(settings: Mapping[str, Any]) -> LatentDiffusion:
+    """The base model of a training, on the GPU where there is one.
 
     Args:
         settings: options of the training: base, VAE, target and noise schedule are opened as they were trained with.
@@ -62,31 +84,34 @@ def open_model(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = open_base(pick(settings, ModelRules))
     model.prepare(device, full_precision_vae=True, gradient_checkpointing=False)
-    return model, device.type == "cuda"
+    return model
 
 
-def opened_base(settings: Mapping[str, Any]) -> tuple[LatentDiffusion, bool]:
-    """The base as the training had it, with its base_weights merged; and whether it computes in bf16."""
-    model, half = open_model(settings)
+def opened_base(settings: Mapping[str, Any]) -> LatentDiffusion:
+    """The base as the training had it, with its base_weights merged."""
+    model = open_model(settings)
     base_weights.merge_base_weights(model, settings["base_weights"], settings["base_weights_multiplier"])
-    return model, half
+    return model
 
 
-def with_adapter(run: Run, model: LatentDiffusion, weights: dict[str, Tensor], half: bool) -> AuditedModel:
+def with_adapter(
+    run: Run, model: LatentDiffusion, weights: dict[str, Tensor], precision: torch.dtype | None
+) -> AuditedModel:
     """Put a LoRA into the model, switchable between on, off and fresh (an untrained one of its shape).
 
     Args:
         run: gives the file for messages, and the settings of the text states.
         weights: the LoRA's tensors under kohya's names.
-        half: compute in bf16 (GPU).
+        precision: of ``precision_of``.
     """
     # The down factors of the untrained adapter. The seed is not a stream: cached answers depend on it
     torch.manual_seed(0)
     check_width(run.lora, weights, model.unet.config.cross_attention_dim)
+    weights = shaped_like_layers(weights, named_layers(model.unet, model.text_encoder))
     network, layers = _injected(run.lora, model, weights)
     network.to(next(model.unet.parameters()).device).requires_grad_(True)
     text_states = {name: run.settings[name] for name in TEXT_STATES}
-    return audited_model_of(model, layers, switch_of(network, weights), **text_states, half=half)
+    return audited_model_of(model, layers, switch_of(network, weights), **text_states, precision=precision)
 
 
 def _injected(file: Path, model: LatentDiffusion, weights: dict[str, Tensor]) -> tuple[Any, Sequence[ReadableLayer]]:
@@ -127,20 +152,20 @@ def audited_model_of(
     clip_skip: int,
     max_token_length: int,
     weighted_captions: bool,
-    half: bool,
+    precision: torch.dtype | None,
 ) -> AuditedModel:
     """Wrap a loaded model, on the device it lies on; velocity predictions are turned into noise.
 
     Args:
         weighted_captions: brackets in captions are weights, as the training read them.
-        half: compute in bf16 (GPU); the statistics are taken in fp32 either way.
+        precision: of ``precision_of``; the statistics are taken in fp32 either way.
     """
     device = next(model.unet.parameters()).device
     alphas = model.scheduler.alphas_cumprod.float().cpu()
     velocity = model.scheduler.config.prediction_type == "v_prediction"
 
     def predict_noise(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, precision, enabled=precision is not None):
             prediction = model.unet(latents, timesteps, states.to(latents.dtype)).sample.float()
         if not velocity:
             return prediction
@@ -149,7 +174,7 @@ def audited_model_of(
 
     def states_of(captions: Sequence[str]) -> Tensor:
         tokens, weights = read_captions(model.tokenizer, list(captions), max_token_length, weighted=weighted_captions)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, precision, enabled=precision is not None):
             return encode_text(model.text_encoder, tokens.to(device), clip_skip, weights)
 
     return AuditedModel(predict_noise, states_of, switch, layers, alphas, device)

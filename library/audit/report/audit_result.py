@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from library import __version__
 from library.audit.attacks.registry import ATTACKS, PRIMARY
 from library.audit.images.generated import Drawings
 from library.audit.queries.answers import Answers
@@ -20,10 +20,10 @@ from library.audit.statistics.gain import gains
 from library.audit.statistics.permutation import p_number
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
-from library.lora_files.lora_file import weight_file
+from library.lora_files.lora_file import weight_files
 from library.lora_files.metadata import PRIVACY_PREFIX
 
-PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
+SUITE = f"private-lora {__version__}"  # name and version
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,23 @@ def audited_file(lora: Path, base: str) -> AuditedFile:
     Args:
         base: the base model, as the options name it.
     """
-    file, folder = weight_file(lora), lora.parent
+    folder = lora.parent
     place = folder if (folder / "config.toml").is_file() else lora
-    return AuditedFile(file.name, str(place), file_hash(file), base, time.strftime("%Y-%m-%d"), suite_version())
+    return AuditedFile(lora.name, str(place), checkpoint_hash(lora), base, time.strftime("%Y-%m-%d"), SUITE)
+
+
+def checkpoint_hash(lora: Path) -> str:
+    """The hash of the LoRA's file; of a peft folder of several parts, that of each beside its name there."""
+    files = weight_files(lora)
+    if len(files) == 1:
+        return file_hash(files[0])
+    return ", ".join(f"{file.relative_to(lora).as_posix()} {file_hash(file)}" for file in files)
 
 
 def file_hash(file: Path) -> str:
     """SHA-256 (hex) of a file, as ``sha256sum`` prints it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def suite_version() -> str:
-    """Name and version of this suite."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    return f"{project['name']} {project['version']}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from library.errors import InputError
-from library.lora_files.lora_file import read_lora, weight_file
+from library.lora_files.lora_file import read_lora, weight_files
 from library.lora_files.metadata import PRIVACY_PREFIX
 from library.tensor_files import read_tensors, state_fingerprint, write_tensors
 from library.trainers import TRAINERS
@@ -97,11 +97,11 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, str], Provena
     return lora.tensors, lora.metadata, provenance(lora.tensors, lora.metadata)
 
 
-def stamp(file: Path, facts: Mapping[str, str]) -> None:
+def stamp(lora: Path, facts: Mapping[str, str]) -> None:
     """Put measured figures into a LoRA's metadata in place of an earlier audit's; tensors, hash and mode stay."""
-    file = weight_file(file)
-    tensors, metadata = read_tensors(file)
-    mode = stat.S_IMODE(file.stat().st_mode)
-    kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PRIVACY_PREFIX}audit_")}
-    write_tensors(file, tensors, {**kept, **facts})
-    file.chmod(mode)
+    for file in weight_files(lora):
+        tensors, metadata = read_tensors(file)
+        mode = stat.S_IMODE(file.stat().st_mode)
+        kept = {name: text for name, text in metadata.items() if not name.startswith(f"{PRIVACY_PREFIX}audit_")}
+        write_tensors(file, tensors, {**kept, **facts})
+        file.chmod(mode)
