@@ -1,5 +1,6 @@
 """What a run writes while it trains: the log, LoRA files, states, previews; and how it ends."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from library.assembly.training import Training
 from library.data.split_file import write_split
 from library.diffusion.memory import AdviceRules, out_of_memory_explained
 from library.diffusion.previews import PreviewRules
+from library.errors import InputError, RunStopped
 from library.lora_files import metadata
 from library.options import write
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
-from library.training import messages, output_folder, sample_folder
+from library.training import earlier_run, messages, sample_folder
 from library.training.checkpoint_schedule import KeepRule
 from library.training.checkpoint_writer import CheckpointWriter
 from library.training.interruption import StopSignal
@@ -25,6 +27,15 @@ from library.training.run_log import Recorder
 from library.training.trackers import LogRules
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far the run is, for what is kept of one that cannot go on."""
+
+    done: int  # whole optimizer steps
+    is_between_steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Outputs:
     checkpoints: CheckpointWriter
     previews: Painter
     stop: StopSignal
+    progress: Progress
 
     def timed(self, fetch: Callable[..., Result], *arguments: object) -> Result:
         """What ``fetch`` returns; its time counts as waiting for data."""
@@ -47,14 +59,17 @@ class Outputs:
         if self.training.done == 0:
             self.log.epoch(0, 0, self.training.validation.run(0))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
+        self.progress.is_between_steps = False
 
     def after_step(self, done: int, figures: dict[str, float]) -> None:
         """Record a step, and whatever is due after it: validation, LoRA file, state, previews."""
         config, plan = self.run.config, self.run.plan
+        self.progress.done, self.progress.is_between_steps = done, True
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
-        if plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
+        if self.training.validation.plan.is_due(done):
             self.log.epoch(done, epoch, self.training.validation.run(epoch))
+        self.keep_folder()
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
         is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
@@ -64,6 +79,7 @@ class Outputs:
         """The exit status of a run that ends here, its state saved; None for a run that goes on."""
         guard, is_lost = self.training.guard, self.training.guard.is_lost()
         if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.run.plan.total_steps):
+            self.progress.is_between_steps = done == self.run.plan.total_steps
             return None
         self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
         return 1 if is_lost else 130
@@ -71,8 +87,60 @@ class Outputs:
     def finish(self) -> None:
         """The final LoRA, state and previews."""
         done = self.run.plan.total_steps
+        self.keep_folder()
         self.checkpoints.finish(done)
         self.previews.show("final", done, self.log)
+
+    def keep_folder(self) -> None:
+        """Make the output folder again where somebody removed it: a LoRA without its split could not be audited.
+
+        Raises:
+            InputError: by now another run writes into it.
+        """
+        if not self.run.lock.renew():
+            return
+        write_head(self.run)
+        self.log.file.restore()
+        logger.warning(
+            "output_dir '%s' or its lock was removed while the run writes into it; split.json, config.toml and "
+            "log.jsonl are there again, LoRA files and states of before may be gone",
+            self.run.folder.path,
+        )
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """What is trained is written, whatever ends the run.
+
+        Raises:
+            RunStopped: a full disk, a picture that is gone, a further Ctrl-C; with what is kept and how to go on.
+        """
+        done, door, resumed = self.progress, self.run.door, self.run.config.resume
+        try:
+            yield
+        except KeyboardInterrupt:
+            way_on = self.checkpoints.way_on(door, resumed)
+            raise RunStopped(f"ended in the middle of things after step {done.done}, as asked\n{way_on}") from None
+        except (OSError, InputError) as error:
+            is_new = done.done > self.training.done
+            if isinstance(error, InputError) and not is_new:
+                raise
+            reason = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
+            place = f": '{error.filename}'" if isinstance(error, OSError) and error.filename else ""
+            raise RunStopped(f"stopped after step {done.done}: {reason}{place}\n{self._rescued()}") from error
+        except Exception:
+            self.log.tell(self._rescued())
+            raise
+
+    def _rescued(self) -> str:
+        """Write what can be written; returns what was."""
+        door, resumed, progress = self.run.door, self.run.config.resume, self.progress
+        if progress.done == self.training.done or self.training.guard.is_lost() or not self.checkpoints.active:
+            return self.checkpoints.way_on(door, resumed)
+        try:
+            self.keep_folder()
+        except (OSError, InputError) as error:
+            return f"nothing was written: {error}"
+        return self.checkpoints.rescue(door, progress.done, resumed, is_exact=progress.is_between_steps)
 
     def summary(self) -> str:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
@@ -106,9 +174,8 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
     with ExitStack() as stack:
         stack.callback(run.lock.release)
         if is_main:
-            output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
-            write_split(run.split, run.folder.split())
-            tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, config), private=True)
+            earlier_run.make_folder(run.folder, clear=config.overwrite and not config.resume)
+            write_head(run)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())
         log = stack.enter_context(
@@ -122,9 +189,16 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
                 active=is_main,
             )
         )
-        outputs = Outputs(run, training, log, checkpoints, painter, stop)
-        outputs.start()
-        yield outputs
+        outputs = Outputs(run, training, log, checkpoints, painter, stop, Progress(training.done))
+        with outputs.kept_on_failure():
+            outputs.start()
+            yield outputs
+
+
+def write_head(run: Run) -> None:
+    """Write who is a member, and the options."""
+    write_split(run.split, run.folder.split())
+    tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, run.config), private=True)
 
 
 def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:

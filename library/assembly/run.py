@@ -6,7 +6,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from library.assembly.game import GameRules
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
+from library.assembly.validation_plan import ValidationPlan, ValidationRules, plan_validation, step_cost
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.read_pictures import Sources, pick_rules, read_sources
@@ -23,7 +25,7 @@ from library.options import resolve, write
 from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
-from library.training import messages, output_folder, state, trackers
+from library.training import earlier_run, messages, output_folder, state, trackers
 from library.training.average import Average, begin_average
 from library.training.device import agreed, open_accelerator
 from library.training.lr_schedulers import ScheduleRules, build_schedule
@@ -82,7 +84,20 @@ class Run:
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
         config, uses = self.config, self.training_set.member_uses()
         plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
-        return f"{sides}\n{plan}"
+        return f"{sides}\n{plan}\n{self.validation().summary()}"
+
+    def validation(self) -> ValidationPlan:
+        """When validation runs, and on how many pictures."""
+        config, rules = self.config, pick(self.config, GameRules)
+        images = sum(self.training_set.uses) / self.plan.steps_per_epoch / self.accelerator.num_processes
+        sides = self.split.sizes()
+        return plan_validation(
+            self.plan,
+            pick(config, ValidationRules),
+            sides=(sides["members-aux"], sides["non-members-aux"]),
+            draws=rules.attack_eval_draws,
+            cost=step_cost(images, rules, gradient_checkpointing=config.gradient_checkpointing),
+        )
 
     def forecast(self, arguments: Sequence[str]) -> str:
         """What ``--dry_run`` prints: memory, and every option with its origin.
@@ -170,9 +185,12 @@ def _open_run(door: str, config: Config, accelerator: Accelerator, folder: Outpu
 
 def _check_outputs(config: Config, folder: OutputFolder, lock: OutputLock | None) -> None:
     """Raises: InputError where the run could not be written or tracked."""
-    wanted = None if config.dry_run else lock
-    output_folder.check_folder(folder, wanted, overwrite=config.overwrite, resume=config.resume is not None)
-    trackers.check_trackers(pick(config, trackers.LogRules))
+    wanted, how = None if config.dry_run else lock, {"overwrite": config.overwrite, "resume": config.resume is not None}
+    faults = Faults()
+    faults.attempt(output_folder.check_folder, folder, wanted, **how)
+    faults.attempt(earlier_run.check_earlier, folder, **how)
+    faults.attempt(trackers.check_trackers, pick(config, trackers.LogRules))
+    faults.raise_if_any()
 
 
 def _resumed(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def _open_training(run: Run) -> Training:
     load_training_state(config.resume, state)
     history = ProxyHistory()
     history.remember(run.resumed["checks"])
-    return Training(run, game, Validation.of(game, state, history), state, FiniteGuard(), run.resumed["done"])
+    return Training(
+        run, game, Validation.of(game, state, history, run.validation()), state, FiniteGuard(), run.resumed["done"]
+    )
 
 
 def open_game(run: Run, pictures: Pictures) -> Game:

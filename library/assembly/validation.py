@@ -9,13 +9,14 @@ from torch import Tensor
 
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
-from library.data.batches import Batch, Pictures
+from library.assembly.validation_plan import ValidationPlan
+from library.data.batches import AuxCycle, Batch, Pictures
 from library.diffusion.denoising import Denoiser, fixed_draws
 from library.diffusion.noise import Draw
 from library.privacy.attackers.build import ProxyAttacker
 from library.privacy.attackers.losses import membership_margin
 from library.privacy.proxy_history import ProxyHistory, check_proxy
-from library.seeding import stream
+from library.seeding import permutation, stream
 from library.training.state import TrainingState
 
 
@@ -38,15 +39,18 @@ class Validation:
     draws: int  # fixed (timestep, noise) pairs per picture
     batch_size: int
     has_attacker: bool
+    plan: ValidationPlan  # when passes come
 
     @classmethod
-    def of(cls, game: Game, training_state: TrainingState, history: ProxyHistory) -> "Validation":
+    def of(cls, game: Game, training_state: TrainingState, history: ProxyHistory, plan: ValidationPlan) -> "Validation":
         """Validation of a game's pictures and proxy."""
+        shown = {side.side: _shown(game, side, count) for side, count in zip(
+            (game.aux_members, game.aux_non_members), (plan.members, plan.non_members), strict=True)}  # fmt: skip
         return cls(
             accelerator=game.accelerator,
             pictures=game.pictures,
-            members=game.aux_members.indices,
-            non_members=game.aux_non_members.indices,
+            members=shown["members-aux"],
+            non_members=shown["non-members-aux"],
             denoiser=game.denoiser,
             contexts=game.contexts,
             proxy=game.proxy,
@@ -55,6 +59,7 @@ class Validation:
             draws=game.rules.attack_eval_draws,
             batch_size=max(8, game.rules.images_per_side()),
             has_attacker=game.rules.k_steps > 0,
+            plan=plan,
         )
 
     @torch.no_grad()
@@ -112,3 +117,13 @@ class Validation:
         with self.accelerator.autocast():
             difference = self.denoiser.difference(scaled, self.contexts.of(batch), Draw(timesteps, noise, None))
         return difference.square()
+
+
+def _shown(game: Game, side: AuxCycle, count: int) -> list[int]:
+    """The indices of so many pictures of a side, the same in every pass of a run."""
+    pixels = [game.pictures.examples[index].pixels for index in side.indices]
+    pictures = sorted(set(pixels))
+    if count >= len(pictures):
+        return side.indices
+    chosen = {pictures[place] for place in permutation(len(pictures), game.key, "validation", side.side)[:count]}
+    return [index for index, picture in zip(side.indices, pixels, strict=True) if picture in chosen]
