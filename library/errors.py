@@ -22,6 +22,10 @@ class InputError(Exception):
         super().__init__("\n".join(self.messages))
 
 
+class RunStopped(Exception):
+    """A run ended before its end; the message says why and what is kept. The exit status is 130, as after Ctrl-C."""
+
+
 class Faults:
     """Collects messages, so that one run reports every fault instead of the first."""
 

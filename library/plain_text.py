@@ -2,11 +2,13 @@
 
 import html
 import logging
+import os
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TextIO
 
 # Control characters (C0, DEL, C1), other line ends, marks that turn the direction of writing, lone surrogates.
@@ -68,20 +70,50 @@ class PlainFormatter(logging.Formatter):
 
 
 class PlainStream:
-    """A terminal's stream that lets nothing steer it: the net under everything that is printed.
+    """A terminal's stream that lets nothing steer it and ends no run: the net under everything that is printed.
 
-    Line breaks and tabs pass, and on a stream for progress bars the return of the carriage.
+    Line breaks and tabs pass, and on a stream for progress bars the return of the carriage. Where the terminal is gone,
+    the pipe closed or the disk full, what is printed from then on is lost, and the work goes on.
     """
 
-    def __init__(self, stream: TextIO, passing: str = "\n\t") -> None:
+    def __init__(
+        self, stream: TextIO, passing: str = "\n\t", on_loss: Callable[[OSError], None] = lambda error: None
+    ) -> None:
+        """
+        Args:
+            on_loss: called once, with the error of the first write that failed.
+        """
         self._stream = stream
         self._passing = passing
+        self._on_loss = on_loss
+        self._is_lost = False
 
     def write(self, text: str) -> int:
         """Write the text with every other control character shown as an escape."""
         if "\r" not in self._passing or not CURSOR_UP.fullmatch(text):
             text = STEERING.sub(lambda match: match[0] if match[0] in self._passing else _visible(match), text)
-        return self._stream.write(text)
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lost(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is still in memory."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        """From now on everything goes nowhere, the rest in the stream's memory included."""
+        with suppress(OSError, ValueError):  # a stream without a file has nothing to lead away
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not self._is_lost:
+            self._is_lost = True
+            self._on_loss(error)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each of them."""
@@ -95,11 +127,20 @@ class PlainStream:
 def with_plain_streams(main: Callable[[], int]) -> int:
     """Run a door with both streams of the terminal under the net; a traceback falls into it too."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr, "\n\t\r")  # type: ignore[assignment]
-    try:
-        return main()
-    except Exception:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout, sys.stderr = before
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):  # whoever reads through head or less knows
+            sys.stderr.write(f"standard output is lost ({error.strerror}); the work goes on without it\n")
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for streams that were closed before the start
+        sys.stdout = PlainStream(before[0] or nowhere, on_loss=tell)  # type: ignore[assignment]
+        sys.stderr = PlainStream(before[1] or nowhere, "\n\t\r")  # type: ignore[assignment]
+        try:
+            return main()
+        except Exception:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -35,8 +36,17 @@ def write_whole(path: Path, data: bytes | str, private: bool = True) -> None:
 
     Args:
         private: mode 0600 from the first byte on; False (for what is made to be shared) leaves the mode to the umask.
+
+    Raises:
+        OSError: with the name of this file, not with that of the temporary one.
     """
-    content = data.encode() if isinstance(data, str) else data
+    try:
+        _write_and_rename(path, data.encode() if isinstance(data, str) else data, private)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_and_rename(path: Path, content: bytes, private: bool) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -51,6 +61,19 @@ def write_whole(path: Path, data: bytes | str, private: bool = True) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def rename_away(path: Path) -> Path:
+    """Give a folder a temporary name beside it, so that a kill while it is removed leaves no half folder."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    os.replace(path, aside)
+    return aside
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what is in it; a link to one is left as it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(rename_away(path), ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], private: bool = True) -> None:

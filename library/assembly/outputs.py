@@ -1,5 +1,6 @@
 """What a run writes while it trains: the log, LoRA files, states, previews; and how it ends."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from library.assembly.training import Training
 from library.data.split_file import write_split
 from library.diffusion.memory import AdviceRules, out_of_memory_explained
 from library.diffusion.previews import PreviewRules
+from library.errors import InputError, RunStopped
 from library.lora_files import metadata
 from library.options import write
 from library.privacy import gap
 from library.privacy.gap import StopRules, kept_check
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
-from library.training import messages, output_folder, sample_folder
+from library.training import earlier_run, messages, sample_folder
 from library.training.checkpoint_schedule import KeepRule
 from library.training.checkpoint_writer import CheckpointWriter
 from library.training.interruption import StopSignal
@@ -28,6 +30,15 @@ from library.training.trackers import LogRules
 from library.training.training_curve import write_curve
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far the run is, for what is kept of one that cannot go on."""
+
+    done: int  # whole optimizer steps
+    is_between_steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Outputs:
     checkpoints: CheckpointWriter
     previews: Painter
     stop: StopSignal
+    progress: Progress
 
     def timed(self, fetch: Callable[..., Result], *arguments: object) -> Result:
         """What ``fetch`` returns; its time counts as waiting for data."""
@@ -50,14 +62,17 @@ class Outputs:
         if self.training.done == 0:
             self.log.epoch(0, 0, self.training.validate(0, 0, self.log.announce))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
+        self.progress.is_between_steps = False
 
     def after_step(self, done: int, figures: dict[str, float]) -> None:
         """Record a step, and whatever is due after it: validation, LoRA file, state, previews."""
         config, plan, end = self.run.config, self.run.plan, self.training.course().end
+        self.progress.done, self.progress.is_between_steps = done, True
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
-        if done == end or plan.validation_is_due(done, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps):
+        if done == end or self.training.validation.plan.is_due(done):
             self.log.epoch(done, epoch, self.training.validate(done, epoch, self.log.announce))
+        self.keep_folder()
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
         is_due = plan.is_due(done, config.sample_every_n_epochs, config.sample_every_n_steps)
@@ -66,7 +81,9 @@ class Outputs:
     def stopped(self, done: int, figures: dict[str, float]) -> int | None:
         """The exit status of a run that ends here, its state saved; None for a run that goes on."""
         guard, is_lost = self.training.guard, self.training.guard.is_lost()
-        if not is_lost and not (self.stop.asked(self.run.accelerator) and done < self.training.course().end):
+        end = self.training.course().end
+        if not is_lost and not (self.stop.asked(self.run.accelerator) and done < end):
+            self.progress.is_between_steps = done == end
             return None
         self.draw()
         self.log.tell(guard.report(done, figures), self.checkpoints.stopped(self.run.door, done, lost=is_lost))
@@ -75,6 +92,7 @@ class Outputs:
     def finish(self) -> int:
         """The final LoRA, state and previews; returns the exit status: 1 where a target of the AUC was never met."""
         done, kept = self.training.course().end, self._kept()
+        self.keep_folder()
         self.checkpoints.finish(done, kept)
         with self.training.state.shown_as_kept():
             self.previews.show("final", done if kept is None else kept, self.log)
@@ -93,6 +111,57 @@ class Outputs:
         """Loss and attacker so far, as a picture in the folder."""
         if self.run.accelerator.is_main_process:
             write_curve(self.run.folder.log(), self.run.folder.curve())
+
+    def keep_folder(self) -> None:
+        """Make the output folder again where somebody removed it: a LoRA without its split could not be audited.
+
+        Raises:
+            InputError: by now another run writes into it.
+        """
+        if not self.run.lock.renew():
+            return
+        write_head(self.run)
+        self.log.file.restore()
+        logger.warning(
+            "output_dir '%s' or its lock was removed while the run writes into it; split.json, config.toml and "
+            "log.jsonl are there again, LoRA files and states of before may be gone",
+            self.run.folder.path,
+        )
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """What is trained is written, whatever ends the run.
+
+        Raises:
+            RunStopped: a full disk, a picture that is gone, a further Ctrl-C; with what is kept and how to go on.
+        """
+        done, door, resumed = self.progress, self.run.door, self.run.config.resume
+        try:
+            yield
+        except KeyboardInterrupt:
+            way_on = self.checkpoints.way_on(door, resumed)
+            raise RunStopped(f"ended in the middle of things after step {done.done}, as asked\n{way_on}") from None
+        except (OSError, InputError) as error:
+            is_new = done.done > self.training.done
+            if isinstance(error, InputError) and not is_new:
+                raise
+            reason = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
+            place = f": '{error.filename}'" if isinstance(error, OSError) and error.filename else ""
+            raise RunStopped(f"stopped after step {done.done}: {reason}{place}\n{self._rescued()}") from error
+        except Exception:
+            self.log.tell(self._rescued())
+            raise
+
+    def _rescued(self) -> str:
+        """Write what can be written; returns what was."""
+        door, resumed, progress = self.run.door, self.run.config.resume, self.progress
+        if progress.done == self.training.done or self.training.guard.is_lost() or not self.checkpoints.active:
+            return self.checkpoints.way_on(door, resumed)
+        try:
+            self.keep_folder()
+        except (OSError, InputError) as error:
+            return f"nothing was written: {error}"
+        return self.checkpoints.rescue(door, progress.done, resumed, is_exact=progress.is_between_steps)
 
     def summary(self) -> str:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
@@ -133,11 +202,8 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
     with ExitStack() as stack:
         stack.callback(run.lock.release)
         if is_main:
-            output_folder.make_folder(run.folder, clear=config.overwrite and not config.resume)
-            write_split(run.split, run.folder.split())
-            stated = f'\n[facts]\nsplit_hash = "{run.split.sealed_hash()}"\n'  # an audit compares it with split.json
-            resolved = write.resolved_toml(run.door, config)
-            tensor_files.write_whole(run.folder.config(), resolved + stated, private=True)
+            earlier_run.make_folder(run.folder, clear=config.overwrite and not config.resume)
+            write_head(run)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())
         log = stack.enter_context(
@@ -151,9 +217,17 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
                 active=is_main,
             )
         )
-        outputs = Outputs(run, training, log, checkpoints, painter, stop)
-        outputs.start()
-        yield outputs
+        outputs = Outputs(run, training, log, checkpoints, painter, stop, Progress(training.done))
+        with outputs.kept_on_failure():
+            outputs.start()
+            yield outputs
+
+
+def write_head(run: Run) -> None:
+    """Write who is a member, and the options."""
+    write_split(run.split, run.folder.split())
+    stated = f'\n[facts]\nsplit_hash = "{run.split.sealed_hash()}"\n'  # an audit compares it with split.json
+    tensor_files.write_whole(run.folder.config(), write.resolved_toml(run.door, run.config) + stated, private=True)
 
 
 def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:

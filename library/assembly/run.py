@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from library.assembly.game import GameRules
 from library.assembly.opening import Opening
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
+from library.assembly.validation_plan import ValidationPlan, ValidationRules, plan_validation, step_cost
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
 from library.data.picture_sources import find_parts, picture_count
@@ -27,7 +29,7 @@ from library.options.declarations import Config
 from library.privacy.gap import require_visible
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
-from library.training import messages, output_folder, state, trackers
+from library.training import earlier_run, messages, output_folder, state, trackers
 from library.training.average import Average, begin_average
 from library.training.device import agreed, open_accelerator, settle_threads
 from library.training.lr_schedulers import ScheduleRules, build_schedule
@@ -100,7 +102,20 @@ class Run:
         plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
         done = self.resumed["done"]
         goes_on = f"\nresumed after step {done} of {self.plan.total_steps}" if done else ""
-        return f"{sides}\n{plan}{goes_on}"
+        return f"{sides}\n{plan}\n{self.validation().summary()}{goes_on}"
+
+    def validation(self) -> ValidationPlan:
+        """When validation runs, and on how many pictures."""
+        config, rules = self.config, pick(self.config, GameRules)
+        images = sum(self.training_set.uses) / self.plan.steps_per_epoch / self.accelerator.num_processes
+        sides = self.split.sizes()
+        return plan_validation(
+            self.plan,
+            pick(config, ValidationRules),
+            sides=(sides["members-aux"], sides["non-members-aux"]),
+            draws=rules.attack_eval_draws,
+            cost=step_cost(images, rules, gradient_checkpointing=config.gradient_checkpointing),
+        )
 
     def forecast(self, arguments: Sequence[str]) -> str:
         """What ``--dry_run`` prints: memory, and every option with its origin.
@@ -200,7 +215,10 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
 def _check_folder(config: Config, folder: OutputFolder, lock: OutputLock, accelerator: Accelerator) -> None:
     """Take the lock and look into the folder. Raises: InputError where the run could not be written."""
     wanted = lock if accelerator.is_main_process and not config.dry_run else None
-    output_folder.check_folder(folder, wanted, overwrite=config.overwrite, resume=config.resume is not None)
+    faults, how = Faults(), {"overwrite": config.overwrite, "resume": config.resume is not None}
+    faults.attempt(output_folder.check_folder, folder, wanted, **how)
+    faults.attempt(earlier_run.check_earlier, folder, **how)
+    faults.raise_if_any()
 
 
 def _resumed(options: resolve.ReadOptions) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _open_training(run: Run) -> Training:
         run.network, optimizer, parts.schedule, game.proxy, game.attacker, run.accelerator.scaler, parts.average
     )
     load_training_state(config.resume, state)
-    return Training(run, game, Validation.of(game, state), state, FiniteGuard(), run.resumed["done"])
+    validation = Validation.of(game, state, run.validation())
+    return Training(run, game, validation, state, FiniteGuard(), run.resumed["done"])
 
 
 def open_game(run: Run, pictures: Pictures) -> Game:

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
+from library.assembly.validation_plan import ValidationPlan
 from library.audit.statistics.intervals import auc_interval
 from library.audit.statistics.metrics import auc
-from library.data.batches import Batch, Pictures
+from library.data.batches import AuxCycle, Batch, Pictures
 from library.diffusion.denoising import Denoiser, fixed_draws
 from library.diffusion.noise import Draw
 from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import membership_margin
 from library.privacy.gap import GapCheck
 from library.privacy.proxy_history import ProxyHistory, check_proxy
-from library.seeding import stream
+from library.seeding import permutation, stream
 from library.training.state import TrainingState
 from networks.network_protocol import can_be_switched_off, switched_off
 
@@ -72,16 +73,19 @@ class Validation:
     batch_size: int
     has_attacker: bool
     calibrated_proxy: bool
+    plan: ValidationPlan  # when passes come
     log_off: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (index, draw): [1 + C] without the network
 
     @classmethod
-    def of(cls, game: Game, training_state: TrainingState) -> "Validation":
+    def of(cls, game: Game, training_state: TrainingState, plan: ValidationPlan) -> "Validation":
         """Validation of a game's pictures and proxy."""
+        shown = {side.side: _shown(game, side, count) for side, count in zip(
+            (game.aux_members, game.aux_non_members), (plan.members, plan.non_members), strict=True)}  # fmt: skip
         return cls(
             accelerator=game.accelerator,
             pictures=game.pictures,
-            members=game.aux_members.indices,
-            non_members=game.aux_non_members.indices,
+            members=shown["members-aux"],
+            non_members=shown["non-members-aux"],
             denoiser=game.denoiser,
             contexts=game.contexts,
             network=game.network,
@@ -92,6 +96,7 @@ class Validation:
             batch_size=max(8, game.rules.images_per_side()),
             has_attacker=game.rules.k_steps > 0,
             calibrated_proxy=game.rules.proxy_input == "calibrated",
+            plan=plan,
         )
 
     @torch.no_grad()
@@ -180,6 +185,16 @@ class Validation:
                 scaled, self.contexts.of(batch, off=off), Draw(timesteps, noise, None)
             )
         return difference.square(), timesteps
+
+
+def _shown(game: Game, side: AuxCycle, count: int) -> list[int]:
+    """The indices of so many pictures of a side, the same in every pass of a run."""
+    pixels = [game.pictures.examples[index].pixels for index in side.indices]
+    pictures = sorted(set(pixels))
+    if count >= len(pictures):
+        return side.indices
+    chosen = {pictures[place] for place in permutation(len(pictures), game.key, "validation", side.side)[:count]}
+    return [index for index, picture in zip(side.indices, pixels, strict=True) if picture in chosen]
 
 
 def gap_between(done: int, members: Side, non_members: Side) -> GapCheck:

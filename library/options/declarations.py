@@ -242,7 +242,8 @@ class Config:
     sample_sampler: str = option("previews", "ddim", "sampler of the previews", shapes_weights=False, choices=(
         "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
         "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"))
-    aux_loss_every_n_epochs: int = option("previews", 1, "epochs between validation passes: loss and the proxy's accuracy on both aux sides, at fixed timesteps and noise", least=1, kohya="not in kohya", shapes_weights=False)
+    aux_loss_share: float = option("previews", 0.1, "largest share of the training's UNet passes that validation passes take, where neither aux_loss_every_n_epochs nor aux_loss_every_n_steps is given: they come less often, and in a short run look at fewer pictures", least=0, most=1, kohya="not in kohya", shapes_weights=False)
+    aux_loss_every_n_epochs: int | None = option("previews", None, "epochs between validation passes: loss and the proxy's accuracy on both aux sides, at fixed timesteps and noise; unset: see aux_loss_share", least=1, kohya="not in kohya", shapes_weights=False)
     aux_loss_every_n_steps: int | None = option("previews", None, "optimizer steps between further validation passes", least=1, kohya="not in kohya", shapes_weights=False)
     log_with: str = option("previews", "tensorboard", "where figures are logged besides log.jsonl; wandb receives figures only", choices=("tensorboard", "wandb", "all"), shapes_weights=False, kohya="kohya: none, and no log without logging_dir; here a run always keeps its figures, in its own folder")
     log_prefix: str | None = option("previews", None, "write TensorBoard's files to a folder with this name and the date, below logging_dir", shapes_weights=False)

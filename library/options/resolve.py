@@ -1,13 +1,16 @@
 """From a TOML file and flags to one Config, and the faults that were found on the way, with file and line."""
 
 import dataclasses
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
-from library.errors import Faults, InputError
+from library.errors import Faults, InputError, RunStopped
 from library.options.declarations import Config, fields_of
 from library.options.help_text import help_text
 from library.options.joint_checks import check_together
@@ -18,6 +21,9 @@ from library.options.settled import settled
 from library.options.sources import Given, read_file, read_flags
 from library.options.values import TYPES, leaves_unset, typed_values
 from library.plain_text import plain, plain_lines, with_plain_streams
+
+# The machine's reasons for which a file cannot be written; any other OSError is a fault of the suite
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def tell(text: str) -> None:
@@ -133,7 +139,11 @@ def weight_options(door: str, config: Config) -> dict[str, Any]:
 
 
 def run(main: Callable[[list[str]], int]) -> int:
-    """Run a door from the command line; an input error is printed and gives exit status 2."""
+    """Run a door from the command line.
+
+    Returns:
+        What it returns; 2 after an input error, 130 after Ctrl-C, a signal, or a run that could not go on.
+    """
 
     def door() -> int:
         try:
@@ -141,5 +151,24 @@ def run(main: Callable[[list[str]], int]) -> int:
         except InputError as error:
             print(plain_lines(error), file=sys.stderr)
             return 2
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = f": '{plain(error.filename)}'" if error.filename else ""
+            print(f"stopped: {error.strerror}{place}", file=sys.stderr)
+            return 130
+        except RunStopped as error:
+            print(plain_lines(error), file=sys.stderr)
+            return 130
+        except KeyboardInterrupt:
+            print("stopped, as asked", file=sys.stderr)
+            return 130
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup and a door's own handler stay
+            signal.signal(number, _interrupt)
     return with_plain_streams(door)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

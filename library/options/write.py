@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from library.errors import Faults
+from library.file_table import CONFIG_HEADER
 from library.options.declarations import Config, fields_of
 from library.options.notices import Notices
 from library.options.resolve import collect_options
@@ -39,7 +40,7 @@ def _as_toml(door: str, config: Config, origins: dict[str, str]) -> str:
             line += f"  # {plain(origins[name])}" if name in origins else ""
             sections.setdefault(field.metadata["section"], []).append(line)
     parts = ["\n".join([f"[{heading}]", *lines, ""]) for heading, lines in sections.items()]
-    return "\n".join([f"# resolved options of {door}.py", *parts])
+    return "\n".join([f"{CONFIG_HEADER}{door}.py", *parts])
 
 
 def _toml_value(value: Any) -> str:

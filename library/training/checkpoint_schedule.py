@@ -1,9 +1,9 @@
 """When LoRA files and states are written, with which numbers, and which old ones are removed."""
 
 import math
-import shutil
 from dataclasses import dataclass
 
+from library.tensor_files import remove_folder
 from library.training.output_folder import OutputFolder, epoch_number, step_number
 from library.training.training_plan import TrainingPlan
 
@@ -45,7 +45,7 @@ def remove_old(plan: TrainingPlan, rule: KeepRule, folder: OutputFolder, done: i
     last_epochs = rule.save_last_n_epochs_state or rule.save_last_n_epochs
     last_steps = rule.save_last_n_steps_state or rule.save_last_n_steps
     for number in _fallen_out(plan, rule, done, last_epochs, last_steps):
-        shutil.rmtree(folder.state(number), ignore_errors=True)
+        remove_folder(folder.state(number))
 
 
 def _fallen_out(

@@ -9,7 +9,7 @@ from library.lora_files.format import write_lora
 from library.tensor_files import write_tensors
 from library.training.checkpoint_schedule import KeepRule, numbers_due, remove_old
 from library.training.messages import how_to_resume
-from library.training.output_folder import OutputFolder, step_number
+from library.training.output_folder import OutputFolder, newest_state, step_number
 from library.training.state import TrainingState, save_state
 from library.training.training_plan import TrainingPlan
 
@@ -64,6 +64,34 @@ class CheckpointWriter:
         if not lost and not self.chosen_by_target:
             self.write_lora("", done)
         return how_to_resume(door, self.folder, self.write_state("-stopped" if lost else step_number(done), done))
+
+    def rescue(self, door: str, done: int, resumed: str | None, *, is_exact: bool) -> str:
+        """Write what can still be written of a run that cannot go on; returns what is kept and how to continue.
+
+        Args:
+            resumed: the state that the run itself continued from.
+            is_exact: the run stands between two steps, so that a state of it would go on as if nothing had happened.
+        """
+        said = []
+        try:
+            if self.chosen_by_target:
+                said.append("no final LoRA is written, since target_auc chooses its weights at the end")
+            else:
+                self.write_lora("", done)
+                said.append(f"the LoRA of step {done} is in '{self.folder.lora()}'")
+        except OSError as error:
+            said.append(f"the LoRA of step {done} could not be written ({error.strerror})")
+        try:
+            if is_exact:
+                self.write_state(step_number(done), done)
+        except OSError as error:
+            said.append(f"nor a state ({error.strerror})" if "not" in said[0] else f"no state ({error.strerror})")
+        return "; ".join([*said, self.way_on(door, resumed)])
+
+    def way_on(self, door: str, resumed: str | None) -> str:
+        """The command that continues from the newest state, or that there is none."""
+        newest = newest_state(self.folder) or resumed
+        return how_to_resume(door, self.folder, str(newest)) if newest else "no state was saved, so it starts anew"
 
     def write_lora(self, number: str, done: int) -> None:
         """Write the LoRA with this number ("" = the final name) and its proxy attacker."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and losses that are not finite: how a run stops without losing its work."""
+"""Ctrl-C, a closed terminal and losses that are not finite: how a run stops without losing its work."""
 
 import math
 import signal
@@ -9,15 +9,19 @@ import torch
 
 
 class StopSignal:
-    """The first Ctrl-C (or SIGTERM) asks the run to finish its step; the second ends it at once."""
+    """Ctrl-C, SIGTERM or a closed terminal (SIGHUP) asks the run to finish its step; a further Ctrl-C ends it at once.
+
+    Only a Ctrl-C does: the end of a session sends SIGHUP and SIGTERM several times. ``nohup`` keeps its meaning.
+    """
 
     def __init__(self) -> None:
         self.received = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -32,7 +36,7 @@ class StopSignal:
         return bool(accelerator.reduce(flag, "sum").item() > 0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
 

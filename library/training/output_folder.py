@@ -1,7 +1,5 @@
 """The folder of one run: the path of each file, and whether the folder may be used."""
 
-import logging
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -9,8 +7,6 @@ from pathlib import Path
 
 from library.errors import InputError
 from library.training.output_lock import OutputLock
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,12 @@ class OutputFolder:
     def tensorboard(self) -> Path:
         """TensorBoard records."""
         return self.path / "tensorboard"
+
+
+def newest_state(folder: OutputFolder) -> Path | None:
+    """The state that was written last; a state has its name only once it is whole."""
+    states = [file.parent for file in (folder.path / "state").glob("[!.]*-state/state.json")]
+    return max(states, key=lambda state: (state / "state.json").stat().st_mtime_ns, default=None)
 
 
 def epoch_number(epoch: int) -> str:
@@ -105,40 +107,3 @@ def check_writable(folder: OutputFolder) -> None:
             pass
     except OSError as error:
         raise InputError(f"output_dir '{folder.path}' cannot be written: {error.strerror or error}") from error
-
-
-def make_folder(folder: OutputFolder, *, clear: bool) -> None:
-    """Make the folder and rename earlier audits; ``clear`` removes an earlier run first."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    if clear:
-        clear_run(folder)
-    set_audits_aside(folder)
-
-
-def set_audits_aside(folder: OutputFolder) -> None:
-    """Rename the audits of a LoRA that this run will replace: their answers do not apply to the new file."""
-    for audit in (folder.path / "audit", folder.path / f"{folder.output_name}-audit"):
-        if not audit.is_dir():
-            continue
-        number = 1
-        while (aside := audit.with_name(f"{audit.name}.old-{number}")).exists():
-            number += 1
-        audit.rename(aside)
-        logger.warning("'%s' belongs to the LoRA before this run; it is now '%s'", audit, aside)
-
-
-def clear_run(folder: OutputFolder) -> None:
-    """Remove the files of an earlier run, so that none is mistaken for the new run's. Other files stay."""
-    for file in (folder.split(), folder.log(), folder.curve(), folder.proxy(), folder.config(), folder.lora()):
-        file.unlink(missing_ok=True)
-    numbered = [
-        *folder.path.glob(f"{folder.output_name}-[0-9]*.safetensors"),
-        *folder.path.glob(f"{folder.output_name}-step*.safetensors"),
-    ]
-    for file in numbered:
-        file.unlink()
-    others = [folder.path / name for name in ("state", "audit", "wandb")]
-    others += [place for place in folder.path.glob("audit.old-*")]
-    for place in (folder.samples(), folder.tensorboard(), *others):
-        if place.is_dir():
-            shutil.rmtree(place)

@@ -32,6 +32,7 @@ class OutputLock:
         self.file = folder / NAME
         self._made: list[Path] = []  # folders that did not exist before, innermost first
         self._release: Any = None
+        self._handle = -1
 
     def acquire(self) -> None:
         """Take the lock; a lock whose process has ended is taken over with one line.
@@ -41,16 +42,28 @@ class OutputLock:
         """
         try:
             self._make_folder()
-            handle = self._opened()
+            self._handle = self._opened()
         except OSError as error:
             remove_empty(self._made)
             raise InputError(f"output_dir '{self.file.parent}' cannot be written: {error.strerror or error}") from error
-        self._release = weakref.finalize(self, released, self.file, handle, self._made)
+        self._release = weakref.finalize(self, released, self.file, self._handle, self._made)
 
     def release(self) -> None:
         """Remove the lock, and the folders that were made for it if they are empty."""
         if self._release is not None:
             self._release()
+
+    def renew(self) -> bool:
+        """Take the lock again where its file, or the whole folder, was removed; returns whether it was.
+
+        Raises:
+            InputError: by now another run writes into the folder.
+        """
+        if self._release is None or is_still_there(self.file, self._handle):
+            return False
+        self.release()
+        self.acquire()
+        return True
 
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
@@ -62,6 +75,7 @@ class OutputLock:
             raise
 
     def _make_folder(self) -> None:
+        self._made.clear()
         place = self.file.parent
         while not place.exists():
             self._made.append(place)

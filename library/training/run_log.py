@@ -1,9 +1,12 @@
 """The records of a run: log.jsonl, trackers, the progress bar."""
 
 import json
+import logging
 import math
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +20,39 @@ from library.training.output_folder import OutputFolder
 from library.training.speed import Speed
 from library.training.trackers import LogRules, TensorBoard, Tracker, open_trackers
 
+logger = logging.getLogger(__name__)
 SHOWN = {"adaptation_loss": "L", "attack_loss": "CE", "proxy_loss": "proxy"}  # in the bar, under short names
+
+
+class LogFile:
+    """A file that grows by whole lines, its owner's alone; a link is not followed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = owners_file(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+
+    def append(self, line: str) -> None:
+        """Write one line. Raises: OSError, and then nothing of the line is in the file."""
+        before, rest = os.fstat(self._handle).st_size, memoryview(f"{line}\n".encode())
+        try:
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+        except OSError as error:
+            os.ftruncate(self._handle, before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def restore(self) -> None:
+        """Write the file again where it was removed: the kernel keeps its content while it is open."""
+        if self.path.exists():
+            return
+        content = os.pread(self._handle, os.fstat(self._handle).st_size, 0)
+        write_whole(self.path, content)
+        os.close(self._handle)
+        self._handle = owners_file(str(self.path), os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._handle)
 
 
 class Recorder:
@@ -53,8 +88,7 @@ class Recorder:
             return
         if done:
             self._forget_after(done)
-        handle = owners_file(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._file = os.fdopen(handle, "a", encoding="utf-8")
+        self.file = LogFile(self.log)
         self._trackers = open_trackers(rules, folder, done)
         self.tensorboard = next((one.place for one in self._trackers if isinstance(one, TensorBoard)), None)
 
@@ -64,9 +98,10 @@ class Recorder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self.active:
-            self._file.close()
+            self.file.close()
         for tracker in self._trackers:
-            tracker.close()
+            with suppress(OSError):  # its last figures are in log.jsonl
+                tracker.close()
 
     def step(self, done: int, epoch: int, figures: dict[str, float]) -> None:
         """Record one optimizer step; the rate counts from the end of the first one."""
@@ -108,8 +143,7 @@ class Recorder:
 
     def pictures(self, done: int, images: list[Image.Image]) -> None:
         """Send previews to TensorBoard only, with their number instead of the prompt."""
-        for tracker in self._trackers:
-            tracker.pictures(done, images)
+        self._tell(lambda tracker: tracker.pictures(done, images))
 
     def summary(self) -> str:
         """What the run learned, and its speed."""
@@ -122,16 +156,26 @@ class Recorder:
             for name, value in figures.items()
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
-        for tracker in self._trackers:
-            tracker.figures(done, plain)
+        self._tell(lambda tracker: tracker.figures(done, plain))
+
+    def _tell(self, figures: Callable[[Tracker], None]) -> None:
+        """Give every tracker something; one that cannot write any more is left out from then on, with one line."""
+        for tracker in list(self._trackers):
+            try:
+                figures(tracker)
+            except OSError as error:
+                self._trackers.remove(tracker)
+                with suppress(OSError):
+                    tracker.close()
+                name, reason = type(tracker).__name__, error.strerror or error
+                logger.warning("%s cannot be written (%s) and ends here; log.jsonl has all figures", name, reason)
 
     def _write(self, record: dict[str, Any]) -> None:
         plain = {
             name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
             for name, value in record.items()
         }
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
+        self.file.append(json.dumps(plain))
 
     def _forget_after(self, done: int) -> None:
         """Remove records that a resumed run will write again."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from library import __version__
 from library.errors import Faults, InputError, shortened
-from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
+from library.tensor_files import not_finite, private_folder, read_tensors, rename_away, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
 
@@ -110,7 +110,7 @@ def save_state(
         checks, gaps: those of the proxy and of the gap so far.
     """
     private_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
         write_tensors(temporary / "lora.safetensors", raw_tensors(training_state.network), {})
         write_tensors(temporary / "proxy.safetensors", training_state.proxy.state_dict(), {})
@@ -132,9 +132,10 @@ def save_state(
         content |= {"checks": checks, "gaps": gaps, "files": files, "threads": torch.get_num_threads()}
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
-        if path.exists():
-            shutil.rmtree(path)
+        before = rename_away(path) if path.exists() else None
         os.replace(temporary, path)
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

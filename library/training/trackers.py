@@ -1,6 +1,7 @@
 """Where figures go besides log.jsonl: TensorBoard on this machine, Weights & Biases over the network."""
 
 import importlib.util
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(place, purge_step=done + 1 if done else None)
         for file in set(Path(place).glob(EVENTS)) - before:
             file.chmod(0o600)
+        self._hook = threading.excepthook
+        threading.excepthook = self._in_thread
 
     def figures(self, done: int, figures: dict[str, float]) -> None:
         """See Tracker."""
@@ -68,7 +71,15 @@ class TensorBoard:
 
     def close(self) -> None:
         """See Tracker."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _in_thread(self, fault: threading.ExceptHookArgs) -> None:
+        """A full disk in the writer's own thread: it is raised again at the next figure, so no traceback is shown."""
+        if not isinstance(fault.exc_value, OSError):
+            self._hook(fault)
 
 
 class WandB:

@@ -66,10 +66,11 @@ class TrainingPlan:
             return done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
         return every_steps is not None and done % every_steps == 0
 
-    def validation_is_due(self, done: int, every_epochs: int, every_steps: int | None) -> bool:
+    def validation_is_due(self, done: int, every_epochs: int | None, every_steps: int | None) -> bool:
         """Whether validation runs after ``done`` steps: every so many epochs or steps, and at the end."""
         by_steps = every_steps is not None and done % every_steps == 0
-        by_epochs = done % self.steps_per_epoch == 0 and (done // self.steps_per_epoch) % every_epochs == 0
+        epochs, rest = divmod(done, self.steps_per_epoch)
+        by_epochs = every_epochs is not None and rest == 0 and epochs % every_epochs == 0
         return by_steps or by_epochs or done == self.total_steps
 
     def exposures(self, done: int, repeats: Sequence[int]) -> float:

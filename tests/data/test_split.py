@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from library.audit.targets.candidates import find_candidates
-from library.data.duplicates import near_duplicates
+from library.data import duplicates
+from library.data.duplicates import near_duplicates, warn_of_near_duplicates
+from library.data.examples import Example
 from library.data.split import SIDES, Split, draw_split
 from library.data.split_file import SplitRules, new_secret, open_split, reuse_split, write_split
 from library.errors import InputError
@@ -160,12 +164,45 @@ def test_a_reused_split_names_missing_and_unknown_pictures(tmp_path: Path) -> No
     assert "split.json': '12.png', '13.png'" in str(caught.value)
 
 
-def test_near_duplicates_across_sides_are_found() -> None:
-    split = drawn(40)  # brightness_signs = index: 40 pictures in 6 bits are all near
-    members = {example.path.name for example in split.members()}
-    pairs = near_duplicates(split, most_bits=1)
-    assert pairs and all((left in members) and (right not in members) for left, right in pairs)
-    assert all(bin(int(left[:-4]) ^ int(right[:-4])).count("1") <= 1 for left, right in pairs)
+def all_pairs(split: Split, most_bits: int) -> list[tuple[str, str]]:
+    """The slow twin: every pair of a member and a non-member, one by one, nearest first."""
+    members, others = split.members(), split.sides["non-members-aux"] + split.sides["non-members-test"]
+    bits = [
+        ((one.brightness_signs ^ other.brightness_signs).bit_count(), one.path.name, other.path.name)
+        for one in members
+        for other in others
+    ]
+    return [(one, other) for distance, one, other in sorted(bits) if distance <= most_bits]
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 20], ids=["a row", "a few rows", "all at once"])
+@pytest.mark.parametrize("most_bits", [0, 3, 64])
+def test_near_duplicates_in_blocks_are_those_of_the_comparison_of_all_pairs(monkeypatch, block: int, most_bits) -> None:
+    """Random hashes around a few centres, one name twice; 64 bits: every pair is near."""
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    chance = random.Random(most_bits)
+    split = drawn(60)
+    centres = [chance.getrandbits(64) for _ in range(8)] + [2**64 - 1]
+
+    def moved(one: Example) -> Example:
+        signs = chance.choice(centres) ^ (chance.choice([0, 1, 3]) << chance.randrange(60))
+        return replace(one, brightness_signs=signs, path=Path(f"/{signs}/{chance.randrange(50)}.png"))
+
+    split = replace(split, sides={side: [moved(one) for one in some] for side, some in split.sides.items()})
+    wanted = all_pairs(split, most_bits)
+    found = near_duplicates(split, most_bits, named=7)
+    assert found is not None and wanted
+    assert (found.count, found.nearest) == (len(wanted), wanted[:7])
+
+
+def test_thousands_of_like_pictures_are_counted_and_five_pairs_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A list of all pairs would hold four million here."""
+    examples = [replace(example(index), brightness_signs=7) for index in range(4000)]
+    sides = {side: examples[start::4] for start, side in enumerate(SIDES)}
+    with caplog.at_level(logging.WARNING, "library"):
+        warn_of_near_duplicates(replace(drawn(12), sides=sides))
+    assert "4000000 near-duplicate pairs" in caplog.text and "and 3999995 more" in caplog.text
+    assert caplog.text.count(" ~ ") == 5 and len(caplog.text) < 500
 
 
 def test_a_reused_split_is_the_same_split_to_an_audit_though_its_file_differs(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from library.data.read_pictures import pick_rules, read_split_pictures
 from library.errors import InputError
 from library.options.declarations import TRAINERS, Config
 from library.tensor_files import write_tensors
-from library.training import output_folder
+from library.training.earlier_run import make_folder
 from library.training.output_folder import OutputFolder
 from library.training.state import content_hash, file_hash
 
@@ -195,11 +195,13 @@ def test_audits_set_aside_are_numbered_and_a_cleared_folder_keeps_none(tmp_path:
     folder = OutputFolder(tmp_path, "last")
     for text in ("first", "second"):
         (tmp_path / "audit").mkdir()
-        (tmp_path / "audit" / "x").write_text(text)
-        output_folder.make_folder(folder, clear=False)
-    assert [(tmp_path / f"audit.old-{number}" / "x").read_text() for number in (1, 2)] == ["first", "second"]
+        (tmp_path / "audit" / "findings.json").write_text(text)
+        make_folder(folder, clear=False)
+    told = [(tmp_path / f"audit.old-{number}" / "findings.json").read_text() for number in (1, 2)]
+    assert told == ["first", "second"]
     (tmp_path / "audit").mkdir()
-    output_folder.make_folder(folder, clear=True)
+    (tmp_path / "config.toml").write_text("# resolved options of PLoRA.py")
+    make_folder(folder, clear=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 
 import PLoRA
 import SPLoRA
+from library.assembly import validation_plan
+from library.assembly.game import GameRules
+from library.assembly.validation_plan import ValidationPlan, ValidationRules, plan_validation, step_cost
 from library.diffusion import flops, memory
 from library.diffusion.compiling import CompileRules, compile_unet
 from library.diffusion.latent_diffusion import vae_dtype
@@ -49,6 +52,59 @@ def test_looks_come_by_epochs_by_steps_and_at_the_end() -> None:
     plan = TrainingPlan(steps_per_epoch=4, total_steps=13)
     assert [done for done in range(1, 14) if plan.validation_is_due(done, 2, None)] == [8, 13]
     assert [done for done in range(1, 14) if plan.validation_is_due(done, 2, 3)] == [3, 6, 8, 9, 12, 13]
+    assert [done for done in range(1, 14) if plan.validation_is_due(done, None, None)] == [13]
+
+
+def looks(plan: TrainingPlan, sides: tuple[int, int], cost: float, **changed: Any) -> ValidationPlan:
+    """Validation with 4 draws of a picture."""
+    rules = pick(dataclasses.replace(Config(), **changed), ValidationRules)
+    return plan_validation(plan, rules, sides=sides, draws=4, cost=cost)
+
+
+def test_validation_takes_a_tenth_of_the_training_by_default() -> None:
+    """The Pokemon config: 433 steps of 2.15 + 2 passes an epoch, 432 x 4 passes a look: 48 % if it looks every epoch.
+
+    400 epochs are worth 718,780 passes, a tenth of them 41.6 looks: the first, the last, and 39 between them.
+    """
+    game = pick(dataclasses.replace(Config(), train_batch_size=1), GameRules)
+    cost = step_cost(1, game, gradient_checkpointing=False)
+    assert cost == pytest.approx(4.15)
+    plan = looks(TrainingPlan(433, 173200), (216, 216), cost)
+    assert (plan.every_epochs, plan.members, plan.non_members) == (10, 216, 216)
+    assert 0.095 < plan.share() <= 0.1 and "every 10 epochs and at the end, on 216 members-aux" in plan.summary()
+    asked = looks(TrainingPlan(433, 173200), (216, 216), cost, aux_loss_every_n_epochs=1)
+    assert asked.every_epochs == 1 and asked.share() == pytest.approx(401 * 1728 / (173200 * 4.15))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("sides", [(50, 50), (700, 90), (3000, 3000)])
+def test_validation_keeps_its_share_or_looks_at_32_pictures_of_a_side(epochs: int, sides: tuple[int, int]) -> None:
+    plan = looks(TrainingPlan(500, 500 * epochs), sides, 4.15)
+    assert plan.is_due(500 * epochs)
+    assert plan.share() <= 0.1 or (plan.every_epochs is None and min(plan.members, plan.non_members) == 32)
+
+
+def test_validation_costs_what_a_step_costs() -> None:
+    """4 images: 2.15 passes each, twice with separate noise, 3.15 with checkpointing; 2 turns of 3 + 3 pictures."""
+    rules = pick(dataclasses.replace(Config(), k_steps=2, attack_batch_size=3, separate_noise=True), GameRules)
+    assert step_cost(4, rules, gradient_checkpointing=True) == pytest.approx(4 * 3.15 * 2 + 12)
+    plain = pick(dataclasses.replace(Config(), k_steps=0), GameRules)
+    assert step_cost(4, plain, gradient_checkpointing=False) == pytest.approx(8.6)
+
+
+def test_fewer_pictures_are_the_same_in_every_pass_and_after_a_resume(flags, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(validation_plan, "LEAST", 2)
+    arguments = {"aux_loss_share": 0, "save_state": True, "max_train_steps": 4}
+    assert SPLoRA.main(flags(**arguments, save_every_n_steps=2)) == 0
+    whole = records(tmp_path / "out")
+    state = tmp_path / "out" / "state" / "last-step00000002-state"
+    assert SPLoRA.main(flags(**arguments, resume=state)) == 0
+    seen = [{k: v for k, v in one.items() if k != "seconds"} for one in records(tmp_path / "out")]
+    looked = [one for one in seen if "images_members_aux" in one]
+    assert [(one["step"], one["images_members_aux"], one["images_non_members_aux"]) for one in looked] == [
+        (0, 2, 2), (4, 2, 2)
+    ]  # fmt: skip
+    assert looked == [one for one in whole if "images_members_aux" in one]
 
 
 def test_kohyas_1600_steps_are_announced_with_the_formula_where_they_decide() -> None:
