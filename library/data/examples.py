@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from library.data.subset_rules import Subset
 from library.errors import InputError
+from library.incoming.pictures import open_image
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
     """
-    with Image.open(path) as file:
+    with open_image(path) as file:
         return as_rgb(ImageOps.exif_transpose(file))
 
 
@@ -70,7 +71,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 def alpha_channel(path: Path) -> Image.Image | None:
     """The alpha channel of a picture (mode L), turned by its EXIF orientation; None if it has none."""
-    with Image.open(path) as file:
+    with open_image(path) as file:
         if not file.has_transparency_data:
             return None
         return ImageOps.exif_transpose(file).convert("RGBA").getchannel("A")

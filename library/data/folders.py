@@ -1,6 +1,5 @@
 """Kohya folders (<repeats>_<class>), flat folders, the caption files beside their pictures, and groups of pictures."""
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -9,8 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import is_file, is_folder, read_text
+from library.incoming.shapes import Shape, TableOf, Text, check_shape
+from library.incoming.texts import read_json
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+GROUPS: Shape = TableOf(Text(1000), key=Text(4096, is_path=True))
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def no_pictures(folder: Path) -> str:
 
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
     """The folders to read, or an error that says which folder the person probably meant."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{option_name} '{folder}' is not a folder")
     if flat:
         if not pictures_in(folder):
@@ -113,7 +116,7 @@ def caption_file(path: Path, caption_extension: str | None) -> Path | None:
         )
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
         file = path.with_suffix(ending if ending.startswith(".") else f".{ending}")
-        if file.is_file():
+        if is_file(file):
             return file
     return None
 
@@ -124,10 +127,8 @@ def caption_in(file: Path, every_line: bool, faults: Faults) -> str:
     Args:
         every_line: keep all lines that are not empty, for wildcards; else only the first line.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        faults.add(f"caption file '{file}' is not UTF-8; save it as UTF-8")
+    text = faults.attempt(read_text, file, f"caption file '{file}'")
+    if text is None:
         return ""
     caption = caption_lines(text, every_line)
     if not caption:
@@ -155,13 +156,11 @@ def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | Non
     if group_by == "name":
         return lambda path: re.split(r"[_-]", path.stem)[0]
     file = beside if group_by is None else Path(group_by)
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"group_by must be 'folder', 'name', 'none' or a JSON file {{stem: group}}, got '{group_by}'")
-    try:
-        groups = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"group_by '{file}' is not JSON: {error}") from error
+    groups = read_json(file, f"group_by '{file}'")
     if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
         raise InputError(f"group_by '{file}' must be one JSON object of texts, {{stem: group}}")
+    check_shape(groups, GROUPS, f"group_by '{file}'")
     logger.info("groups of pictures are read from '%s'", file.name)
     return lambda path: groups.get(path.stem)

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -32,7 +33,7 @@ VAE = (
 
 def is_hub_id(name: str) -> bool:
     """Whether a name can be a repository of the hub: it has the form owner/name, and no such path exists."""
-    return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
+    return not os.path.exists(name) and HUB_ID.fullmatch(name) is not None
 
 
 def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
@@ -48,6 +49,17 @@ def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
             f"{option_name} '{name}' does not exist as a path, and it cannot be opened as a hub id: {_reason(error)}. "
             "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
         ) from error
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Files of a local folder are read without a look at the hub, whatever they make the libraries ask for."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def tokenizer_of(name: str, folder: Path, tokenizer_cache_dir: str | None) -> Path:

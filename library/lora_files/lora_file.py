@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import is_file, is_folder, open_regular
 from library.lora_files import adapter_config
 from library.lora_files.format import KINDS, factors_agree, kind_of, modules_of
 from library.lora_files.other_names import kohya_named, other_family, rank_of, renamed
@@ -62,33 +63,28 @@ def weight_file(path: Path) -> Path:
 
 def refuse_pickle(path: Path) -> None:
     """Raises: InputError for files that only Python's pickle reads."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror})") from error
+    with open_regular(path, f"'{path}'") as file:
+        start = file.read(4)
     if path.suffix in PICKLES or start.startswith(PICKLED):
         raise InputError(f"'{path}' is a pickle, which can run code: convert it first, to a .safetensors file")
 
 
 def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors under kohya's names, and the metadata; of a peft folder, all of its parts together."""
-    if not path.is_dir():
+    if not is_folder(path):
         return _of_file(path)
     if not adapter_config.is_peft_folder(path):
         raise InputError(f"'{path}' is a folder without peft's adapter_config.json; name the LoRA file in it")
-    if (path / "adapter_config.json").is_file():
+    if is_file(path / "adapter_config.json"):
         return _of_peft_folder(path, "")
     found: dict[str, Tensor] = {}
     for part in adapter_config.PARTS:
-        if (path / part / "adapter_config.json").is_file():
+        if is_file(path / part / "adapter_config.json"):
             found |= _of_peft_folder(path / part, f"{part}.")[0]
     return found, {}
 
 
 def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise InputError(f"'{path}' is not a file")
     refuse_pickle(path)
     tensors, metadata = read_tensors(path)
     _refuse_other_families(path, tensors)

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import toml
-
-from library.errors import Faults, InputError
+from library.errors import Faults
+from library.incoming.texts import read_toml
 from library.lora_files.adapter_config import is_peft_folder
 
 SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
@@ -112,10 +111,7 @@ def read_settings(config: Path) -> dict[str, Any]:
 
     The file may be a stranger's: where something is written is this audit's own business, and left out.
     """
-    try:
-        tables = toml.loads(config.read_text(encoding="utf-8-sig"))
-    except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise InputError(f"'{config}' is not valid TOML: {error}") from error
+    tables = read_toml(config, f"'{config}'")
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= value if isinstance(value, dict) else {key: value}
