@@ -1,5 +1,6 @@
 """Captions from a metadata file: kohya's fine-tune JSON, JSON lines, or an imagefolder's metadata.jsonl."""
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from library.data.folders import ENDINGS, caption_lines
 from library.errors import Faults, InputError, shortened
-from library.incoming.files import MOST_LIST, is_file, read_text
+from library.incoming.files import MOST_LIST, is_file, is_folder, read_text
 from library.incoming.shapes import Anything, Either, ListOf, Null, Record, Shape, TableOf, Text, check_shape
 from library.incoming.texts import parse_json, parse_json_lines
 
@@ -50,7 +51,8 @@ class PictureIndex:
         if relative:
             return relative
         if Path(name).is_absolute():
-            return sorted(path for path in Path(name).parent.glob(f"{Path(name).name}.*") if path.suffix in ENDINGS)
+            parent, pattern = Path(name).parent, f"{glob.escape(Path(name).name)}.*"
+            return sorted(path for path in parent.glob(pattern) if path.suffix in ENDINGS) if is_folder(parent) else []
         return self._by_name.get(name, [])
 
 

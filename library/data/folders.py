@@ -149,7 +149,7 @@ def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | Non
         InputError: a JSON file that is missing, or is not an object of texts.
     """
     beside = folder / "groups.json"
-    if group_by == "none" or (group_by is None and not beside.is_file()):
+    if group_by == "none" or (group_by is None and not is_file(beside)):
         return lambda path: None
     if group_by == "folder":
         return lambda path: path.parent.name

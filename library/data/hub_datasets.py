@@ -122,7 +122,7 @@ def _local(path: Path, split: str, cache: Path) -> Any:
     files = sorted(path.rglob("*.parquet")) if is_folder(path) else [path]
     for file in files:
         check_regular(file, f"dataset_name '{file}'")
-    if path.is_file() and path.suffix.lower() != ".parquet":
+    if is_file(path) and path.suffix.lower() != ".parquet":
         raise InputError(f"dataset_name '{path}' must be a parquet file, a folder, or a hub id")
     if files:
         chosen = [str(file) for file in _of_split(files, split)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import secrets
 import stat
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ SHAPE: Shape = Record(
     {"images": ListOf(IMAGE), "inclusion": Text(100), "format": Whole(1, FORMAT)},
     {"nonmember_share": Either((Number(0, 1), Null())), "aux_share": Either((Number(0, 1), Null()))},
 )
-WITH_SECRET = Record({"secret": Text(pattern=f"([0-9a-f]{{2}}){{{LEAST_SECRET_BYTES},128}}")})
+SECRET = re.compile(f"([0-9a-f]{{2}}){{{LEAST_SECRET_BYTES},128}}")
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,10 @@ def read_split_file(path: Path) -> dict:
     """The content of a split.json, after a check of its form."""
     name = f"split_file '{path}'"
     content = read_json(path, name)
-    if not isinstance(content, dict) or "images" not in content:
-        raise InputError(f"{name} is not a split.json of this suite: it has no 'images'")
-    check_shape(content, SHAPE, name)
-    if content["format"] == FORMAT:
-        check_shape(content, WITH_SECRET, name)
+    check_shape(content, SHAPE, f"{name} is not a split.json of this suite")
+    if content["format"] == FORMAT and not SECRET.fullmatch(str(content.get("secret"))):  # which no message shows
+        raise InputError(
+            f"{name} is not a split.json of this suite: its secret is not {2 * LEAST_SECRET_BYTES} or more "
+            "hexadecimal digits"
+        )
     return content

@@ -46,8 +46,8 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
 
 def _from_folder(folder: Path) -> tuple[Any, str]:
     """The VAE of a folder: the folder of a VAE, or of a whole model."""
-    part = "." if (folder / "config.json").is_file() else "vae"
-    if not (folder / part / "config.json").is_file():
+    part = "." if is_file(folder / "config.json") else "vae"
+    if not is_file(folder / part / "config.json"):
         raise InputError(f"vae '{folder}' has neither a config.json nor a folder vae; give the VAE's folder")
     faults = Faults()
     vae = read_part(AutoencoderKL, folder / part, torch.float32, faults)

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from library.errors import InputError
+from library.plain_text import STEERING
 
+LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes, of Linux
 MIB = 1024**2
 MOST_SETTINGS = MIB // 2  # configs, prompts, captions: a stranger's TOML of this size still takes 4 s
 MOST_LIST = 128 * MIB  # lists of pictures, logs, vocabularies: about a million entries
@@ -28,6 +30,20 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether a path leads to a folder; see ``is_file``."""
     return os.path.isdir(path)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is something of this name; see ``is_file``."""
+    return os.path.exists(path)
+
+
+def unusable_name(path: str) -> str:
+    """Why no file can have this name, as the end of a sentence; empty where one can."""
+    if "\0" in path:
+        return "has a NUL in it"
+    if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_PART for part in path.split("/")):
+        return f"has a part of more than {LONGEST_PART} bytes, or more than {LONGEST_PATH} in all"
+    return "" if path.isprintable() or not STEERING.search(path) else "has control characters or is no UTF-8"
 
 
 def check_regular(path: str | Path, name: str) -> os.stat_result:

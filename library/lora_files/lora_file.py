@@ -53,8 +53,8 @@ def weight_file(path: Path) -> Path:
     Raises:
         InputError: a folder with a file for each part of the model.
     """
-    file = path / PEFT_FILE if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
+    file = path / PEFT_FILE if is_folder(path) else path
+    if is_folder(path) and not is_file(file):
         raise InputError(
             f"'{path}' has a file for each part of the model; only a single file can be stamped or published"
         )
@@ -98,9 +98,9 @@ def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[st
     """Args: part: "unet." or "text_encoder.", or empty where the names of the modules tell."""
     file = folder / PEFT_FILE
     config = adapter_config.config_in_folder(folder)
-    if not file.is_file():
+    if not is_file(file):
         pickled = folder / "adapter_model.bin"
-        if pickled.is_file():
+        if is_file(pickled):
             refuse_pickle(pickled)
         raise InputError(f"'{folder}' has no {PEFT_FILE}")
     tensors, metadata = read_tensors(file)

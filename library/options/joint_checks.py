@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import Faults
+from library.incoming.files import exists, is_file, is_folder
 from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
 from library.options.sources import COMMAND_LINE
@@ -27,14 +28,14 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     for name in (*FOLDERS, *FILES):
         path = getattr(config, name)
         where = f" ({origins[name]})" if name in origins else ""
-        if path and not Path(path).exists():
+        if path and not exists(path):
             faults.add(f"{name} '{path}' does not exist{where}")
         elif path and name == "network_weights" and is_peft_folder(Path(path)):
             continue
-        elif path and Path(path).is_dir() != (name in FOLDERS):
+        elif path and is_folder(path) != (name in FOLDERS):
             faults.add(f"{name} '{path}' is {'a folder, and not a file' if name in FILES else 'not a folder'}{where}")
     for path in config.base_weights:
-        if not Path(path).is_file() and not is_peft_folder(Path(path)):
+        if not is_file(path) and not is_peft_folder(Path(path)):
             faults.add(f"base_weights '{path}' is neither a file nor a peft folder")
     if door not in TRAINERS:
         _check_audit(config, faults)
@@ -95,15 +96,13 @@ def _check_publishable(config: Config, faults: Faults) -> None:
     if not config.publishable:
         return
     target = Path(config.publishable)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if exists(target) and (not is_folder(target) or any(target.iterdir())):
         faults.add(f"publishable '{target}' must be an empty folder or one that does not exist yet; give a fresh one")
     for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
-        private = (
-            Path(output, "audit") if Path(output).is_dir() else Path(output).with_name(f"{Path(output).stem}-audit")
-        )
+        private = Path(output, "audit") if is_folder(output) else Path(output).with_name(f"{Path(output).stem}-audit")
         if target.resolve().is_relative_to(private.resolve()):
             faults.add(f"publishable '{target}' is inside the private folder '{private}'; give a folder outside it")
-    existing = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
+    existing = next(place for place in (target.resolve(), *target.resolve().parents) if exists(place))
     if not os.access(existing, os.W_OK):
         faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
 
@@ -114,7 +113,7 @@ def _check_model(config: Config, faults: Faults) -> None:
     base = config.pretrained_model_name_or_path
     if not base:
         faults.add("pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id")
-    elif not Path(base).exists() and not is_hub_id(base):
+    elif not exists(base) and not is_hub_id(base):
         faults.add(f"pretrained_model_name_or_path '{base}' does not exist, and it is not a hub id (owner/name)")
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(

@@ -6,7 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from library.errors import Faults, did_you_mean
+from library.errors import Faults, did_you_mean, shown
+from library.incoming.files import unusable_name
 from library.options.declarations import Config
 from library.options.front_ends import is_our_own
 from library.options.kohya import REFUSED_VALUES, ZERO_IS_UNSET
@@ -22,6 +23,7 @@ def typed_values(given: Mapping[str, Given], faults: Faults) -> dict[str, Any]:
     values = {name: _coerced(name, entry, faults) for name, entry in given.items() if not leaves_unset(name, entry)}
     values = {name: value for name, value in values.items() if value is not None}
     _check_bounds(values, given, faults)
+    _check_names(values, given, faults)
     return values
 
 
@@ -49,7 +51,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
         else {bool: "true or false", int: "a whole number"}.get(wanted, "a number" if wanted is float else "a text")
     )
     share = ', or a share of the run such as 0.1 or "10%" (below 100%)' if name in SHARES else ""
-    faults.add(f"{name} must be {kind}{share}, got {entry.value!r} ({entry.origin})")
+    faults.add(f"{name} must be {kind}{share}, got {shown(entry.value)} ({entry.origin})")
     return None
 
 
@@ -109,7 +111,7 @@ def _check_bounds(values: dict[str, Any], given: Mapping[str, Given], faults: Fa
     """Check numbers against their bounds and texts against their choices."""
     for name, value in values.items():
         facts = Config.__dataclass_fields__[name].metadata
-        where = f"got {value!r} ({given[name].origin})"
+        where = f"got {shown(value)} ({given[name].origin})"
         reasons = REFUSED_VALUES.get(name, {})
         if str(value) in reasons:
             faults.add(f"{given[name].origin}: {name} = {value!r} is not supported: {reasons[value]}")
@@ -131,10 +133,19 @@ def _check_bounds(values: dict[str, Any], given: Mapping[str, Given], faults: Fa
             faults.add(f"{name} must be at most {facts['most']}, {where}")
 
 
+def _check_names(values: Mapping[str, Any], given: Mapping[str, Given], faults: Faults) -> None:
+    """Check that what names a place is a name that a file can have."""
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and names_a_place(name) and (why := unusable_name(one)):
+                faults.add(f"{name} {why}, got {shown(one)} ({given[name].origin})")
+
+
 def names_a_place(name: str) -> bool:
     """Whether the option's value is a path."""
     return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
         "vae",
+        "outputs",
         "resume",
         "publishable",
     )

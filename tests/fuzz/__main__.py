@@ -77,9 +77,7 @@ def run_way(way: WayIn, count: int, seed: int) -> list[dict]:
             at_work, how = listen(words, process, found)
         _, status = os.waitpid(process, 0)
         if at_work is not None:
-            found.append(
-                {"kind": how, "damage": at_work, "message": f"exit status {os.waitstatus_to_exitcode(status)}"}
-            )
+            found.append({"kind": how, "damage": at_work, "message": f"status {os.waitstatus_to_exitcode(status)}"})
         elif len(found) == before:
             break
         seed += 1000

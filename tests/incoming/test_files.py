@@ -105,6 +105,10 @@ def test_toml_beyond_its_bounds_is_refused(text: str, said: str) -> None:
     assert said in refused(parse_toml, text, "it")
 
 
+def test_a_list_of_whole_and_other_numbers_is_toml() -> None:
+    assert parse_toml("a = [0, 0.5]\n", "it") == {"a": [0, 0.5]}
+
+
 SHAPE = Record(
     {"side": Text(choices=("left", "right")), "count": Whole(1, 5)},
     {"share": Either((Number(0, 1), Null())), "names": ListOf(Text(3)), "on": Flag(), "by": TableOf(Whole())},

@@ -16,7 +16,7 @@ from library.audit.images.inception import LAYERS, load_inception
 from library.diffusion.hub import without_network
 from library.diffusion.vae import decoder_of
 from library.errors import InputError
-from library.incoming.files import MOST_SETTINGS, file_hash
+from library.incoming.files import MOST_SETTINGS, file_hash, is_folder
 from library.incoming.foreign import foreign_reader
 from library.incoming.texts import read_json
 
@@ -113,7 +113,7 @@ def open_encoder(path: str, option_name: str, device: torch.device) -> Encoder:
         ) from error
     if kind not in ENCODERS:
         raise InputError(f"{option_name} '{path}' is a '{kind}'; use one of {', '.join(ENCODERS)}")
-    with foreign_reader(f"{option_name} '{path}' cannot be opened: it"), without_network():
+    with foreign_reader(f"{option_name} '{path}' cannot be opened: its model"), without_network():
         model = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
@@ -170,7 +170,7 @@ def preparation(sight: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
 
 def local_folder(path: str, option_name: str) -> Path:
     """The folder itself, or the folder of a hub id in this machine's cache."""
-    if Path(path).is_dir():
+    if is_folder(path):
         return Path(path)
     try:
         return Path(huggingface_hub.snapshot_download(path, local_files_only=True))
