@@ -16,7 +16,9 @@ SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "z", "st
 
 
 def check_alike(own: Any, saved: Any, where: str) -> None:
-    """Compare saved plain values with those of this run: the same keys, lengths and kinds, whatever the numbers are.
+    """Compare saved plain values with those of this run: the same lengths and kinds, whatever the numbers are.
+
+    Keys that this run does not know, as another version writes them, are taken if they hold plain values.
 
     Raises:
         InputError: the first that is of another kind.
@@ -25,15 +27,13 @@ def check_alike(own: Any, saved: Any, where: str) -> None:
         return
     kinds = [kind for kind in (bool, (int, float, Tensor), str, (list, tuple), dict) if isinstance(own, kind)]
     fits = not kinds or (isinstance(saved, kinds[0]) and isinstance(saved, bool) == isinstance(own, bool))
-    if fits and isinstance(own, dict):
-        fits = set(saved) <= set(own)
     if fits and isinstance(own, list | tuple):
         fits = len(saved) == len(own)
     if fits and isinstance(own, int | float) and isinstance(saved, int | float):
         fits = math.isfinite(saved) or not math.isfinite(own)
     if not fits:
         raise InputError(f"{where} is {shown(saved)}, which does not fit this run; resume from another state")
-    keys = saved if isinstance(own, dict) else range(len(own)) if isinstance(own, list | tuple) else ()
+    keys = set(saved) & set(own) if isinstance(own, dict) else range(len(own)) if isinstance(own, list | tuple) else ()
     for key in keys:
         check_alike(own[key], saved[key], f"{where}[{shown(key)}]")
 
@@ -55,19 +55,32 @@ def check_moments(optimizer: Any, saved: Any, file: Path) -> None:
     for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         here, there = ({name: value for name, value in one.items() if name != "params"} for one in (own, group))
         check_alike(here, there, f"--resume: in '{file}' a group of parameters")
-    names = moment_names(optimizer)
+        for name, value in here.items():  # of a version without this setting; torch would miss it in the next step
+            group.setdefault(name, value)
+    names = {dim: moment_names(optimizer, dim) for dim in {one.dim() for one in trained_parameters(optimizer)}}
     for number, parameter in zip(numbers, trained_parameters(optimizer), strict=True):
-        if moments[number] and names and set(moments[number]) != names:
+        wanted = names[parameter.dim()]
+        if moments[number] and wanted and set(moments[number]) != wanted:
             raise InputError(
                 f"--resume: in '{file}' parameter {number} has {shortened(sorted(map(str, moments[number])))} and not "
-                f"{shortened(sorted(names))}; resume from another state"
+                f"{shortened(sorted(wanted))}; resume from another state"
             )
         for name, value in moments[number].items():
             _check_moment(name, value, parameter, f"--resume: in '{file}' {name} of parameter {number}")
 
 
-def moment_names(optimizer: Any) -> set[str]:
-    """What one of torch's own optimizers keeps for each parameter, shown by a step of another one of its kind.
+def check_schedule(schedule: Any, saved: Any, where: str) -> None:
+    """Compare a schedule's saved values with its own. Raises: InputError for other kinds, and in place of a method."""
+    inner = getattr(schedule, "scheduler", schedule)  # accelerate wraps it
+    if not isinstance(saved, dict):
+        raise InputError(f"{where} is {shown(saved)}, which does not fit this run; resume from another state")
+    if strange := [str(name) for name in saved if hasattr(type(inner), str(name))]:
+        raise InputError(f"{where} replaces {shortened(strange)}; resume from another state")
+    check_alike(schedule.state_dict(), saved, where)
+
+
+def moment_names(optimizer: Any, dim: int) -> set[str]:
+    """What one of torch's own optimizers keeps for a parameter, shown by a step of another one of its kind.
 
     Empty for other packages', which may keep different things for different parameters.
     """
@@ -75,10 +88,10 @@ def moment_names(optimizer: Any) -> set[str]:
     if not type(inner).__module__.startswith("torch.optim."):
         return set()
     group = {name: value for name, value in inner.param_groups[0].items() if name in inner.defaults}
-    trial = nn.Parameter(torch.zeros(2, 2))
-    trial.grad = torch.zeros(2, 2)
-    known = inspect.signature(type(inner)).parameters
-    twin = type(inner)([trial], **{name: value for name, value in group.items() if name in known and name != "fused"})
+    trial = nn.Parameter(torch.zeros([2] * dim))
+    trial.grad = torch.zeros([2] * dim)
+    known = set(inspect.signature(type(inner)).parameters) - {"fused", "foreach", "capturable"}
+    twin = type(inner)([trial], **{name: value for name, value in group.items() if name in known})
     twin.step()
     return set(twin.state[trial])
 

@@ -24,7 +24,7 @@ from library.incoming.texts import read_json
 from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
-from library.training.saved_moments import check_alike, check_moments
+from library.training.saved_moments import check_alike, check_moments, check_schedule
 
 logger = logging.getLogger(__name__)
 HEX = Text(pattern="[0-9a-f]{1,128}")
@@ -243,7 +243,7 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
         raise InputError(f"--resume: '{file}' holds no optimizer; resume from another state")
     check_moments(training_state.optimizer, moving["optimizer"], file)
     check_moments(training_state.attacker, moving["attacker"], file)
-    check_alike(training_state.schedule.state_dict(), moving["schedule"], f"--resume: in '{file}' schedule")
+    check_schedule(training_state.schedule, moving["schedule"], f"--resume: in '{file}' schedule")
     training_state.optimizer.load_state_dict(moving["optimizer"])
     training_state.schedule.load_state_dict(moving["schedule"])
     training_state.attacker.load_state_dict(moving["attacker"])

@@ -54,8 +54,8 @@ def test_the_sound_files_of_a_way_are_read(way: WayIn) -> None:
     folder = sound.fresh_case()
     way.prepare(folder)
     (folder / way.writes).mkdir(exist_ok=True)
+    way.read(folder)
     assert (folder / way.file).is_file()
-    assert way.read(folder) is None or True
 
 
 def test_a_damage_changes_what_it_says(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ attack_lr = 1e-3
 [optimizer]
 unet_lr = 8e-4
 optimizer_args = ["weight_decay=0.1"]
+lr_scheduler = "constant_with_warmup"
 lr_warmup_steps = 0.05
 [schedule]
 train_batch_size = 2
