@@ -1,6 +1,6 @@
 """Records whether the proxy attacker ever beat chance; if not, the run had in effect no defence."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import NormalDist
 from typing import Any
 
@@ -56,7 +56,8 @@ class ProxyHistory:
 
     def remember(self, checks: list[dict[str, Any]]) -> None:
         """Add the checks of the run that this one continues."""
-        self.checks += [ProxyCheck(**check) for check in checks]
+        names = {field.name for field in fields(ProxyCheck)}
+        self.checks += [ProxyCheck(**{name: check[name] for name in names & set(check)}) for check in checks]
 
     def word(self) -> str:
         """The verdict in the LoRA's metadata."""

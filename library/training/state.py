@@ -28,8 +28,7 @@ from library.training.saved_moments import check_alike, check_moments, check_sch
 
 logger = logging.getLogger(__name__)
 HEX = Text(pattern="[0-9a-f]{1,128}")
-CHECK = Record({"epoch": Whole(), "balanced_accuracy": Number(0, 1), "members": Whole(1), "non_members": Whole(1)},
-               others=False)  # fmt: skip
+CHECK = Record({"epoch": Whole(), "balanced_accuracy": Number(0, 1), "members": Whole(1), "non_members": Whole(1)})
 CONTENT: Shape = Record(
     {"format": Whole(2, 2), "done": Whole(), "options": TableOf(Anything()), "checks": ListOf(CHECK)},
     {"files": TableOf(HEX, key=Text(255, r"\w[\w.-]*")), "checksum": HEX},
