@@ -74,7 +74,7 @@ def check_schedule(schedule: Any, saved: Any, where: str) -> None:
     inner = getattr(schedule, "scheduler", schedule)  # accelerate wraps it
     if not isinstance(saved, dict):
         raise InputError(f"{where} is {shown(saved)}, which does not fit this run; resume from another state")
-    if strange := [str(name) for name in saved if hasattr(type(inner), str(name))]:
+    if strange := [str(name) for name in saved if callable(getattr(type(inner), str(name), None))]:
         raise InputError(f"{where} replaces {shortened(strange)}; resume from another state")
     check_alike(schedule.state_dict(), saved, where)
 
