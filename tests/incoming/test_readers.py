@@ -111,13 +111,13 @@ def test_answers_with_a_row_missing_are_asked_again(tmp_path: Path) -> None:
 
 def test_what_a_strangers_config_says_is_held_to_the_options_types(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.toml").write_text("[data]\nresolution = {}\nclip_skip = 'many'\nunheard = 1\n")
+    (tmp_path / "run" / "config.toml").write_text("[data]\ntrain_batch_size = {}\nclip_skip = 'many'\nunheard = 1\n")
     sound.copied(sound.split(), tmp_path / "run" / "split.json")
     sound.copied(sound.lora(), tmp_path / "run" / "last.safetensors")
     with pytest.raises(InputError) as caught:
         find_runs([str(tmp_path / "run")], "last", defaults=sound.defaults(), overrides={}, split_file=None,
                   typed=typed_settings)  # fmt: skip
-    assert "resolution must be a text, got {}" in str(caught.value)
+    assert "train_batch_size must be a whole number, got {}" in str(caught.value)
     assert "clip_skip must be a whole number, got 'many'" in str(caught.value)
     assert typed_settings({"clip_skip": "2", "unheard": 1}, "it") == {"clip_skip": 2}
 
