@@ -11,7 +11,7 @@ from library.incoming.files import unusable_name
 from library.options.declarations import Config
 from library.options.front_ends import is_our_own
 from library.options.kohya import REFUSED_VALUES, ZERO_IS_UNSET
-from library.options.sources import COMMAND_LINE, Given
+from library.options.sources import COMMAND_LINE, SPOILED_PATH, Given
 
 TYPES = typing.get_type_hints(Config)
 SHARES = ("lr_warmup_steps", "lr_decay_steps", "token_warmup_step")  # steps, or a share of the run: 0.1 or "10%"
@@ -137,7 +137,9 @@ def _check_names(values: Mapping[str, Any], given: Mapping[str, Given], faults: 
     """Check that what names a place is a name that a file can have."""
     for name, value in values.items():
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and names_a_place(name) and (why := unusable_name(one)):
+            if not isinstance(one, str) or not names_a_place(name) or SPOILED_PATH.match(one):  # told where it is read
+                continue
+            if why := unusable_name(one):
                 faults.add(f"{name} {why}, got {shown(one)} ({given[name].origin})")
 
 

@@ -58,8 +58,10 @@ def damages(form: str) -> st.SearchStrategy[Damage]:
         st.builds(Damage, st.just("lost"), place),
         st.builds(Damage, st.just("deep value"), place),
     )
-    special = st.builds(Damage, st.sampled_from(sorted(SPECIAL.get(form, {})) or ["empty"]), place)
-    return st.one_of(inner, inner, inner, raw, whole, special)
+    if form not in SPECIAL:
+        return st.one_of(inner, inner, inner, raw, whole)
+    special = st.builds(Damage, st.sampled_from(sorted(SPECIAL[form])))
+    return st.one_of(inner, inner, raw, whole, special)
 
 
 def apply(damage: Damage, file: Path, form: str) -> None:
