@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
         defaults=dataclasses.asdict(config),
         overrides=given,  # they beat a run's config.toml
         split_file=config.split_file or None,
+        typed=resolve.typed_settings,
     )
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in runs}
     candidate_sets = candidates.candidate_sets_of(runs, config.target_fpr)

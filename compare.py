@@ -13,6 +13,7 @@ from typing import Any
 
 from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
 from library.errors import Faults, InputError
+from library.incoming.files import is_file, read_bytes, read_text
 from library.options import resolve
 from library.options.comparison_plan import read_plan
 from library.options.notices import Notices
@@ -115,8 +116,8 @@ def note_of(run: dict[str, Any]) -> str:
     given = resolve.collect_options(run["door"], own_flags(run), Faults(), Notices(lambda notice: None))
     values = {name: entry.value for name, entry in given.items()}
     dataset = values.get("dataset_config")
-    if dataset and Path(str(dataset)).is_file():
-        values["dataset_config"] = Path(str(dataset)).read_text(encoding="utf-8", errors="replace")
+    if dataset and is_file(str(dataset)):
+        values["dataset_config"] = repr(read_bytes(str(dataset), f"dataset_config '{dataset}'"))
     told = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
     return json.dumps({**run, "options_hash": told}, sort_keys=True)
 
@@ -133,7 +134,7 @@ def finished(run: dict[str, Any], output: Path) -> bool:
     A config file counts by what it says, so that a changed one is trained anew.
     """
     note = output / f"{run['name']}.trained.json"
-    return note.is_file() and note.read_text(encoding="utf-8") == note_of(run)
+    return is_file(note) and read_text(note, f"'{note}'") == note_of(run)
 
 
 def take_checkpoint(run: dict[str, Any], output: Path) -> None:

@@ -1,12 +1,16 @@
 """Errors for the person who runs the suite, and a collector that reports all faults at once."""
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 from library.plain_text import plain
 
 MOST_OF_A_KIND = 10
+LONGEST = 4000  # letters of a message
+SHORT_REPR = reprlib.Repr()
+SHORT_REPR.maxlevel, SHORT_REPR.maxstring, SHORT_REPR.maxother = 3, 120, 120
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -18,7 +22,7 @@ class InputError(Exception):
     """
 
     def __init__(self, *messages: object) -> None:
-        self.messages = [plain(message) for message in messages]
+        self.messages = [one_line(message) for message in messages]
         super().__init__("\n".join(self.messages))
 
 
@@ -42,7 +46,7 @@ class Faults:
             kind: what a folder of thousands can be full of, e.g. "pictures without a mask"; of one kind the first few
                 are shown and the rest is counted.
         """
-        message = plain(message)
+        message = one_line(message)
         if about:
             self.about.add(about)
         if message in self.messages:
@@ -84,6 +88,24 @@ class Faults:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like a misspelt one; empty when nothing is near."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
+
+
+def one_line(message: object) -> str:
+    """A message as one plain line of bounded length; of a longer one the middle is left out."""
+    text = str(message)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 500]} ... {text[-400:]}"
+    return plain(text)
+
+
+def shown(value: object) -> str:
+    """A value for a message: its ``repr``, shortened where it is long or deeply nested."""
+    return SHORT_REPR.repr(value)
+
+
+def shortest(error: BaseException) -> str:
+    """The first line of an error's own text, else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

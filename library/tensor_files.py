@@ -5,15 +5,21 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from library.errors import InputError
+from library.errors import InputError, shortest
+from library.incoming.files import check_regular
+
+# Of values, as the header calls them; the others cannot be compared or cast everywhere
+KINDS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL", "C64"}
 
 
 def private_folder(path: Path) -> Path:
@@ -86,16 +92,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file.
 
     Raises:
-        InputError: when the file is missing, truncated or no safetensors file.
+        InputError: when the file is missing, truncated or no safetensors file; values of a type that no file here has.
     """
-    if not path.is_file():
-        raise InputError(f"'{path}' is not a file")
+    with open_tensors(path) as file:
+        names = list(file.keys())  # the file object itself is not iterable
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors of a safetensors file; only its header is read. Raises: InputError, see ``read_tensors``."""
+    with open_tensors(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file whose header is sound. Raises: InputError, see ``read_tensors``."""
+    check_regular(path, f"'{path}'")
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())  # the file object itself is not iterable
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(f"'{path}' is no whole safetensors file ({error}); fetch or export it again") from error
+            kinds = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  not a mapping
+            if strange := sorted(kinds - KINDS):
+                raise InputError(f"'{path}' holds values of a kind that is not read here ({', '.join(strange)[:80]})")
+            yield file
+    except InputError:
+        raise
+    except Exception as error:  # of safetensors: a damaged header has many
+        raise InputError(
+            f"'{path}' is no whole safetensors file ({shortest(error)}); fetch or export it again"
+        ) from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

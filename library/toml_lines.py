@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 HEADING = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+LONGEST_HEADING = 1000  # letters of its line: a longer one is none, and takes time
 KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*=(.*)""")
 
 
@@ -42,7 +43,7 @@ def _keys(text: str) -> Iterator[tuple[int, str, str, str]]:
     heading, inside = "", False
     for number, line in enumerate(text.splitlines(), start=1):
         opens_or_closes = (line.count('"""') + line.count("'''")) % 2 == 1
-        if not inside and (match := HEADING.match(line)):
+        if not inside and len(line) <= LONGEST_HEADING and (match := HEADING.match(line)):
             heading = _numbered(match[2].strip("\"'"), match[1] == "[[", counts)
         elif not inside and (match := KEY.match(line)):
             yield number, heading, match[2], "" if opens_or_closes else match[3].strip()

@@ -1,6 +1,6 @@
 """Captions from a metadata file: kohya's fine-tune JSON, JSON lines, or an imagefolder's metadata.jsonl."""
 
-import json
+import glob
 import logging
 import re
 from collections.abc import Mapping
@@ -10,6 +10,16 @@ from typing import Any
 
 from library.data.folders import ENDINGS, caption_lines
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import MOST_LIST, is_file, is_folder, read_text
+from library.incoming.shapes import Anything, Either, ListOf, Null, Record, Shape, TableOf, Text, check_shape
+from library.incoming.texts import parse_json, parse_json_lines
+
+NAME = Text(4096, is_path=True)
+WORDS = Either((Text(), Null()))
+ENTRY = Record({}, {"caption": WORDS, "text": WORDS, "tags": Either((Text(), ListOf(Text()), Null())),
+                    "group": Anything()})  # fmt: skip
+OBJECT: Shape = TableOf(ENTRY, key=NAME)
+LINES = tuple(Record({key: NAME}, dict(ENTRY.optional)) for key in ("image_path", "file_name"))
 
 CONTROL = re.compile("[\x00-\x1f]")
 BACKSLASHES = "in a Windows path double every backslash, or write /"
@@ -49,13 +59,14 @@ class PictureIndex:
         """The files that a name may refer to: none, one, or several if it is ambiguous."""
         exact = [Path(name)] if Path(name).is_absolute() else [self.folder / name, Path(name)]
         for path in exact:
-            if path.suffix.lower() in ENDINGS and path.is_file():
+            if path.suffix.lower() in ENDINGS and is_file(path):
                 return [path]
         relative = [path for path in self._by_name.get(name, []) if path.relative_to(self.folder).as_posix() == name]
         if relative:
             return relative
         if Path(name).is_absolute():
-            return sorted(path for path in Path(name).parent.glob(f"{Path(name).name}.*") if path.suffix in ENDINGS)
+            parent, pattern = Path(name).parent, f"{glob.escape(Path(name).name)}.*"
+            return sorted(path for path in parent.glob(pattern) if path.suffix in ENDINGS) if is_folder(parent) else []
         return self._by_name.get(name, [])
 
 
@@ -118,34 +129,32 @@ def _entries(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     Raises:
         InputError: a file that is not JSON, or has another form.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"metadata file '{file}' cannot be read ({type(error).__name__})") from error
+    name = f"metadata file '{file}'"
+    text = read_text(file, name, MOST_LIST)
     if file.suffix.lower() == ".jsonl":
-        return [_line_entry(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        try:
+            return [_line_entry(f"{name}, line {number}", entry) for number, entry in parse_json_lines(text, name)]
+        except InputError as error:
+            raise InputError(f"{error}{f'; {BACKSLASHES}' if 'escape' in str(error) else ''}") from error
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = parse_json(text, name)
+    except InputError as error:
         way_out = BACKSLASHES if "escape" in str(error) else "a file of JSON lines must end in .jsonl"
-        raise InputError(f"metadata file '{file}' is not JSON: {error}; {way_out}") from error
+        raise InputError(f"{error}; {way_out}") from error
     bare = [name for name, entry in content.items() if not isinstance(entry, dict)] if isinstance(content, dict) else []
     if not isinstance(content, dict) or bare:
         which = f"; the value of {shortened(bare)} is not an object" if bare else ""
         raise InputError(f"metadata file '{file}' must be one JSON object {{picture: {{caption, tags}}}}{which}")
+    check_shape(content, OBJECT, name)
     return list(content.items())
 
 
-def _line_entry(file: Path, number: int, line: str) -> tuple[str, Mapping[str, Any]]:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        way_out = f"; {BACKSLASHES}" if "escape" in str(error) else ""
-        raise InputError(f"metadata file '{file}', line {number} is not JSON: {error}{way_out}") from error
-    names = [entry[key] for key in ("image_path", "file_name") if key in entry] if isinstance(entry, dict) else []
-    if not names or not isinstance(names[0], str):
-        raise InputError(f"metadata file '{file}', line {number} needs image_path (or file_name), a text")
-    return names[0], entry
+def _line_entry(name: str, entry: Any) -> tuple[str, Mapping[str, Any]]:
+    keys = [key for key in ("image_path", "file_name") if key in entry] if isinstance(entry, dict) else []
+    if not keys or not isinstance(entry[keys[0]], str):
+        raise InputError(f"{name} needs image_path (or file_name), a text")
+    check_shape(entry, LINES[("image_path", "file_name").index(keys[0])], name)
+    return entry[keys[0]], entry
 
 
 def _caption(entry: Mapping[str, Any], separator: str, every_line: bool) -> str:

@@ -1,6 +1,5 @@
 """kohya's dataset_config ([general], [[datasets]], [[datasets.subsets]]), strictly read from TOML or JSON."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -8,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from library import json_lines, toml_lines
 from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
-from library.errors import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean, shown
+from library.incoming.files import is_file, is_folder, read_text
+from library.incoming.texts import parse_json, parse_toml
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def read_dataset_config(file: Path, fallback: Mapping[str, Any]) -> list[SubsetE
     _require_datasets(content, file)
     faults = Faults()
     finder = json_lines if file.suffix.lower() == ".json" else toml_lines
-    lines = finder.lines_of_keys(file.read_text(encoding="utf-8-sig"))
+    lines = finder.lines_of_keys(read_text(file, f"dataset_config '{file}'"))
     for name in content:
         if name not in ("general", "datasets"):
             faults.add(f"unknown table '{name}'; dataset_config has [general], [[datasets]] and [[datasets.subsets]]")
@@ -159,16 +158,14 @@ def switched_on(dataset_config: str, name: str) -> bool:
 
 def _parsed(file: Path) -> dict[str, Any]:
     """The tables of the file."""
+    name = f"dataset_config '{file}'"
+    parse = parse_json if file.suffix.lower() == ".json" else parse_toml
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix.lower() == ".json" else toml.loads(text)
-    except OSError as error:
-        raise InputError(f"dataset_config '{file}' cannot be read ({type(error).__name__})") from error
-    except (ValueError, IndexError, TypeError) as error:  # of both parsers
-        kind = "JSON" if file.suffix.lower() == ".json" else "TOML"
+        content = parse(read_text(file, name), name)
+    except InputError as error:
         spoiled = "escape" in str(error) or "Unterminated" in str(error)
         way_out = "; in a Windows path write / or double every backslash" if spoiled else ""
-        raise InputError(f"dataset_config '{file}' is not valid {kind}: {error}{way_out}") from error
+        raise InputError(f"{error}{way_out}") from error
     if not isinstance(content, dict):
         raise InputError(f"dataset_config '{file}' must hold one object with 'datasets'")
     return content
@@ -177,7 +174,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 def _read_table(table: Any, where: str, known: Mapping[str, str], file: Path, faults: Faults) -> dict[str, Any]:
     """The values of one table in their types; whatever is wrong is a fault."""
     if not isinstance(table, dict):
-        faults.add(f"{where} must be a table, got {table!r}")
+        faults.add(f"{where} must be a table, got {shown(table)}")
         return {}
     values: dict[str, Any] = {}
     for name, value in table.items():
@@ -226,7 +223,7 @@ def _typed(name: str, value: Any, kind: str, where: str, file: Path, faults: Fau
             )
             return None
         return value
-    faults.add(f"{where}: {name} must be {kind}, got {value!r}")
+    faults.add(f"{where}: {name} must be {kind}, got {shown(value)}")
     return None
 
 
@@ -262,7 +259,7 @@ def _span(value: Any) -> str | None:
 def _existing(name: str, value: str, kind: str, where: str, file: Path, faults: Faults) -> Path | None:
     """A path relative to the working directory, else to the folder of the config file, which is logged."""
     for path in (Path(value).expanduser(), file.parent / value):
-        if path.is_dir() if kind == FOLDER else path.is_file():
+        if is_folder(path) if kind == FOLDER else is_file(path):
             if path != Path(value).expanduser():
                 logger.info("%s: %s is read relative to the dataset_config file", where, name)
             return path

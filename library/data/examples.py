@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from library.data.subset_rules import Subset
 from library.errors import InputError
+from library.incoming.pictures import open_image
 
 LARGE = 50_000_000  # pixels from which on the memory is looked at
 BYTES_PER_PIXEL = 10  # as decoded (with alpha), in RGB, and turned
@@ -55,7 +56,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             pixels = file.width * file.height
             if pixels > LARGE and (needed := pixels * BYTES_PER_PIXEL) > (free := free_memory()):
                 raise InputError(

@@ -1,6 +1,5 @@
 """Kohya folders (<repeats>_<class>), flat folders, the caption files beside their pictures, and groups of pictures."""
 
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -11,11 +10,15 @@ from typing import NoReturn
 from PIL import features
 
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import exists, is_file, is_folder, read_text
+from library.incoming.shapes import Shape, TableOf, Text, check_shape
+from library.incoming.texts import read_json
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())}
 NOT_READ = {".avif", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".mov", ".mp4", ".psd", ".svg", ".tga",
             ".tif", ".tiff", ".webm"} - ENDINGS  # fmt: skip
 FACE = re.compile(r"(.+)_\d+_\d+_\d+_\d+")  # NAME_x_y_w_h, as kohya's face cropping names its files
+GROUPS: Shape = TableOf(Text(1000), key=Text(4096, is_path=True))
 REPEATS_CLASS = re.compile(r"(\d+)_(.*)")
 logger = logging.getLogger(__name__)
 
@@ -67,8 +70,8 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def picture_folders(folder: Path, flat: bool, option_name: str) -> list[PictureFolder]:
     """The folders to read, or an error that says which folder the person probably meant."""
-    if not folder.is_dir():
-        moved = "" if folder.exists() else f"; if the pictures were moved, give their folder with --{option_name}"
+    if not is_folder(folder):
+        moved = "" if exists(folder) else f"; if the pictures were moved, give their folder with --{option_name}"
         raise InputError(f"{option_name} '{folder}' is not a folder{moved}")
     if flat:
         if not pictures_in(folder):
@@ -148,7 +151,7 @@ def caption_file(path: Path, caption_extension: str | None) -> Path | None:
     for ending in [caption_extension] if caption_extension else [".txt", ".caption"]:
         for stem in (path.stem, *(found.groups() if (found := FACE.fullmatch(path.stem)) else ())):
             file = path.with_name(f"{stem}{ending if ending.startswith('.') else f'.{ending}'}")
-            if file.is_file():
+            if is_file(file):
                 return file
     return None
 
@@ -164,11 +167,15 @@ def captions_in(folder: Path, files: Sequence[Path | None], every_line: bool, fa
     empty, strange = wrong.values()
     for file in files:
         try:
-            captions.append(None if file is None else caption_lines(file.read_text(encoding="utf-8-sig"), every_line))
-        except UnicodeDecodeError:
+            text = None if file is None else read_text(file, f"caption file '{file}'")
+        except InputError as error:
             captions.append("")
-            strange += [file] if file else []
+            if "UTF-8" in str(error) and file:
+                strange.append(file)
+            else:
+                faults.take(error, kind="caption files that cannot be read")
         else:
+            captions.append(None if text is None else caption_lines(text, every_line))
             empty += [file] if file and not captions[-1] else []
     for what, found in wrong.items():
         if len(found) == 1:
@@ -193,20 +200,18 @@ def group_rule(folder: Path, group_by: str | None) -> Callable[[Path], str | Non
         InputError: a JSON file that is missing, or is not an object of texts.
     """
     beside = folder / "groups.json"
-    if group_by == "none" or (group_by is None and not beside.is_file()):
+    if group_by == "none" or (group_by is None and not is_file(beside)):
         return lambda path: None
     if group_by == "folder":
         return lambda path: path.parent.name
     if group_by == "name":
         return lambda path: re.split(r"[_-]", path.stem)[0]
     file = beside if group_by is None else Path(group_by)
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"group_by must be 'folder', 'name', 'none' or a JSON file {{stem: group}}, got '{group_by}'")
-    try:
-        groups = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"group_by '{file}' is not JSON: {error}") from error
+    groups = read_json(file, f"group_by '{file}'")
     if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
         raise InputError(f"group_by '{file}' must be one JSON object of texts, {{stem: group}}")
+    check_shape(groups, GROUPS, f"group_by '{file}'")
     logger.info("groups of pictures are read from '%s'", file.name)
     return lambda path: groups.get(path.stem)

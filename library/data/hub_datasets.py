@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import socket
 import urllib.request
@@ -15,6 +16,8 @@ from urllib.parse import urlparse
 
 from library.data.folders import caption_lines
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import check_regular, is_file, is_folder
+from library.incoming.foreign import foreign_reader
 from library.tensor_files import private_folder, write_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -61,7 +64,7 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
     folder = private_folder(place / fingerprint)
     entries: list[dict[str, Any]] = []
     without: dict[str, list[str]] = {"picture": [], "caption": []}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_rows(rows, source)):
         path = _laid_down(row[source.image_column], folder)
         text = row[source.caption_column]
         caption = caption_lines(text, every_line) if isinstance(text, str) else ""
@@ -84,13 +87,19 @@ def fetch_dataset(source: DatasetSource, cache_dir: Path, *, every_line: bool) -
     return metadata
 
 
+def _rows(rows: Iterable[dict[str, Any]], source: DatasetSource) -> Iterator[dict[str, Any]]:
+    """The rows, read one by one. Raises: InputError where the file is damaged."""
+    with foreign_reader(f"dataset_name '{source.name}'", "fetch it again"):
+        yield from rows
+
+
 def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]], list[str]]:
     """Rows with pictures that are not decoded, and the column names. Local files are read without a copy."""
     import datasets  # slow to import
 
     path = Path(source.name).expanduser()
     try:
-        if path.exists():
+        if os.path.exists(path):
             locks = private_folder(cache / ".locks")
             rows = _local(path, source.split, locks)
             for lock in locks.rglob("*.lock"):
@@ -105,7 +114,9 @@ def _open(source: DatasetSource, cache: Path) -> tuple[Iterable[dict[str, Any]],
         ):
             rows = rows.cast_column(source.image_column, datasets.Image(decode=False))
         columns = list(rows.features or next(iter(rows), {}))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of datasets, pyarrow, the hub: the reason is told
         raise InputError(_explained(source, path, error)) from error
     return rows, columns
 
@@ -145,8 +156,10 @@ def _local(path: Path, split: str, cache: Path) -> Any:
     """A parquet file, a folder of parquet files, or an imagefolder; streamed; ``cache`` gets only lock files."""
     import datasets
 
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if path.is_file() and path.suffix.lower() != ".parquet":
+    files = sorted(path.rglob("*.parquet")) if is_folder(path) else [path]
+    for file in files:
+        check_regular(file, f"dataset_name '{file}'")
+    if is_file(path) and path.suffix.lower() != ".parquet":
         raise InputError(f"dataset_name '{path}' must be a parquet file, a folder, or a hub id")
     if files:
         chosen = [str(file) for file in _of_split(files, split)]
@@ -173,7 +186,7 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
 def _explained(source: DatasetSource, path: Path, error: Exception) -> str:
     """The reason why a dataset cannot be opened, and the way out."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if path.exists():
+    if os.path.exists(path):
         return f"dataset_name '{source.name}' cannot be read as a dataset (split '{source.split}'): {reason}"
     return (
         f"dataset_name '{source.name}' cannot be fetched from the hub: {reason}; check the name, the network "
@@ -184,7 +197,7 @@ def _explained(source: DatasetSource, path: Path, error: Exception) -> str:
 
 def _place(name: str) -> str:
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if os.path.exists(path) else name
 
 
 def _laid_down(value: Any, folder: Path) -> Path | None:
@@ -192,7 +205,7 @@ def _laid_down(value: Any, folder: Path) -> Path | None:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return Path(value).resolve() if Path(value).is_file() else None
+        return Path(value).resolve() if is_file(value) else None
     if not isinstance(value, bytes) or not value:
         return None
     ending = next((ending for start, ending in SIGNATURES.items() if value.startswith(start)), ".png")

@@ -14,7 +14,7 @@ from library.data.augmentation import plain_pixels
 from library.data.examples import Example
 from library.errors import InputError
 from library.progress import counted
-from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
+from library.tensor_files import not_finite, private_folder, read_tensors, state_fingerprint, write_tensors
 
 FORMAT = 3
 logger = logging.getLogger(__name__)
@@ -151,7 +151,10 @@ def _read_cache(folder: Path | None, key: str) -> Moments | None:
         tensors, metadata = read_tensors(folder / f"{key}.safetensors")
         if metadata.get("checksum") != state_fingerprint(tensors):
             raise InputError("its checksum differs")
-        return Moments(tensors["mean"], tensors["std"])
+        mean, std = tensors["mean"], tensors["std"]
+        if mean.shape != std.shape or mean.dim() != 3 or {mean.dtype, std.dtype} != {torch.half} or not_finite(tensors):
+            raise InputError("it holds no moments")
+        return Moments(mean, std)
     except (InputError, KeyError):
         logger.warning("the latent cache file '%s' is damaged and is rebuilt", folder / f"{key}.safetensors")
         return None

@@ -11,6 +11,7 @@ from library.data.folders import no_pictures, picture_folders, pictures_in
 from library.data.hub_datasets import DatasetSource, fetch_dataset
 from library.data.subset_rules import AugmentationRules, BucketRules, CaptionRules, Subset
 from library.errors import Faults, InputError
+from library.incoming.files import is_folder
 from library.rules import pick
 
 CANDIDATE, OUTSIDER, REGULARISATION = "candidate", "outsider", "regularisation"
@@ -115,7 +116,7 @@ def _folder_parts(where: SourceRules, base: Subset) -> list[Part]:
     masks = Path(where.conditioning_data_dir) if where.conditioning_data_dir else None
     if not where.in_json:
         return _kohya_parts(where, CANDIDATE, "train_data_dir", folder, masks, base)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"train_data_dir '{folder}' is not a folder")
     return [
         Part(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import secrets
 import stat
 from dataclasses import dataclass, replace
@@ -12,12 +13,25 @@ from library.data.captions import plain_caption
 from library.data.examples import Example
 from library.data.split import SIDES, Split, checked, draw_split, in_fixed_order
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import is_file, read_text
+from library.incoming.shapes import Either, ListOf, Null, Number, Record, Shape, Text, Whole, check_shape
+from library.incoming.texts import read_json
 from library.tensor_files import write_whole
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # 1: no secret; the sides depended on a seed of 31 bits
 SECRET_BYTES = 32  # of a fresh secret
 LEAST_SECRET_BYTES = 16  # 128 bits cannot be searched
+IMAGE = Record(
+    {"pixels": Text(200), "path": Text(4096, is_path=True), "side": Text(choices=SIDES),
+     "group": Text(1000, is_path=True)},
+    {"repeats": Whole(), "caption_sha256": Text(200)},
+)  # fmt: skip
+SHAPE: Shape = Record(
+    {"images": ListOf(IMAGE), "inclusion": Text(100), "format": Whole(1, FORMAT)},
+    {"nonmember_share": Either((Number(0, 1), Null())), "aux_share": Either((Number(0, 1), Null()))},
+)
+SECRET = re.compile(f"([0-9a-f]{{2}}){{{LEAST_SECRET_BYTES},128}}")
 
 
 @dataclass(frozen=True)
@@ -82,10 +96,10 @@ def read_secret(path: Path) -> bytes:
     """
     way_out = f"write one with: openssl rand -hex {SECRET_BYTES}"
     try:
-        text = path.read_text(encoding="ascii").strip()
+        text = read_text(path, f"split_secret_file '{path}'").strip()
         secret = bytes.fromhex(text)
-    except OSError as error:
-        raise InputError(f"split_secret_file '{path}' cannot be read: {error.strerror or error}; {way_out}") from error
+    except InputError as error:
+        raise InputError(f"{error}; {way_out}") from error
     except ValueError as error:
         raise InputError(f"split_secret_file '{path}' must hold only hexadecimal digits; {way_out}") from error
     if len(secret) < LEAST_SECRET_BYTES:
@@ -130,7 +144,7 @@ def split_of_state(state: Path, split_file: str | None) -> str:
         InputError: neither file exists.
     """
     own = state.resolve().parent.parent / "split.json"
-    if own.is_file():
+    if is_file(own):
         return str(own)
     if split_file is not None:
         return split_file
@@ -207,25 +221,12 @@ def reuse_split(path: str | Path, examples: list[Example], fresh_secret: bytes) 
 
 def read_split_file(path: Path) -> dict:
     """The content of a split.json, after a check of its form."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"] in (1, FORMAT) and all(
-            entry["side"] in SIDES
-            and isinstance(entry["pixels"], str)
-            and "group" in entry
-            and "path" in entry
-            and type(entry.get("repeats", 1)) is int
-            and entry.get("repeats", 1) >= 1
-            for entry in content["images"]
-        )
-        known = known and isinstance(content["inclusion"], str)
-        if content["format"] == FORMAT:
-            known = known and len(bytes.fromhex(content["secret"])) >= LEAST_SECRET_BYTES
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"split_file '{path}' is not a split.json of this suite ({type(error).__name__})") from error
-    if not known:
+    name = f"split_file '{path}'"
+    content = read_json(path, name)
+    check_shape(content, SHAPE, f"{name} is not a split.json of this suite")
+    if content["format"] == FORMAT and not SECRET.fullmatch(str(content.get("secret"))):  # which no message shows
         raise InputError(
-            f"split_file '{path}' is not a split.json of this suite (format {FORMAT} with a secret of at least "
-            f"{8 * LEAST_SECRET_BYTES} bits, and the sides {SIDES})"
+            f"{name} is not a split.json of this suite: its secret is not {2 * LEAST_SECRET_BYTES} or more "
+            "hexadecimal digits"
         )
     return content

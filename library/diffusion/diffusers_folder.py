@@ -1,19 +1,23 @@
 """Opens a model in diffusers layout, part by part; every wrong part is reported."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from library.diffusion.families import sdxl
 from library.diffusion.families.recognise import TRAINED, family_of_unet
+from library.diffusion.folder_settings import MOST_CONFIG, UNET, check_files
+from library.diffusion.hub import without_network
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.weight_files import compare_names, first_line, folder_fingerprint
+from library.diffusion.weight_files import compare_names, folder_fingerprint
 from library.errors import Faults, InputError
+from library.incoming.files import is_folder
+from library.incoming.foreign import foreign_reader
+from library.incoming.shapes import check_shape
+from library.incoming.texts import read_json
 
 NEEDED = ("unet", "vae", "text_encoder", "scheduler")
 TARGETS = ("epsilon", "v_prediction")
@@ -29,8 +33,8 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
         InputError: models of another kind, by name; missing, damaged or misshapen parts, all at once.
     """
     tokenizer_folder = tokenizer_folder or folder / "tokenizer"
-    absent = [name for name in NEEDED if not (folder / name).is_dir()]
-    absent += [] if tokenizer_folder.is_dir() else ["tokenizer"]
+    absent = [name for name in NEEDED if not is_folder(folder / name)]
+    absent += [] if is_folder(tokenizer_folder) else ["tokenizer"]
     if absent:
         raise InputError(
             f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
@@ -40,15 +44,18 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
     unet = read_part(UNet2DConditionModel, folder / "unet", dtype, faults)
     vae = read_part(AutoencoderKL, folder / "vae", torch.float32, faults)
     text_encoder = read_part(CLIPTextModel, folder / "text_encoder", dtype, faults)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    if scheduler.config.prediction_type not in TARGETS:
+    scheduler = faults.attempt(_read_scheduler, folder / "scheduler", faults)
+    tokenizer = faults.attempt(_read_tokenizer, tokenizer_folder, faults)
+    if scheduler is not None and scheduler.config.prediction_type not in TARGETS:
         faults.add(
             f"'{folder}' predicts {scheduler.config.prediction_type!r} (scheduler/); this suite trains models that "
             f"predict {' or '.join(TARGETS)}"
         )
+    if text_encoder is not None and tokenizer is not None:
+        faults.attempt(check_words, tokenizer, text_encoder, f"'{tokenizer_folder}'")
     faults.raise_if_any()
     return LatentDiffusion(
-        tokenizer=CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True),
+        tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae,
         unet=unet,
@@ -62,10 +69,8 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
 def check_kind(folder: Path) -> None:
     """Raises: InputError when the UNet's settings are those of SDXL, of an inpainting model or of another relative."""
     file = folder / "unet" / "config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{file}' cannot be read: {first_line(error)}") from error
+    settings = read_json(file, f"'{file}'", MOST_CONFIG, huge=True)
+    check_shape(settings, UNET, f"'{file}'")
     if sdxl.is_sdxl_folder(folder, settings):
         raise InputError(f"'{folder}' is an {sdxl.NAME} model; this suite trains {TRAINED}")
     channels, answers = settings.get("in_channels", 4), settings.get("out_channels", 4)
@@ -78,13 +83,51 @@ def check_kind(folder: Path) -> None:
         )
 
 
+def _read_scheduler(folder: Path, faults: Faults) -> Any:
+    """The noise schedule; None after a fault."""
+    before = len(faults.messages)
+    check_files(folder, "scheduler", faults)
+    if len(faults.messages) > before:
+        return None
+    with foreign_reader(f"'{folder}'"), without_network():
+        return DDPMScheduler.from_pretrained(folder, local_files_only=True)
+
+
+def _read_tokenizer(folder: Path, faults: Faults) -> Any:
+    """The tokenizer; None after a fault."""
+    before = len(faults.messages)
+    check_files(folder, "tokenizer", faults)
+    if len(faults.messages) > before:
+        return None
+    with foreign_reader(f"'{folder}'"), without_network():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def check_words(tokenizer: Any, text_encoder: Any, name: str) -> None:
+    """Raises: InputError for a tokenizer without start, end or padding, or with numbers that the encoder lacks."""
+    with foreign_reader(name):
+        numbers = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        largest = max([*tokenizer.get_vocab().values(), *(number for number in numbers if number is not None)])
+        tokenizer("a", add_special_tokens=False)
+    if None in numbers:
+        raise InputError(f"{name} has no start, end or padding token")
+    if largest >= text_encoder.config.vocab_size:
+        raise InputError(
+            f"{name} numbers its words up to {largest}, and the text encoder knows {text_encoder.config.vocab_size}"
+        )
+
+
 def read_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
     """Read one part from its folder; None after a fault."""
-    try:
+    before = len(faults.messages)
+    role = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(kind.__name__, "text_encoder")
+    check_files(folder, role, faults)
+    return None if len(faults.messages) > before else faults.attempt(_open_part, kind, folder, dtype, faults)
+
+
+def _open_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
+    with foreign_reader(f"'{folder}'"), without_network():
         part, report = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        faults.add(f"'{folder}' cannot be read: {first_line(error)}")
-        return None
     missing, surplus = (
         [key for key in report.get(name, []) if not key.endswith("position_ids")]
         for name in ("missing_keys", "unexpected_keys")

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -36,7 +37,7 @@ def is_hub_id(name: str) -> bool:
 
     What ends like a model file is a path.
     """
-    if Path(name).exists() or Path(name).suffix.lower() in FILE_ENDINGS:
+    if os.path.exists(name) or Path(name).suffix.lower() in FILE_ENDINGS:
         return False
     return HUB_ID.fullmatch(name) is not None
 
@@ -65,6 +66,17 @@ def fetch(name: str, option_name: str, patterns: Sequence[str]) -> Path:
             f"{missing(option_name, name)}, and it cannot be opened as a hub id: {_reason(error)}. "
             "Download the repository by hand (diffusers layout, .safetensors) and give the folder's path"
         ) from error
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Files of a local folder are read without a look at the hub, whatever they make the libraries ask for."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def tokenizer_of(name: str, folder: Path, tokenizer_cache_dir: str | None) -> Path:

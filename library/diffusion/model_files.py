@@ -15,6 +15,7 @@ from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.single_file import open_single_file
 from library.diffusion.vae_files import open_vae
 from library.errors import Faults, InputError
+from library.incoming.files import is_file, is_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def open_base(
     model = load_model(path, dtype, config_folder, tokenizer_cache_dir=rules.tokenizer_cache_dir)
     faults = Faults()
     _check_family(model, rules, faults)
-    model.scheduler = _schedule(model, rules, faults, is_file=Path(path).is_file())
+    model.scheduler = _schedule(model, rules, faults, is_file=is_file(path))
     layers = model.text_encoder.config.num_hidden_layers
     if rules.clip_skip > layers:
         faults.add(
@@ -87,9 +88,9 @@ def load_model(
     place = Path(path)
     if tokenizer_cache_dir and not hub.is_hub_id(path):
         logger.info("tokenizer_cache_dir has no effect here: '%s' is not a hub id, so no tokenizer is fetched", path)
-    if place.is_dir():
+    if is_folder(place):
         model = open_folder(place, dtype)
-    elif place.is_file():
+    elif is_file(place):
         model = open_single_file(place, dtype, config_folder)
     elif hub.is_hub_id(path):
         model = _open_from_hub(path, dtype, tokenizer_cache_dir)

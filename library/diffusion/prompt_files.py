@@ -1,6 +1,5 @@
 """Prompts of the previews, in kohya's three formats: .txt (one prompt a line), .toml and .json."""
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -8,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from library import json_lines, toml_lines
-from library.errors import Faults, did_you_mean
+from library.errors import Faults, InputError, did_you_mean, shown
+from library.incoming.files import read_text
+from library.incoming.texts import parse_json, parse_toml
 
 logger = logging.getLogger(__name__)
 LETTERS = {
@@ -26,6 +25,7 @@ REFUSED = {
 IGNORED = ("additional_network_multiplier", "flow_shift", "ctr")  # of other scripts and other families
 FLAGS = {key: f"--{letter}" for letter, key in LETTERS.items()}
 KEYS = ("prompt", *(key for key in LETTERS.values() if key not in (*REFUSED, *IGNORED)))
+BOUNDS = (("sample_steps", 1, 1000), ("seed", 0, 2**63 - 1), ("width", 0, 8192), ("height", 0, 8192))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
 
@@ -99,21 +99,21 @@ def read_prompts(
 
 def _entries(file: str, faults: Faults) -> Entries:
     """The entries of a file, prompt by prompt."""
-    path = Path(file)
+    path, name = Path(file), f"sample_prompts '{file}'"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, name)
         if path.suffix == ".txt":
             yield from _of_lines(file, text)
         elif path.suffix == ".toml":
-            yield from _of_table(file, toml.loads(text), toml_lines.lines_of_keys(text), faults)
+            yield from _of_table(file, parse_toml(text, name), toml_lines.lines_of_keys(text), faults)
         elif path.suffix == ".json":
-            content = json.loads(text)
+            content = parse_json(text, name)
             read = _of_list if isinstance(content, list) else _of_table
             yield from read(file, content, json_lines.lines_of_keys(text), faults)
         else:
             faults.add(f"sample_prompts '{file}' must end in .txt, .toml or .json")
-    except (toml.TomlDecodeError, ValueError, IndexError) as error:
-        faults.add(f"sample_prompts '{file}' cannot be read: {error}")
+    except InputError as error:
+        faults.take(error)
 
 
 def _of_lines(file: str, text: str) -> Entries:
@@ -142,7 +142,11 @@ def _of_table(file: str, content: Any, lines: Lines, faults: Faults) -> Entries:
     if strange:
         faults.add(f"sample_prompts '{file}': {', '.join(strange)} is outside [prompt]; move it into that table")
     shared = {key: value for key, value in table.items() if key != "subset"}
-    for number, subset in enumerate(table.get("subset", [{}]), 1):
+    subsets = table.get("subset", [{}])
+    if not isinstance(subsets, list) or not all(isinstance(subset, Mapping) for subset in subsets):
+        faults.add(f"sample_prompts '{file}': prompt.subset must be tables ([[prompt.subset]]), got {shown(subsets)}")
+        return
+    for number, subset in enumerate(subsets, 1):
         yield Place(file, f"prompt {number}", lines, (f"prompt.subset[{number - 1}]", "prompt")), {**shared, **subset}
 
 
@@ -155,7 +159,7 @@ def _of_list(file: str, entries: Any, lines: Lines, faults: Faults) -> Entries:
         elif isinstance(entry, Mapping):
             yield where, entry
         else:
-            faults.add(f"{where.of('')} must be a text or an object, got {entry!r}")
+            faults.add(f"{where.of('')} must be a text or an object, got {shown(entry)}")
 
 
 def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
@@ -173,8 +177,8 @@ def _prompt(  # noqa: PLR0913  one prompt with all that it is read by
         faults.add(f"{where.of('prompt')}: prompt is needed, and it and negative_prompt are texts")
     numbers = _numbers(where, given, stated, multiple, faults)
     if given["sample_sampler"] not in samplers:
-        known = ", ".join(sorted(samplers))
-        faults.add(f"{where.of('sample_sampler')}: sampler {given['sample_sampler']!r} is unknown; known are {known}")
+        known, sampler = ", ".join(sorted(samplers)), shown(given["sample_sampler"])
+        faults.add(f"{where.of('sample_sampler')}: sampler {sampler} is unknown; known are {known}")
     if len(faults.messages) > before:
         return None
     return Prompt(
@@ -217,7 +221,7 @@ def _numbers(
             numbers[key] = _number(given[key], kind)
         except (ValueError, TypeError, OverflowError):
             wanted = "a whole number" if kind is int else "a number"
-            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) takes {wanted}, got {given[key]!r}")
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) takes {wanted}, got {shown(given[key])}")
     for key in ("width", "height"):
         side = numbers.get(key, multiple)
         if side < multiple:
@@ -228,9 +232,16 @@ def _numbers(
                 "%s: %s %g is painted as %g: sides are multiples of %d pixels",
                 where.of(key), FLAGS[key] if key in stated else "resolution", side, numbers[key], multiple,
             )  # fmt: skip
-    for key, least in (("sample_steps", 1), ("seed", 0)):
+    for key, least, most in (
+        ("sample_steps", 1, 1000),
+        ("seed", 0, 2**63 - 1),
+        ("width", 0, 8192),
+        ("height", 0, 8192),
+    ):
         if numbers.get(key, least) < least:
             faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")
+        elif numbers.get(key, most) > most:
+            faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) must be at most {most}, got {numbers[key]:g}")
     return numbers
 
 

@@ -1,6 +1,5 @@
 """Opens one checkpoint file in the original layout, with diffusers' key maps."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ from library.diffusion.families.recognise import family_of_file
 from library.diffusion.families.sd1 import CLIP_PREFIX
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.weight_files import file_hashes, fill, read_checkpoint
-from library.errors import Faults, InputError
+from library.errors import Faults, InputError, shortest
+from library.incoming.texts import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
         weights = converted(unet, vae, text_encoder, checkpoint, family)
     except KeyError as error:
         raise InputError(f"'{file}' lacks {error} and possibly more; the file is incomplete, fetch it again") from error
+    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # of diffusers' key maps
+        raise InputError(
+            f"'{file}' has tensors of shapes that no {family.name} model has ({shortest(error)})"
+        ) from error
     for name, (part, state) in weights.items():
         fill(part, state, f"'{file}', {name}", faults)
     faults.raise_if_any()
@@ -88,5 +92,6 @@ def shipped_tokenizer(folder: Path, family: Family) -> CLIPTokenizer:
     """A tokenizer from its folder; a folder with settings only gets the family's shipped vocabulary."""
     if (folder / "vocab.json").is_file():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file, f"'{file}'", huge=True)
     return CLIPTokenizer.from_pretrained(family.vocabulary, local_files_only=True, **settings)

@@ -15,6 +15,8 @@ from library.diffusion.families.family import VAE_PREFIX
 from library.diffusion.latent_diffusion import latent_factor
 from library.diffusion.weight_files import file_hashes, fill, folder_fingerprint, read_checkpoint
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import is_file, is_folder
+from library.incoming.foreign import foreign_reader
 
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -32,9 +34,9 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
         InputError: a file without a VAE, or a VAE of other dimensions or of another latent space (SDXL's).
     """
     place = hub.fetch(name, "vae", hub.VAE) if hub.is_hub_id(name) else Path(name)
-    if place.is_dir():
+    if is_folder(place):
         vae, fingerprint = _from_folder(place)
-    elif place.is_file():
+    elif is_file(place):
         vae, fingerprint = _from_file(place, own, latent_channels), file_hashes(place)["ss_new_sd_model_hash"]
     else:
         raise InputError(hub.missing("vae", name))
@@ -44,8 +46,8 @@ def open_vae(name: str, own: Any, latent_channels: int) -> tuple[Any, str]:
 
 def _from_folder(folder: Path) -> tuple[Any, str]:
     """The VAE of a folder: the folder of a VAE, or of a whole model."""
-    part = "." if (folder / "config.json").is_file() else "vae"
-    if not (folder / part / "config.json").is_file():
+    part = "." if is_file(folder / "config.json") else "vae"
+    if not is_file(folder / part / "config.json"):
         raise InputError(f"vae '{folder}' has neither a config.json nor a folder vae; give the VAE's folder")
     faults = Faults()
     vae = read_part(AutoencoderKL, folder / part, torch.float32, faults)
@@ -57,13 +59,16 @@ def _from_file(file: Path, own: Any, latent_channels: int) -> Any:
     """The VAE of a file: original names with or without ``first_stage_model.``, or diffusers' names."""
     tensors = vae_tensors(file, read_checkpoint(file))
     last = tensors.get("encoder.conv_out.weight")
-    if last is not None and last.shape[0] != 2 * latent_channels:  # mean and log variance
+    if last is not None and last.dim() and last.shape[0] != 2 * latent_channels:  # mean and log variance
         raise InputError(_other_channels(str(file), last.shape[0] // 2, latent_channels))
     if not any(name.startswith("encoder.down_blocks.") for name in tensors):
         try:
-            tensors = convert_ldm_vae_checkpoint(dict(tensors), config=dict(own.config))
-        except KeyError as error:
-            raise InputError(f"vae '{file}' lacks {error} and possibly more; fetch it again") from error
+            with foreign_reader(f"vae '{file}'", "fetch it again"):
+                tensors = convert_ldm_vae_checkpoint(dict(tensors), config=dict(own.config))
+        except InputError as error:
+            if isinstance(error.__cause__, KeyError):
+                raise InputError(f"vae '{file}' lacks {error.__cause__} and possibly more; fetch it again") from error
+            raise
     vae, faults = AutoencoderKL.from_config(own.config), Faults()
     fill(vae, tensors, f"vae '{file}'", faults)
     faults.raise_if_any()

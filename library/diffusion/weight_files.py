@@ -1,14 +1,14 @@
 """Weight files: reads them without running code, loads them into a part of a model, and hashes them."""
 
 import hashlib
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import open_regular
+from library.incoming.pickles import read_pickle
 from library.tensor_files import read_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -24,15 +24,9 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
         raise InputError(f"'{file}' is not a checkpoint: its name must end in one of {', '.join(ENDINGS)}")
     if file.suffix == ".safetensors":
         return read_tensors(file)[0]
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"'{file}' was not opened: its pickle holds more than tensors and could run code on loading. Get a "
-            ".safetensors of it, or convert it on a machine without private data"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"'{file}' cannot be read ({first_line(error)}); fetch it again") from error
+    content = read_pickle(
+        file, f"'{file}'", "get a .safetensors of it, fetch it again, or convert it on a machine without private data"
+    )
     while isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -69,7 +63,7 @@ def compare_names(where: str, missing: list[str], unexpected: list[str], faults:
 
 def file_hashes(file: Path) -> dict[str, str]:
     """kohya's two hashes of a checkpoint: 8 hex of 64 KiB at offset 1 MiB, and the SHA-256 of the whole file."""
-    with file.open("rb") as stream:
+    with open_regular(file, f"'{file}'") as stream:
         whole = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0x100000)
         short = hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]
@@ -82,7 +76,7 @@ def folder_fingerprint(folder: Path, parts: Iterable[str] = ("text_encoder", "un
     for name in parts:
         for file in sorted((folder / name).iterdir()):
             if file.suffix in (".safetensors", ".bin"):
-                with file.open("rb") as stream:
+                with open_regular(file, f"'{file}'") as stream:
                     digest.update(f"{name}/{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()
 

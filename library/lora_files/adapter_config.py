@@ -1,6 +1,5 @@
 """What peft states beside its tensors: alpha, rank and their exceptions, from a config file or a header."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import InputError
+from library.incoming.files import MOST_SETTINGS, is_file
+from library.incoming.texts import parse_json, read_json
 
 TYPES = ("LORA", "LOHA", "LOKR")  # of peft; others have no kind that kohya's clients know
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start that subtract something from the base model
@@ -91,25 +92,13 @@ def _figures(value: Any, what: str) -> dict[str, float]:
 
 def is_peft_folder(path: Path) -> bool:
     """Whether a folder is an adapter of peft, or holds one for each part of the model."""
-    return any((place / "adapter_config.json").is_file() for place in (path, *(path / part for part in PARTS)))
-
-
-def json_of(text: str, where: str) -> Any:
-    """Parse JSON. Raises: InputError for anything else."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON ({str(error)[:80]})") from error
+    return any(is_file(place / "adapter_config.json") for place in (path, *(path / part for part in PARTS)))
 
 
 def config_in_folder(folder: Path) -> AdapterConfig:
     """The settings in a peft folder. Raises: InputError when the file is missing or wrong."""
     file = folder / "adapter_config.json"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"'{file}' cannot be read ({error})") from error
-    return config_of(json_of(text, f"'{file}'"), f"'{file}'")
+    return config_of(read_json(file, f"'{file}'", MOST_SETTINGS), f"'{file}'")
 
 
 def configs_in_header(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
@@ -119,7 +108,7 @@ def configs_in_header(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
         InputError: a header that is not as diffusers writes it.
     """
     where = "lora_adapter_metadata"
-    stated = json_of(metadata.get(where, "{}"), where)
+    stated = parse_json(metadata.get(where, "{}"), where)
     if not isinstance(stated, Mapping):
         raise InputError(f"{where} is not a table of settings")
     by_part: dict[str, dict[str, Any]] = {}

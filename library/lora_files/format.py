@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from library.errors import shortened
-from library.tensor_files import tensor_hash, write_tensors
+from library.tensor_files import tensor_hash, tensor_names, write_tensors
 
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = re.compile(
@@ -111,10 +110,8 @@ def kind_of(parts: frozenset[str]) -> str | None:
 
 def kinds_in(path: Path) -> set[str]:
     """Kinds of a file's modules, with "DoRA" if a module has its scale; only the header is read."""
-    with safe_open(str(path), framework="pt") as file:
-        names = list(file.keys())
     parts: dict[str, set[str]] = {}
-    for name in names:
+    for name in tensor_names(path):
         module, _, part = name.partition(".")
         parts.setdefault(module, set()).add(part)
     kinds = {kind_of(frozenset(found)) or "unknown" for found in parts.values()}

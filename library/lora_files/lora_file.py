@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from library.errors import Faults, InputError, shortened
+from library.incoming.files import is_file, is_folder, open_regular
 from library.lora_files import adapter_config
 from library.lora_files.format import KINDS, factors_agree, kind_of, modules_of
 from library.lora_files.other_names import kohya_named, other_family, rank_of, renamed
@@ -48,43 +49,38 @@ def read_lora(path: Path) -> LoraFile:
 
 def weight_files(path: Path) -> list[Path]:
     """The files with a LoRA's tensors: itself, or those of a peft folder, which may have one for each part."""
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     places = [path / PEFT_FILE, *(path / part / PEFT_FILE for part in adapter_config.PARTS)]
-    return [file for file in places if file.is_file()]
+    return [file for file in places if is_file(file)]
 
 
 def refuse_pickle(path: Path) -> None:
     """Raises: InputError for files that only Python's pickle reads."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror})") from error
+    with open_regular(path, f"'{path}'") as file:
+        start = file.read(4)
     if path.suffix in PICKLES or start.startswith(PICKLED):
         raise InputError(f"'{path}' is a pickle, which can run code: convert it first, to a .safetensors file")
 
 
 def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors under kohya's names, and the metadata; of a peft folder, all of its parts together."""
-    if not path.is_dir():
+    if not is_folder(path):
         return _of_file(path)
     if not adapter_config.is_peft_folder(path):
         raise InputError(f"'{path}' is a folder without peft's adapter_config.json; name the LoRA file in it")
-    if (path / "adapter_config.json").is_file():
+    if is_file(path / "adapter_config.json"):
         return _of_peft_folder(path, "")
     found: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for part in adapter_config.PARTS:
-        if (path / part / "adapter_config.json").is_file():
+        if is_file(path / part / "adapter_config.json"):
             tensors, stated = _of_peft_folder(path / part, f"{part}.")
             found, metadata = found | tensors, metadata | stated
     return found, metadata
 
 
 def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise InputError(f"'{path}' is not a file")
     refuse_pickle(path)
     tensors, metadata = read_tensors(path)
     _refuse_other_families(path, tensors)
@@ -98,9 +94,9 @@ def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[st
     """Args: part: "unet." or "text_encoder.", or empty where the names of the modules tell."""
     file = folder / PEFT_FILE
     config = adapter_config.config_in_folder(folder)
-    if not file.is_file():
+    if not is_file(file):
         pickled = folder / "adapter_model.bin"
-        if pickled.is_file():
+        if is_file(pickled):
             refuse_pickle(pickled)
         raise InputError(f"'{folder}' has no {PEFT_FILE}")
     tensors, metadata = read_tensors(file)

@@ -5,13 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import toml
-
-from library.errors import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean, shown
+from library.incoming.shapes import Anything, ListOf, Record, Shape, TableOf, Text, Whole, check_shape
+from library.incoming.texts import read_toml
 from library.trainers import TRAINERS
 
 DESCRIPTION = "Trains several LoRAs on one split, audits all of them, and writes one table."
 NAMES = ("config_file", "output_dir")
+RUN = Record({"name": Text(100)}, {"title": Text(200), "checkpoint_of": Text(100), "epoch": Whole(1, 999_999)})
+PLAN: Shape = Record(
+    {"runs": ListOf(RUN, 1, 1000)},
+    {"audit": TableOf(Anything()), "compare": Record({}, {"output_dir": Text(is_path=True), "jobs": Whole(1, 1024)})},
+)
 USAGE = "compare.py takes --config_file FILE and --output_dir DIR"
 
 
@@ -50,10 +55,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
     """The comparison's TOML and its output folder. Raises: InputError with everything that is wrong."""
     options = read_arguments(arguments)
-    try:
-        plan = toml.loads(Path(options.config_file).read_text(encoding="utf-8"))
-    except (OSError, toml.TomlDecodeError) as error:
-        raise InputError(f"config_file '{options.config_file}' cannot be read: {error}") from error
+    name = f"config_file '{options.config_file}'"
+    plan = read_toml(options.config_file, name)
+    check_shape(plan, PLAN, name)
     runs = plan.get("runs", [])
     names = [run.get("name") if isinstance(run, dict) else None for run in runs]
     if not runs or None in names or len(set(names)) < len(names):
@@ -71,7 +75,7 @@ def check_run(run: dict[str, Any], names: list[Any], faults: Faults) -> None:
     """Check what becomes a folder or a script: the name, the source of a checkpoint, the trainer (door)."""
     name, source, door = run["name"], run.get("checkpoint_of"), run.get("door")
     if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+ -]*", name):
-        faults.add(f"a run's name becomes a folder: use letters, digits, spaces and . _ + -, got {name!r}")
+        faults.add(f"a run's name becomes a folder: use letters, digits, spaces and . _ + -, got {shown(name)}")
     if source is not None and source not in names:
         faults.add(f"run {name!r}: checkpoint_of {source!r} is not another run of this file")
     if source is None and door not in TRAINERS:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import Faults
+from library.incoming.files import exists, is_file, is_folder
 from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
 from library.options.sources import with_origin
@@ -28,15 +29,15 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     for name in (*FOLDERS, *FILES):
         path = getattr(config, name)
         where = f" ({origins[name]})" if name in origins else ""
-        if path and not Path(path).exists():
+        if path and not exists(path):
             faults.add(f"{name} '{path}' does not exist{where}{_way_out(name, Path(path))}", about=name)
         elif path and name == "network_weights" and is_peft_folder(Path(path)):
             continue
-        elif path and Path(path).is_dir() != (name in FOLDERS):
+        elif path and is_folder(path) != (name in FOLDERS):
             kind = "a folder, and not a file" if name in FILES else "not a folder"
             faults.add(f"{name} '{path}' is {kind}{where}", about=name)
     for path in config.base_weights:
-        if not Path(path).is_file() and not is_peft_folder(Path(path)):
+        if not is_file(path) and not is_peft_folder(Path(path)):
             place = f" ({origins['base_weights']})" if "base_weights" in origins else ""
             faults.add(f"base_weights '{path}' is neither a file nor a peft folder{place}", about="base_weights")
     if door not in TRAINERS:
@@ -102,15 +103,13 @@ def _check_publishable(config: Config, faults: Faults) -> None:
     if not config.publishable:
         return
     target = Path(config.publishable)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if exists(target) and (not is_folder(target) or any(target.iterdir())):
         faults.add(f"publishable '{target}' must be an empty folder or one that does not exist yet; give a fresh one")
     for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
-        private = (
-            Path(output, "audit") if Path(output).is_dir() else Path(output).with_name(f"{Path(output).stem}-audit")
-        )
+        private = Path(output, "audit") if is_folder(output) else Path(output).with_name(f"{Path(output).stem}-audit")
         if target.resolve().is_relative_to(private.resolve()):
             faults.add(f"publishable '{target}' is inside the private folder '{private}'; give a folder outside it")
-    existing = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
+    existing = next(place for place in (target.resolve(), *target.resolve().parents) if exists(place))
     if not os.access(existing, os.W_OK):
         faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
 
@@ -124,7 +123,7 @@ def _check_model(config: Config, faults: Faults) -> None:
             "pretrained_model_name_or_path is needed: a diffusers folder, a checkpoint file, or a hub id",
             about="pretrained_model_name_or_path",
         )
-    elif not Path(base).exists() and not hub.is_hub_id(base):
+    elif not exists(base) and not hub.is_hub_id(base):
         faults.add(hub.missing("pretrained_model_name_or_path", base), about="pretrained_model_name_or_path")
     if len(config.base_weights_multiplier) > len(config.base_weights):
         faults.add(

@@ -111,6 +111,19 @@ def given_options(door: str, arguments: Sequence[str]) -> list[str]:
     return list(collect_options(door, arguments, Faults(), Notices(lambda text: None)))
 
 
+def typed_settings(settings: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """What a run's config.toml says, in the declared types and bounds; keys that are no options are left out.
+
+    Raises:
+        InputError: every value that its option does not take.
+    """
+    faults = Faults()
+    given = {name: Given(value, file) for name, value in settings.items() if name in TYPES}
+    typed = typed_values(given, faults)
+    faults.raise_if_any()
+    return typed
+
+
 def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options that another training needs to repeat a run's recipe: no output, preview, audit or seed.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import Faults
+from library.incoming.files import exists, is_file
 from library.options.declarations import TRAINERS, Config
 from library.options.notices import Notices
 from library.options.sources import Given
@@ -76,9 +77,9 @@ def _previews(config: Config, given: Mapping[str, Given], notices: Notices) -> C
     if not place or asked or "sample_prompts" not in given:
         return config
     file = Path(place)
-    if file.exists() and not (file.is_file() and file.stat().st_size == 0):
+    if exists(file) and not (is_file(file) and file.stat().st_size == 0):
         return config
-    state = "is empty" if file.exists() else "does not exist"
+    state = "is empty" if exists(file) else "does not exist"
     notices.idle(
         "sample_prompts", given["sample_prompts"], f"'{place}' {state}, and no sample_every_* asks for a preview"
     )

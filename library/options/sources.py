@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import toml
-
-from library.errors import Faults, InputError
+from library.errors import Faults, InputError, shown
+from library.incoming.files import read_text
+from library.incoming.texts import parse_toml
 from library.toml_lines import lines_of_keys, without_repeats
 
 COMMAND_LINE = "command line"
@@ -97,15 +96,13 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
         InputError: a dataset file.
     """
     path = path if path.endswith(".toml") else path + ".toml"
-    if not Path(path).is_file():
-        faults.add(f"config_file '{path}' is not a file")
-        return None
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path, f"config_file '{path}'")
         once, repeated = without_repeats(text)
-        tables = toml.loads(once)
-    except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        faults.add(f"{path} is not valid TOML: {error}{_way_out(str(error))}")
+        tables = parse_toml(once, path)
+    except InputError as error:
+        for message in error.messages:
+            faults.add(f"{message}{_way_out(message)}")
         return None
     if "datasets" in tables and set(tables) <= {"datasets", "general"}:
         raise InputError(
@@ -124,7 +121,7 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
             where = f"{path}{line}, [{heading}]" if heading else f"{path}{line}"
             if isinstance(entry, str) and SPOILED_PATH.match(entry):
                 faults.add(
-                    f"{where}: {name} = {entry!r} is not a path: TOML reads its backslash as a control "
+                    f"{where}: {name} = {shown(entry)} is not a path: TOML reads its backslash as a control "
                     f"character{BACKSLASHES}",
                     about=name,
                 )
@@ -138,9 +135,7 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
 
 def _way_out(error: str) -> str:
     """What to write instead, for the most common mistakes."""
-    if "homogeneous" in error:
-        return "; write all numbers of a list in the same form, e.g. [0.0, 0.5]"
-    return BACKSLASHES if "escape" in error or "Unterminated" in error else ""
+    return BACKSLASHES if "Unescaped" in error or "Unterminated" in error or "Illegal character" in error else ""
 
 
 def outputs_named(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:

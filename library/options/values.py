@@ -7,11 +7,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from library.errors import Faults, did_you_mean
+from library.errors import Faults, did_you_mean, shown
+from library.incoming.files import unusable_name
 from library.options.declarations import Config
 from library.options.front_ends import is_our_own
 from library.options.kohya import REFUSED_VALUES, ZERO_IS_UNSET
-from library.options.sources import COMMAND_LINE, Given
+from library.options.sources import COMMAND_LINE, SPOILED_PATH, Given
 
 TYPES = typing.get_type_hints(Config)
 SHARES = ("lr_warmup_steps", "lr_decay_steps", "token_warmup_step")  # steps, or a share of the run: 0.1 or "10%"
@@ -24,6 +25,7 @@ def typed_values(given: Mapping[str, Given], faults: Faults) -> dict[str, Any]:
     values = {name: _coerced(name, entry, faults) for name, entry in given.items() if not leaves_unset(name, entry)}
     values = {name: value for name, value in values.items() if value is not None}
     _check_bounds(values, given, faults)
+    _check_names(values, given, faults)
     return {name: value for name, value in values.items() if name not in faults.about}
 
 
@@ -51,7 +53,7 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
         else {bool: "true or false", int: "a whole number"}.get(wanted, "a number" if wanted is float else "a text")
     )
     share = ', or a share of the run such as 0.1 or "10%" (below 100%)' if name in SHARES else ""
-    faults.add(f"{name} must be {kind}{share}, got {entry.value!r} ({entry.origin})", about=name)
+    faults.add(f"{name} must be {kind}{share}, got {shown(entry.value)} ({entry.origin})", about=name)
     return None
 
 
@@ -118,7 +120,7 @@ def _check_bounds(values: dict[str, Any], given: Mapping[str, Given], faults: Fa
 def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
     """Why an option cannot have a value of its type; empty where it can."""
     facts = Config.__dataclass_fields__[name].metadata
-    where = f"got {value!r} ({entry.origin})"
+    where = f"got {shown(value)} ({entry.origin})"
     reasons = REFUSED_VALUES.get(name, {})
     if str(value) in reasons:
         return f"{entry.origin}: {name} = {value!r} is not supported: {reasons[value]}"
@@ -143,10 +145,21 @@ def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
     return ""
 
 
+def _check_names(values: Mapping[str, Any], given: Mapping[str, Given], faults: Faults) -> None:
+    """Check that what names a place is a name that a file can have."""
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str) or not names_a_place(name) or SPOILED_PATH.match(one):  # told where it is read
+                continue
+            if why := unusable_name(one):
+                faults.add(f"{name} {why}, got {shown(one)} ({given[name].origin})", about=name)
+
+
 def names_a_place(name: str) -> bool:
     """Whether the option's value is a path."""
     return name.endswith(("_dir", "_path", "_file", "_config", "_weights", "_json", "_prompts")) or name in (
         "vae",
+        "outputs",
         "resume",
         "publishable",
     )

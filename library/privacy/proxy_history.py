@@ -1,6 +1,6 @@
 """The checks of a run: whether the proxy attacker ever beat chance (else there was no defence), and the gap."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import NormalDist
 from typing import Any
 
@@ -63,8 +63,8 @@ class ProxyHistory:
 
     def remember(self, checks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> None:
         """Add the checks of the run that this one continues."""
-        self.checks += [ProxyCheck(**check) for check in checks]
-        self.gaps += [GapCheck(**gap) for gap in gaps]
+        self.checks += [_taken(ProxyCheck, check) for check in checks]
+        self.gaps += [_taken(GapCheck, gap) for gap in gaps]
 
     def word(self) -> str:
         """The verdict in the LoRA's metadata."""
@@ -88,3 +88,8 @@ class ProxyHistory:
             f"WARNING: the proxy attacker never beat chance (best: {figure}):\n"
             "  this run counts as UNDEFENDED. Raise attack_lr or k_steps, or train longer"
         )
+
+
+def _taken(kind: Any, values: dict[str, Any]) -> Any:
+    """A check of a state; keys of another version are left out."""
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})

@@ -56,9 +56,12 @@ class Average:
         names = [f"{i:05d}" for i in range(len(tensors) - 1)]
         saved = [tensors[name] for name in names if name in tensors]
         shapes = [value.shape for value in self.values]
+        steps = tensors.get("steps", torch.zeros(2))
+        if steps.numel() != 1 or not 0 <= float(steps) < 2**53:
+            raise InputError("the state's average does not say how many steps it is of; resume from another state")
         if len(names) != len(shapes) or [tensor.shape for tensor in saved] != shapes:
             raise InputError(f"the state's average has {len(names)} tensors that do not fit this run's network")
-        self.steps = int(tensors["steps"])
+        self.steps = int(steps)
         for value, tensor in zip(self.values, saved, strict=True):
             value.copy_(tensor)
 

@@ -154,7 +154,7 @@ def read_note(handle: int) -> dict[str, Any]:
     """The note in a lock file; empty where there is none."""
     try:
         note = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
+    except (ValueError, OSError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

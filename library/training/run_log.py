@@ -13,6 +13,10 @@ from typing import Any
 
 from PIL import Image
 
+from library.errors import InputError
+from library.incoming.files import MOST_LIST, read_text
+from library.incoming.shapes import Either, ListOf, Number, Record, Shape, Text, Whole, check_shape
+from library.incoming.texts import parse_json_lines
 from library.plain_text import plain_lines
 from library.progress import Smoothed, clock, course, interval
 from library.tensor_files import owners_file, write_whole
@@ -53,6 +57,12 @@ class LogFile:
     def close(self) -> None:
         """Close it."""
         os.close(self._handle)
+
+
+FIGURE = Either((Number(), Text(pattern="nan|-?inf")))
+LOSSES = ("adaptation_loss_members_aux", "adaptation_loss_non_members_aux", "proxy_balanced_accuracy")
+COUNTS = ("images_members_aux", "images_non_members_aux")
+RECORDS: Shape = ListOf(Record({"step": Whole()}, dict.fromkeys((*LOSSES, *COUNTS), FIGURE)))
 
 
 class Recorder:
@@ -179,9 +189,21 @@ class Recorder:
 
     def _forget_after(self, done: int) -> None:
         """Remove records that a resumed run will write again."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= done]
-        write_whole(self.log, "".join(f"{line}\n" for line in kept))
+        kept = [record for record in read_records(self.log) if record["step"] <= done] if self.log.exists() else []
+        write_whole(self.log, "".join(f"{json.dumps(record)}\n" for record in kept))
+
+
+def read_records(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl; a last one that a killed run has left without its end is left out.
+
+    Raises:
+        InputError: a line that this suite does not write.
+    """
+    name = f"'{log}'"
+    text = read_text(log, name, MOST_LIST)
+    records = [record for _, record in parse_json_lines(text[: text.rfind("\n") + 1], name)]
+    check_shape(records, RECORDS, name)
+    return records
 
 
 def validation_summary(figures: dict[str, Any]) -> str:
@@ -205,6 +227,8 @@ def validation_summary(figures: dict[str, Any]) -> str:
 
 def learning_summary(log: Path) -> str:
     """The first and the last validation pass of a whole run, a resumed one too, from its log."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    passes = [record for record in records if "adaptation_loss_members_aux" in record]
+    passes = [record for record in read_records(log) if "adaptation_loss_members_aux" in record]
+    if not passes:
+        raise InputError(f"'{log}' has lost its validation passes; somebody changed it while the run wrote it")
+    passes = [{name: float(record[name]) for name in (*LOSSES, *COUNTS) if name in record} for record in passes]
     return f"before: {validation_summary(passes[0])}\nafter:  {validation_summary(passes[-1])}"

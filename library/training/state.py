@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,14 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from library import __version__
-from library.errors import Faults, InputError, shortened
+from library.errors import Faults, InputError, shortened, shown
+from library.incoming import files
+from library.incoming.pickles import read_pickle
+from library.incoming.shapes import Anything, ListOf, Number, Record, Shape, TableOf, Text, Whole, check_shape
+from library.incoming.texts import read_json
 from library.tensor_files import not_finite, private_folder, read_tensors, rename_away, write_tensors, write_whole
 from library.training.average import Average, has_two_faces, shown_weights
 from library.training.optimizers import trained_parameters
+from library.training.saved_moments import check_alike, check_moments, check_schedule
 
 logger = logging.getLogger(__name__)
-# Moments that have the shape of their parameter, in torch.optim and in the packages of optimizers.KNOWN
-SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "z", "state1", "state2")
+HEX = Text(pattern="[0-9a-f]{1,128}")
+CHECK = Record({"epoch": Whole(), "balanced_accuracy": Number(0, 1), "members": Whole(1), "non_members": Whole(1)})
+NUMBERS = ("learnt", "by_heart", "auc", "low", "high")
+GAP = Record(dict.fromkeys(NUMBERS, Number()) | {"done": Whole(), "members": Whole(1), "non_members": Whole(1)})
+CONTENT: Shape = Record(
+    {"format": Whole(2, 2), "done": Whole(), "options": TableOf(Anything()), "checks": ListOf(CHECK)},
+    {
+        "gaps": ListOf(GAP),
+        "threads": Whole(1),
+        "version": Text(100),
+        "files": TableOf(HEX, key=Text(255, r"\w[\w.-]*")),
+        "checksum": HEX,
+    },
+)
 FORMAT = 2  # 1: the random streams depended only on the seed
 # What a resumed run must find as it was
 INPUTS = {
@@ -127,9 +143,9 @@ def save_state(
         buffer = io.BytesIO()
         torch.save(moving, buffer)
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
-        files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
+        hashes = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "version": __version__, "done": done, "options": options, **inputs}
-        content |= {"checks": checks, "gaps": gaps, "files": files, "threads": torch.get_num_threads()}
+        content |= {"checks": checks, "gaps": gaps, "files": hashes, "threads": torch.get_num_threads()}
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         before = rename_away(path) if path.exists() else None
@@ -151,19 +167,19 @@ def read_state(place: str | None) -> dict[str, Any]:
         return {"done": 0, "checks": [], "gaps": []}
     path = Path(place)
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        dict(content["options"])
-        if content["format"] == 1:
+        content = read_json(path / "state.json", f"'{path / 'state.json'}'", finite=False)
+        if isinstance(content, dict) and content.get("format") == 1:
             raise InputError(
                 f"--resume '{path}' is a state of an earlier version, whose random draws depended only on the "
                 "seed, and cannot be continued. Train again: a LoRA of that version reveals its members "
                 "(docs/threat_model.md)"
             )
-        if content["format"] != FORMAT or not isinstance(content["done"], int):
-            raise ValueError(f"format {content['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_shape(content, CONTENT, "state.json")
+    except InputError as error:
+        if "earlier version" in str(error):
+            raise
         raise InputError(
-            f"--resume '{path}' is not a state folder of this suite ({type(error).__name__}); {states_near(path)}"
+            f"--resume '{path}' is not a state folder of this suite ({error.messages[0]}); {states_near(path)}"
         ) from error
     check_files(path, content)
     return content
@@ -181,8 +197,7 @@ def states_near(path: Path) -> str:
 
 def file_hash(file: Path) -> str:
     """SHA-256 (hex) of a file."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return files.file_hash(file, f"'{file}'")
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
@@ -205,7 +220,7 @@ def check_files(path: Path, content: Mapping[str, Any]) -> None:
         damaged = [
             name
             for name, wanted in (content.get("files") or {}).items()
-            if not (path / name).is_file() or file_hash(path / name) != wanted
+            if not files.is_file(path / name) or file_hash(path / name) != wanted
         ]
     if damaged:
         raise InputError(
@@ -242,7 +257,8 @@ def require_options(
         before, now = saved[name], json.loads(json.dumps(options[name]))
         if before != now:
             faults.add(
-                f"--resume '{place}': {name} was {before!r} and is {now!r} now; resume with the run's own config.toml"
+                f"--resume '{place}': {name} was {shown(before)} and is {shown(now)} now; resume with the run's own "
+                "config.toml"
             )
     faults.raise_if_any()
     if lacking:
@@ -272,7 +288,11 @@ def require_inputs(content: Mapping[str, Any], inputs: Mapping[str, str], place:
 
 
 def load_training_state(place: str | None, training_state: TrainingState) -> None:
-    """Load a state's tensors and moments into the training state; only tensors and plain values are unpickled."""
+    """Load a state's tensors and moments into the training state; only tensors and plain values are unpickled.
+
+    Raises:
+        InputError: what is damaged, or does not fit this run.
+    """
     if place is None:
         return
     path = Path(place)
@@ -282,43 +302,19 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
         training_state.kept.update(_finite_tensors(path / "kept.safetensors"))
     if training_state.average is not None:
         training_state.average.fill(_finite_tensors(path / "average.safetensors"))
-    moving = _read_moments(path / "optimizers.pt")
-    check_moments(training_state.optimizer, moving["optimizer"], path / "optimizers.pt")
-    check_moments(training_state.attacker, moving["attacker"], path / "optimizers.pt")
+    file = path / "optimizers.pt"
+    moving = read_pickle(file, f"--resume: '{file}'", "resume from another state")
+    if not isinstance(moving, dict) or not {"optimizer", "schedule", "attacker", "scaler"} <= set(moving):
+        raise InputError(f"--resume: '{file}' holds no optimizer; resume from another state")
+    check_moments(training_state.optimizer, moving["optimizer"], file)
+    check_moments(training_state.attacker, moving["attacker"], file)
+    check_schedule(training_state.schedule, moving["schedule"], f"--resume: in '{file}' schedule")
     training_state.optimizer.load_state_dict(moving["optimizer"])
     training_state.schedule.load_state_dict(moving["schedule"])
     training_state.attacker.load_state_dict(moving["attacker"])
     if training_state.scaler is not None and moving["scaler"]:
+        check_alike(training_state.scaler.state_dict(), moving["scaler"], f"--resume: in '{file}' scaler")
         training_state.scaler.load_state_dict(moving["scaler"])
-
-
-def check_moments(optimizer: Any, saved: Any, file: Path) -> None:
-    """Compare an optimizer's saved moments with its parameters before they are loaded: a wrong shape crashes torch.
-
-    Raises:
-        InputError: another number of parameters, or a moment of another shape or with NaN or infinity.
-    """
-    try:
-        groups = [len(group["params"]) for group in saved["param_groups"]]
-        numbers = [number for group in saved["param_groups"] for number in group["params"]]
-        moments = {number: dict(saved["state"].get(number, {})) for number in numbers}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"--resume: '{file}' holds no optimizer; resume from another state") from error
-    if groups != [len(group["params"]) for group in optimizer.param_groups]:
-        raise InputError(f"--resume: '{file}' is of an optimizer with other parameters; resume from another state")
-    for number, parameter in zip(numbers, trained_parameters(optimizer), strict=True):
-        for name, value in moments[number].items():
-            if not isinstance(value, Tensor):
-                continue
-            if name in SHAPED and value.shape != parameter.shape:
-                raise InputError(
-                    f"--resume: in '{file}' {name} of parameter {number} has the shape {tuple(value.shape)}, and the "
-                    f"parameter {tuple(parameter.shape)}; resume from another state"
-                )
-            if value.is_floating_point() and not value.isfinite().all():
-                raise InputError(
-                    f"--resume: in '{file}' {name} of parameter {number} is not finite; resume from another state"
-                )
 
 
 def _finite_tensors(file: Path) -> dict[str, Tensor]:
@@ -329,18 +325,6 @@ def _finite_tensors(file: Path) -> dict[str, Tensor]:
             f"--resume: '{file}' holds NaN or infinity in {shortened(strange, 3)}; resume from another state"
         )
     return tensors
-
-
-def _read_moments(file: Path) -> dict[str, Any]:
-    """The optimizers' moments. Raises: InputError for a damaged pickle, or one that could run code."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"--resume: '{file}' was not read: it is damaged, or holds more than tensors and plain values ({reason}); "
-            "resume from another state"
-        ) from error
 
 
 def raw_tensors(module: nn.Module) -> dict[str, Tensor]:

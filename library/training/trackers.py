@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import toml
 from PIL import Image
 
-from library.errors import Faults, InputError, did_you_mean
+from library.errors import Faults, InputError, did_you_mean, shown
+from library.incoming.texts import read_toml
 from library.tensor_files import private_folder
 from library.training.output_folder import OutputFolder
 
@@ -171,15 +171,14 @@ def read_tracker_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    try:
-        tables = toml.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise InputError(f"log_tracker_config '{path}' is not valid TOML: {error}") from error
+    tables = read_toml(path, f"log_tracker_config '{path}'")
     faults = Faults()
     for table in tables:
         if table != "wandb":
             faults.add(f"log_tracker_config '{path}': [{table}] is not supported; use [wandb]")
-    further = dict(tables.get("wandb", {}))
+    further = tables.get("wandb", {})
+    if not isinstance(further, dict):
+        raise InputError(f"log_tracker_config '{path}': wandb must be a table ([wandb]), got {shown(further)}")
     for name in further:
         if name not in FOR_WANDB:
             faults.add(

@@ -74,9 +74,9 @@ def test_pictures_that_are_missing_unclear_or_without_caption_are_reported_toget
     [
         ("[1]", "meta.json", "must be one JSON object"),
         ('{"a": {"caption": "x"}, "b": 3}', "meta.json", "the value of 'b' is not an object$"),
-        ("{", "meta.json", "is not JSON: .*; a file of JSON lines must end in .jsonl"),
+        ("{", "meta.json", "is not valid JSON: .*; a file of JSON lines must end in .jsonl"),
         ('{"caption": "x"}\n', "meta.jsonl", "line 1 needs image_path"),
-        ("\nnonsense\n", "meta.jsonl", "line 2 is not JSON"),
+        ("\nnonsense\n", "meta.jsonl", "line 2 is not valid JSON"),
     ],
 )
 def test_other_shapes_of_metadata_are_refused(folder: Path, text: str, name: str, message: str) -> None:

@@ -268,7 +268,7 @@ def test_a_secret_file_repeats_a_draw_and_without_one_every_draw_is_new(tmp_path
         ("", "must hold at least 32 hexadecimal digits"),
         ("my secret", "must hold only hexadecimal digits"),
         ("\u00e4" * 40, "must hold only hexadecimal digits"),
-        (None, "cannot be read: No such file"),
+        (None, "is not a file: there is nothing of this name; write one with: openssl"),
     ],
 )
 def test_a_secret_that_is_none_is_refused(tmp_path: Path, content: str | None, fault: str) -> None:

@@ -119,7 +119,7 @@ def test_every_broken_part_of_a_diffusers_folder_is_reported(tmp_path: Path, mod
         load_model(str(broken))
     text = str(caught.value)
     assert "1 tensors are missing: 'conv_in.weight'" in text and "unexpected: 'stranger'" in text
-    assert "vae' cannot be read" in text
+    assert "vae/diffusion_pytorch_model.safetensors' is no whole safetensors file" in text
 
 
 def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:

@@ -216,7 +216,6 @@ def test_no_flag_may_be_abbreviated(flags) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("optimizer_args = [0, 0.5]", "write all numbers of a list in the same form, e.g. [0.0, 0.5]"),
         ('train_data_dir = "C:\\pics\\me"', "in a Windows path write / or double every backslash"),
         ("flip_aug = True", "not valid TOML"),
         ("seed = 1\nseed = 2", "not valid TOML"),

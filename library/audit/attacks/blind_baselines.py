@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from library.audit.attacks.classifiers import best_logistic
 from library.audit.targets.candidate_table import AuxView, FloatArray
 from library.data.examples import as_rgb
+from library.incoming.pictures import open_image
 
 THUMB = 8  # pixels per side
 ORIENTATIONS = 8
@@ -32,7 +33,7 @@ def image_features(paths: Sequence[Path]) -> FloatArray:
     """[n, F] features of picture files."""
     rows = []
     for path in paths:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             rows.append(picture_features(as_rgb(file)))
     return np.stack(rows)
 

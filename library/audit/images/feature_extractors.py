@@ -1,7 +1,6 @@
 """Feature extractors: CLIP and DINOv2 from local folders, Inception for FID and KID, each named by layer."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,12 @@ from torch import Tensor
 
 from library.audit.images import perceptual
 from library.audit.images.inception import LAYERS, load_inception
+from library.diffusion.hub import without_network
 from library.diffusion.vae import decoder_of
 from library.errors import InputError
+from library.incoming.files import MOST_SETTINGS, file_hash, is_folder
+from library.incoming.foreign import foreign_reader
+from library.incoming.texts import read_json
 
 ENCODERS = ("clip", "dinov2")  # model types
 
@@ -89,7 +92,7 @@ def open_extractors(vae: Any, rules: ExtractorRules) -> FeatureExtractors:
     def inception(pixels: Tensor) -> dict[str, Tensor]:
         return network((pixels.clamp(0, 1) * 255).round().to(device))
 
-    weights = hashlib.sha256(Path(rules.inception_weights).read_bytes()).hexdigest()[:12]
+    weights = file_hash(rules.inception_weights, f"inception_weights '{rules.inception_weights}'")[:12]
     return FeatureExtractors(decode, encoder, clip, inception, f"Inception {weights}", sight, digest)
 
 
@@ -106,25 +109,24 @@ def open_encoder(path: str, option_name: str, device: torch.device) -> Encoder:
     """
     folder = local_folder(path, option_name)
     try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-        sight = json.loads((folder / "preprocessor_config.json").read_text())
-        prepare = preparation(sight)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings = [folder / name for name in ("config.json", "preprocessor_config.json")]
+        config, sight = (read_json(file, f"'{file}'", MOST_SETTINGS, huge=True) for file in settings)
+        with foreign_reader("a setting"):
+            kind, prepare = config["model_type"], preparation(sight)
+    except InputError as error:
         raise InputError(
             f"{option_name} '{path}' needs config.json and preprocessor_config.json as transformers "
-            f"writes them ({type(error).__name__}: {error})"
+            f"writes them: {error.messages[0]}"
         ) from error
     if kind not in ENCODERS:
         raise InputError(f"{option_name} '{path}' is a '{kind}'; use one of {', '.join(ENCODERS)}")
-    try:
+    with foreign_reader(f"{option_name} '{path}' cannot be opened: its model"), without_network():
         model = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{option_name} '{path}' cannot be opened: {error}") from error
     model = model.to(device).eval().requires_grad_(False)
     weights = sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()
+    digest = hashlib.sha256(b"".join(bytes.fromhex(file_hash(file, f"'{file}'")) for file in weights)).hexdigest()
 
     @torch.no_grad()
     def features(pixels: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def preparation(sight: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
 
 def local_folder(path: str, option_name: str) -> Path:
     """The folder itself, or the folder of a hub id in this machine's cache."""
-    if Path(path).is_dir():
+    if is_folder(path):
         return Path(path)
     try:
         return Path(huggingface_hub.snapshot_download(path, local_files_only=True))

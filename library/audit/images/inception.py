@@ -1,7 +1,6 @@
 """The Inception network of FID and KID (TensorFlow's 2015-12-05 weights), fed the way TensorFlow 1 was."""
 
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from library.errors import InputError, shortened
+from library.incoming.pickles import read_pickle
 
 SIDE = 299  # pixels that the network expects
 LAYERS = {"768": "mean over places of Mixed_6e", "2048": "last mean pool"}
@@ -178,10 +178,9 @@ def load_inception(file: Path, device: torch.device) -> Inception:
     Raises:
         InputError: a file of another network, with the names that differ.
     """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"inception_weights '{file}' cannot be read as tensors ({type(error).__name__})") from error
+    state = read_pickle(file, f"inception_weights '{file}'")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"inception_weights '{file}' is no table of tensors; fetch it again")
     network = Inception()
     wanted = network.state_dict()
     given = {name: value for name, value in dict(state).items() if not name.startswith("fc.")}

@@ -20,6 +20,15 @@ def cache_key(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
+def pictures_of(shard: Path) -> list[str]:
+    """The pictures of a shard, in order. Raises: InputError for a shard that does not hold a row of each."""
+    tensors, metadata = read_tensors(shard)
+    pictures = metadata.get("pictures", "").split()
+    if any(value.dim() == 0 or len(value) != len(pictures) for value in tensors.values()):
+        raise InputError(f"'{shard}' does not hold one row for each of its {len(pictures)} pictures")
+    return pictures
+
+
 class AnswerCache:
     """Statistics per picture under one key; rows are asked for in any order."""
 
@@ -30,11 +39,11 @@ class AnswerCache:
         self.row_of: dict[str, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             try:
-                _, metadata = read_tensors(shard)
+                pictures = pictures_of(shard)
             except InputError:
                 shard.unlink()  # damaged: its pictures are asked again
                 continue
-            self._know(shard, metadata.get("pictures", "").split())
+            self._know(shard, pictures)
 
     def _know(self, shard: Path, pictures: Sequence[str]) -> None:
         self.row_of.update({picture: (shard, row) for row, picture in enumerate(pictures)})
@@ -62,11 +71,12 @@ class AnswerCache:
             raise InputError("no pictures to score")
         opened = {shard: read_tensors(shard)[0] for shard in {self.row_of[picture][0] for picture in pictures}}
         rows = [(opened[shard], row) for shard, row in (self.row_of[picture] for picture in pictures)]
-        names = set(rows[0][0])
-        if any(set(tensors) != names for tensors, _ in rows):
+        shapes = [{name: value.shape[1:] for name, value in tensors.items()} for tensors in opened.values()]
+        if any(one != shapes[0] for one in shapes):
             raise InputError(f"the cached answers in '{self.folder}' are to different questions; delete the folder")
         return {
-            name: torch.stack([tensors[name][row].float() for tensors, row in rows]).numpy() for name in sorted(names)
+            name: torch.stack([tensors[name][row].float() for tensors, row in rows]).numpy()
+            for name in sorted(shapes[0])
         }
 
 

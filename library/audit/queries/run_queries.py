@@ -19,12 +19,21 @@ from library.audit.queries.audited_model import AuditedModel
 from library.audit.queries.query_plan import QueryPlan
 from library.audit.targets.candidate_table import FloatArray, Picture
 from library.errors import InputError
+from library.incoming.files import is_file
+from library.incoming.shapes import ListOf, Record, Shape, Text, Whole, check_shape
+from library.incoming.texts import read_json
 from library.progress import counted, spoken
 from library.tensor_files import private_folder, write_whole
 
 TIMED = 3  # passes of each thread that a forecast rests on
 INDEX_FORMAT = 2  # 1 named folders anywhere and did not say whose answers they held
 STORE_NAME = re.compile(r"[0-9a-f]{32}")  # as cache_key makes them
+STORE = Text(pattern=STORE_NAME.pattern)
+INDEX: Shape = Record({
+    "format": Whole(INDEX_FORMAT, INDEX_FORMAT), "adapter": Text(1000), "split": Text(1000),
+    "pictures": ListOf(Text(1000)),
+    "stores": Record(dict.fromkeys(("on", "off", "gradients_on", "gradients_fresh"), STORE)),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -218,24 +227,17 @@ def read_index(file: Path, shelf: Shelf, adapter: str) -> tuple[AnswerFolders, l
         InputError: no answers yet, or answers of another LoRA or split.
     """
     again = "run once without --scores_only"
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"'{file.parent}' holds no answers of this LoRA and profile yet; {again}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names, keys = (
-            {field.name: content["stores"][field.name] for field in fields(AnswerFolders)},
-            content["pictures"],
-        )
-        whose = content["adapter"], content["split"]
-        texts = [*names.values(), *whose, *keys]
-        if content["format"] != INDEX_FORMAT or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"format {content['format']}")
-        if not all(STORE_NAME.fullmatch(name) for name in names.values()):
-            raise ValueError("no names of stores")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        content = read_json(file, f"'{file}'")
+        check_shape(content, INDEX, f"'{file}'")
+    except InputError as error:
         raise InputError(
-            f"'{file}' does not say which answers are whose as this version writes it ({type(error).__name__}); {again}"
+            f"'{file}' does not say which answers are whose as this version writes it ({error.messages[0]}); {again}"
         ) from error
+    names, keys = {field.name: content["stores"][field.name] for field in fields(AnswerFolders)}, content["pictures"]
+    whose = content["adapter"], content["split"]
     for stated, here, what in zip(whose, (adapter, shelf.split), ("LoRA", "split"), strict=True):
         if stated != here:
             raise InputError(

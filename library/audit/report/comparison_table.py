@@ -1,12 +1,13 @@
 """Several audited LoRAs in one table, in the form of Table 1 of arXiv 2402.11989."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from library.audit.statistics.working_attack import attack_works
 from library.errors import InputError
+from library.incoming.shapes import Anything, TableOf, check_shape
+from library.incoming.texts import read_json
 from library.plain_text import plain
 
 PAPER_ATTACK = "map_mlp"  # the attacker that the released method reports against
@@ -30,9 +31,11 @@ def read_findings(folder: Path) -> dict[str, Any]:
     """The findings.json of an output folder."""
     file = folder / "audit" / "findings.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{folder}' was not audited ({type(error).__name__} at audit/findings.json)") from error
+        findings = read_json(file, "audit/findings.json", finite=False)
+        check_shape(findings, TableOf(Anything()), "audit/findings.json")
+        return findings
+    except InputError as error:
+        raise InputError(f"'{folder}' was not audited ({error.messages[0]})") from error
 
 
 def comparison_rows(named: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,20 +1,27 @@
 """What is audited: LoRA files of output folders (or bare ones), each with its settings, split and audit folder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import toml
-
-from library.errors import Faults, InputError
+from library.errors import Faults
+from library.incoming.files import is_file, is_folder
+from library.incoming.texts import read_toml
 from library.lora_files.adapter_config import is_peft_folder
 
 SOURCES = ("train_data_dir", "dataset_config", "dataset_name")  # where pictures may come from
 WRITTEN_TO = ("cache_dir", "tokenizer_cache_dir", "output_dir", "logging_dir")  # a run's folders, not the audit's
 SPREAD = 3  # earlier files, enough for the shape of a curve
 NUMBER = re.compile(r"-(?:step)?\d{6,8}$")
+
+Typed = Callable[[Mapping[str, Any], str], dict[str, Any]]
+
+
+def as_written(settings: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The values of a config.toml as they are."""
+    return dict(settings)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ def find_runs(
     defaults: Mapping[str, Any],
     overrides: Mapping[str, Any],
     split_file: str | None,
+    typed: Typed = as_written,
 ) -> list[Run]:
     """Every LoRA file to audit, in the order given.
 
@@ -50,6 +58,7 @@ def find_runs(
         defaults: settings for bare files, and what a config.toml leaves open.
         overrides: what beats every config.toml.
         split_file: used in place of each folder's own.
+        typed: checks what a config.toml says; called with its values and the file for messages.
 
     Raises:
         InputError: everything that is missing, at once.
@@ -60,10 +69,10 @@ def find_runs(
         faults.add("nothing to audit; give one or more output folders, e.g. bash audit.sh output/my-run")
     for output in outputs:
         path = Path(output)
-        if path.is_dir() and not is_peft_folder(path):
-            runs += _of_folder(path, checkpoints, defaults, split_file, faults)
-        elif path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
-            runs += _of_file(path, {**defaults, **overrides}, split_file, faults)
+        if is_folder(path) and not is_peft_folder(path):
+            runs += _of_folder(path, checkpoints, defaults, split_file, faults, typed)
+        elif is_folder(path) or (path.suffix == ".safetensors" and is_file(path)):
+            runs += _of_file(path, {**defaults, **overrides}, split_file, faults, typed)
         else:
             faults.add(f"'{output}' is neither an output folder nor a .safetensors file")
     faults.raise_if_any()
@@ -73,18 +82,18 @@ def find_runs(
 
 
 def _of_folder(
-    folder: Path, checkpoints: str, defaults: Mapping[str, Any], split_file: str | None, faults: Faults
+    folder: Path, checkpoints: str, defaults: Mapping[str, Any], split_file: str | None, faults: Faults, typed: Typed
 ) -> list[Run]:
     config, split = folder / "config.toml", Path(split_file) if split_file else folder / "split.json"
     files = sorted(file for file in folder.glob("*.safetensors") if file.stem != "proxy")
     for needed, what in ((config, "the options of the training"), (split, "who is a member")):
-        if not needed.is_file():
+        if not is_file(needed):
             faults.add(f"'{folder}' has no {needed.name} ({what}); a LoRA without it cannot be audited")
     if not files:
         faults.add(f"'{folder}' holds no LoRA file (*.safetensors)")
-    if not files or not config.is_file() or not split.is_file():
+    if not files or not is_file(config) or not is_file(split):
         return []
-    settings = {**defaults, **read_settings(config)}
+    settings = {**defaults, **(faults.attempt(read_settings, config, typed) or {})}
     named = folder / f"{settings['output_name']}.safetensors"
     whole = [file for file in files if not NUMBER.search(file.stem)]
     last = named if named in files else (whole or files)[-1]
@@ -107,11 +116,14 @@ def of_checkpoints(earlier: Sequence[Path], checkpoints: str) -> list[Path]:
     return [earlier[round((place + 1) * (len(earlier) + 1) / (SPREAD + 1)) - 1] for place in range(SPREAD)]
 
 
-def _of_file(file: Path, defaults: Mapping[str, Any], split_file: str | None, faults: Faults) -> list[Run]:
+def _of_file(
+    file: Path, defaults: Mapping[str, Any], split_file: str | None, faults: Faults, typed: Typed
+) -> list[Run]:
     beside = file.parent / "config.toml"
-    settings = {**defaults, **(read_settings(beside) if beside.is_file() else {})}
+    stated = faults.attempt(read_settings, beside, typed) if is_file(beside) else None
+    settings = {**defaults, **(stated or {})}
     split = Path(split_file) if split_file else file.parent / "split.json"
-    if not split.is_file():
+    if not is_file(split):
         faults.add(f"'{file}' has no split.json beside it; say who was a member with --split_file")
     if not settings.get("pretrained_model_name_or_path"):
         faults.add(f"'{file}' has no config.toml beside it; give --pretrained_model_name_or_path")
@@ -122,19 +134,16 @@ def _of_file(file: Path, defaults: Mapping[str, Any], split_file: str | None, fa
     return [Run(file.stem, file, split, file.parent / f"{file.stem}-audit", settings, True)]
 
 
-def read_settings(config: Path) -> dict[str, Any]:
+def read_settings(config: Path, typed: Typed = as_written) -> dict[str, Any]:
     """The options of a config.toml, sections flattened.
 
     The file may be a stranger's: where something is written is this audit's own business, and left out.
     """
-    try:
-        tables = toml.loads(config.read_text(encoding="utf-8-sig"))
-    except (toml.TomlDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise InputError(f"'{config}' is not valid TOML: {error}") from error
+    tables = read_toml(config, f"'{config}'")
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= value if isinstance(value, dict) else {key: value}
-    return {name: value for name, value in flat.items() if name not in WRITTEN_TO}
+    return typed({name: value for name, value in flat.items() if name not in WRITTEN_TO}, f"'{config}'")
 
 
 def _labelled(runs: list[Run]) -> list[Run]:

@@ -33,7 +33,7 @@ def family_of_file(file: Path, checkpoint: Mapping[str, Tensor]) -> Family:
     if sdxl.is_sdxl_file(checkpoint):
         raise InputError(f"'{file}' is an {sdxl.NAME} checkpoint; this suite trains {TRAINED}")
     first = checkpoint.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
-    if first is not None and first.shape[1] == 9:
+    if first is not None and first.dim() > 1 and first.shape[1] == 9:
         raise InputError(f"'{file}' is an inpainting model (9 input channels); give the ordinary one")
     family = SD2 if _belongs_to(SD2, checkpoint) else SD1
     parts = {UNET_PREFIX: "UNet", VAE_PREFIX: "VAE", family.text_prefix: "text encoder"}
@@ -53,5 +53,5 @@ def family_of_file(file: Path, checkpoint: Mapping[str, Tensor]) -> Family:
 def _belongs_to(family: Family, checkpoint: Mapping[str, Tensor]) -> bool:
     """Whether a file has the family's text encoder, or a UNet that takes its text states."""
     key = checkpoint.get(CONTEXT_KEY)
-    takes_its_states = key is not None and key.shape[-1] == family.context_width
+    takes_its_states = key is not None and key.dim() > 0 and key.shape[-1] == family.context_width
     return takes_its_states or any(name.startswith(family.text_prefix) for name in checkpoint)

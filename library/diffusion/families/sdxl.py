@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from library.errors import InputError
+from library.incoming.files import is_file, is_folder
+from library.tensor_files import tensor_names
 
 NAME = "SDXL"
 FILE_PREFIX = "conditioner.embedders."  # of the text encoders' tensors in a single file
@@ -17,17 +19,16 @@ def is_sdxl_file(names: Iterable[str]) -> bool:
 
 def is_sdxl_folder(folder: Path, unet_settings: Mapping[str, Any]) -> bool:
     """Whether a diffusers folder has a second text encoder, or a UNet that takes conditions besides the text."""
-    return (folder / "text_encoder_2").is_dir() or bool(unet_settings.get("addition_embed_type"))
+    return is_folder(folder / "text_encoder_2") or bool(unet_settings.get("addition_embed_type"))
 
 
 def is_sdxl_place(place: Path) -> bool | None:
     """Whether a base model's file or folder is one of SDXL, tensors unopened; None where that is not seen."""
-    if (place / "unet").is_dir():
-        return (place / "text_encoder_2").is_dir()
-    if place.suffix.lower() != ".safetensors" or not place.is_file():
+    if is_folder(place / "unet"):
+        return is_folder(place / "text_encoder_2")
+    if place.suffix.lower() != ".safetensors" or not is_file(place):
         return None
     try:
-        with safe_open(str(place), "pt") as file:
-            return is_sdxl_file(file.keys())
-    except (SafetensorError, OSError):  # opening the model says what is wrong with it
+        return is_sdxl_file(tensor_names(place))
+    except InputError:  # opening the model says what is wrong with it
         return None
