@@ -17,7 +17,7 @@ from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import attacker_losses, member_cross_entropy
 from library.privacy.proxy_history import ProxyHistory
 from library.seeding import StreamKey, stream
-from library.training.optimizer_step import average_gradients
+from library.training.optimization.optimizer_step import average_gradients
 from networks.network_protocol import switched_off
 
 

@@ -30,11 +30,11 @@ from library.privacy.gap import require_visible
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
 from library.training import earlier_run, messages, output_folder, state, trackers
-from library.training.average import Average, begin_average
 from library.training.device import agreed, open_accelerator, settle_threads
-from library.training.lr_schedulers import ScheduleRules, build_schedule
-from library.training.optimizer_step import DTYPES
-from library.training.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
+from library.training.optimization.average import Average, begin_average
+from library.training.optimization.lr_schedulers import ScheduleRules, build_schedule
+from library.training.optimization.optimizer_step import DTYPES
+from library.training.optimization.optimizers import OptimizerRules, build_optimizer, check_optimizer, trained_numbers
 from library.training.output_folder import OutputFolder
 from library.training.output_lock import OutputLock
 from library.training.training_plan import BatchSize, TrainingPlan, Undivided, plan_training, steps_for

@@ -21,7 +21,7 @@ from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import seed_modules
 from library.training.interruption import FiniteGuard
-from library.training.optimizer_step import take_step
+from library.training.optimization.optimizer_step import take_step
 from library.training.state import TrainingState, load_training_state
 from networks import protocol
 

@@ -74,7 +74,7 @@ def _check_network_args(config: Config, faults: Faults) -> None:
 
 
 def _check_schedule(config: Config, faults: Faults) -> None:
-    from library.training.lr_schedulers import COUNTS, READS  # slow to import
+    from library.training.optimization.lr_schedulers import COUNTS, READS  # slow to import
 
     finds_its_rate = "schedulefree" in config.optimizer_type.lower() or config.optimizer_type.lower() == "adafactor"
     if config.lr_scheduler_type or finds_its_rate:

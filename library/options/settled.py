@@ -112,7 +112,7 @@ def _free_text(config: Config, given: Mapping[str, Given], notices: Notices) -> 
 
 def _schedule(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
     """Numbers that another schedule reads."""
-    from library.training.lr_schedulers import COUNTS  # slow to import
+    from library.training.optimization.lr_schedulers import COUNTS  # slow to import
 
     if config.lr_scheduler_type:
         return config

@@ -1,6 +1,5 @@
 """What an earlier run left in an output folder: told from a person's own files, removed, and swept after a kill."""
 
-import json
 import logging
 import os
 import re
@@ -11,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from library.errors import Faults, InputError
 from library.file_table import AUDIT_DIR, CONFIG_HEADER, OUTPUT_DIR
+from library.incoming.files import read_text
+from library.incoming.texts import parse_toml, read_json
 from library.tensor_files import read_tensors, remove_folder
 from library.training.output_folder import OutputFolder
 
@@ -186,11 +185,11 @@ def _own_config(file: Path) -> dict[str, Any] | None:
     if file.is_symlink() or not file.is_file():
         return None
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, f"'{file}'")
         if not text.startswith(CONFIG_HEADER):
             return None
-        tables = toml.loads(text)
-    except (OSError, ValueError, IndexError):
+        tables = parse_toml(text, f"'{file}'")
+    except InputError:
         return None
     return {name: value for table in tables.values() if isinstance(table, dict) for name, value in table.items()}
 
@@ -200,8 +199,8 @@ def _has_secret(file: Path) -> bool:
     if file.is_symlink() or not file.is_file():
         return False
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(file, f"'{file}'")
+    except InputError:
         return False
     return isinstance(content, dict) and isinstance(content.get("secret"), str)
 

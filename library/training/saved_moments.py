@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import InputError, shortened, shown
-from library.training.optimizers import trained_parameters
+from library.training.optimization.optimizers import trained_parameters
 
 # Moments that have the shape of their parameter, in torch.optim and in the packages of optimizers.KNOWN
 SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "z", "state1", "state2")

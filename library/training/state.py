@@ -23,8 +23,8 @@ from library.incoming.pickles import read_pickle
 from library.incoming.shapes import Anything, ListOf, Number, Record, Shape, TableOf, Text, Whole, check_shape
 from library.incoming.texts import read_json
 from library.tensor_files import not_finite, private_folder, read_tensors, rename_away, write_tensors, write_whole
-from library.training.average import Average, has_two_faces, shown_weights
-from library.training.optimizers import trained_parameters
+from library.training.optimization.average import Average, has_two_faces, shown_weights
+from library.training.optimization.optimizers import trained_parameters
 from library.training.saved_moments import check_alike, check_moments, check_schedule
 
 logger = logging.getLogger(__name__)

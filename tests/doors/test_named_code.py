@@ -12,8 +12,8 @@ import torch
 import PLoRA
 from library import named_code
 from library.errors import InputError
-from library.training import lr_schedulers, optimizers
-from library.training.literals import literal_arguments
+from library.training.optimization import lr_schedulers, optimizers
+from library.training.optimization.literals import literal_arguments
 from networks import lycoris_args, protocol
 
 ROOT = Path(__file__).parent.parent.parent

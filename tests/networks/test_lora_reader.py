@@ -162,7 +162,7 @@ def test_a_peft_folder_may_stand_wherever_a_lora_file_may(tmp_path: Path) -> Non
     faults = Faults()
     given = dataclasses.replace(Config(), network_weights=str(tmp_path), base_weights=[str(tmp_path), "nowhere"])
     check_together("PLoRA", given, {}, faults)
-    assert [one for one in faults.messages if "_weights" in one] == [
+    assert [one for one in faults.messages if "weights" in one] == [
         "base_weights 'nowhere' is neither a file nor a peft folder"
     ]
     defaults = {"pretrained_model_name_or_path": "base", "train_data_dir": "pictures"}

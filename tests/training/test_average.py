@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from library.errors import InputError
-from library.training.average import Average, begin_average
-from library.training.optimizers import trained_parameters
+from library.training.optimization.average import Average, begin_average
+from library.training.optimization.optimizers import trained_parameters
 from library.training.state import TrainingState
 
 

@@ -13,9 +13,15 @@ from torch import nn
 from library.errors import InputError
 from library.options.declarations import Config
 from library.rules import pick
-from library.training.average import has_two_faces
-from library.training.lr_schedulers import ScheduleRules, build_schedule
-from library.training.optimizers import KNOWN, OptimizerRules, build_optimizer, check_optimizer, trained_parameters
+from library.training.optimization.average import has_two_faces
+from library.training.optimization.lr_schedulers import ScheduleRules, build_schedule
+from library.training.optimization.optimizers import (
+    KNOWN,
+    OptimizerRules,
+    build_optimizer,
+    check_optimizer,
+    trained_parameters,
+)
 
 CPU = [name for name, known in KNOWN.items() if not known.only_cuda]
 RATES = {name: 1.0 if known.adapts else 1e-2 for name, known in KNOWN.items()} | {"DAdaptSGD": 0.1}  # 1.0 diverges

@@ -11,7 +11,7 @@ import torch.multiprocessing as processes
 
 from library.training.device import agreed, open_accelerator
 from library.training.interruption import FiniteGuard, StopSignal
-from library.training.optimizer_step import average_gradients, take_step
+from library.training.optimization.optimizer_step import average_gradients, take_step
 from library.training.state import TrainingState
 from tests.helpers.keys import secret_of
 

@@ -27,7 +27,7 @@ from library.rules import pick
 from library.training import device
 from library.training.checkpoint_schedule import KeepRule, numbers_due
 from library.training.interruption import FiniteGuard
-from library.training.optimizer_step import take_step
+from library.training.optimization.optimizer_step import take_step
 from library.training.training_plan import BatchSize, TrainingPlan, Undivided
 from networks.lora import create_network
 from tests.helpers.runs import assert_same_tensors, records

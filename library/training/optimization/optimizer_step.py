@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from library.training.interruption import FiniteGuard
-from library.training.optimizers import gradient_norm, trained_parameters
+from library.training.optimization.optimizers import gradient_norm, trained_parameters
 from library.training.state import TrainingState
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}

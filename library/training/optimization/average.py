@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import InputError
-from library.training.optimizers import trained_parameters
+from library.training.optimization.optimizers import trained_parameters
 
 
 class Average:

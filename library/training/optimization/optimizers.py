@@ -10,7 +10,7 @@ from torch import nn
 
 from library.errors import InputError, did_you_mean
 from library.named_code import NotImportedError, Wanted, imported
-from library.training.literals import literal_arguments
+from library.training.optimization.literals import literal_arguments
 
 logger = logging.getLogger(__name__)
 

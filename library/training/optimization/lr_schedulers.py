@@ -14,8 +14,8 @@ import transformers.optimization
 
 from library.errors import InputError, did_you_mean
 from library.named_code import Wanted, imported
-from library.training.average import has_two_faces
-from library.training.literals import literal_arguments
+from library.training.optimization.average import has_two_faces
+from library.training.optimization.literals import literal_arguments
 
 logger = logging.getLogger(__name__)
 
