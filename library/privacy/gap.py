@@ -59,17 +59,26 @@ class Course:
 def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Course:
     """When the rate falls and when the run ends; a function of the checks, so a resumed run has the same.
 
-    The decay begins at the first check whose AUC reaches the target, or after ``PATIENCE`` checks without a gain, and
-    early enough to end with the planned steps.
+    The decay begins at the first check from which the AUC would reach the target in the course of it, or after
+    ``PATIENCE`` checks without a gain, and early enough to end with the planned steps.
     """
     if rules.target_auc is None:
         return Course(planned, planned)
     begin = round(planned / (1 + rules.target_decay))
     for number, check in enumerate(checks):
-        if 0 < check.done < begin and (check.auc >= rules.target_auc or _has_stalled(checks[: number + 1])):
+        seen = checks[: number + 1]
+        if 0 < check.done < begin and (_auc_after_decay(rules, seen) >= rules.target_auc or _has_stalled(seen)):
             begin = check.done
             break
     return Course(begin, min(planned, begin + round(rules.target_decay * begin)))
+
+
+def _auc_after_decay(rules: StopRules, checks: Sequence[GapCheck]) -> float:
+    """The last AUC and its rise over the last checks, which goes on at half its pace while the rate falls to zero."""
+    last, trained = checks[-1], [check for check in checks if check.done > 0]
+    before = trained[-1 - PATIENCE :][0]
+    rise = max(0.0, last.auc - before.auc) / max(1, last.done - before.done)
+    return last.auc + rise * rules.target_decay * last.done / 2
 
 
 def _has_stalled(checks: Sequence[GapCheck]) -> bool:

@@ -39,11 +39,19 @@ def test_without_a_target_a_run_has_its_planned_length_and_rate() -> None:
 
 
 def test_the_rate_falls_from_the_first_check_at_the_target_to_the_end() -> None:
-    course = course_of(RULES, checks((0, 0.0, 0.5), (20, 0.2, 0.55), (40, 0.3, 0.6), (44, 0.31, 0.58)), 1000)
+    course = course_of(RULES, checks((0, 0.0, 0.5), (20, 0.2, 0.52), (40, 0.3, 0.6), (44, 0.31, 0.58)), 1000)
     assert (course.decay_from, course.end) == (40, 50)
     factors = [course.rate_factor(step) for step in range(38, 50)]
     assert factors[:2] == [1.0, 1.0] and factors[2] == pytest.approx(10 / 11) and factors[-1] == pytest.approx(1 / 11)
     assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_the_decay_begins_early_enough_not_to_pass_the_target() -> None:
+    """From .56 the AUC rises by .02 in 10 steps; a decay of 10 steps at half the pace adds .01, one of 12 adds .012."""
+    seen = checks((10, 0.1, 0.5), (20, 0.2, 0.52), (30, 0.3, 0.54), (40, 0.35, 0.56), (48, 0.36, 0.576))
+    later = StopRules(target_auc=0.585, target_decay=0.25)
+    assert course_of(later, seen[:4], 1000).decay_from == 800  # 0.57 after the decay
+    assert course_of(later, seen, 1000).decay_from == 48  # 0.588
 
 
 def test_a_run_that_meets_no_target_decays_within_the_planned_steps() -> None:
