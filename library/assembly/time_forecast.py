@@ -12,7 +12,7 @@ from library.progress import spoken
 from library.rules import pick
 
 TIMED = 2  # passes of each kind, after one that makes the buffers
-PATIENCE = 20.0  # seconds; a first pass that takes longer is the measure
+PATIENCE = 3.0  # seconds; a first pass that takes longer is the measure
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def measured(run: Run) -> PassTimes:
     """Time passes on random latents; nothing of the model or the network changes. Raises: torch.OutOfMemoryError."""
     config, model, device = run.config, run.model, run.accelerator.device
     model.prepare(device, full_precision_vae=config.no_half_vae, gradient_checkpointing=config.gradient_checkpointing)
-    size, count = run.training_set.common_size(run.size), run.training_set.largest_batch()
+    size, batch = run.training_set.common_size(run.size), run.training_set.largest_batch()
+    count = batch if device.type == "cuda" else 1  # a CPU gains nothing from more images at once
     latents = torch.randn(count, *model.latent_shape(size), device=device, dtype=model.unet.dtype)
     context = torch.randn(count, 77, model.unet.config.cross_attention_dim, device=device, dtype=model.unet.dtype)
     timesteps = torch.full((count,), 500, device=device)
@@ -57,7 +58,7 @@ def measured(run: Run) -> PassTimes:
     training = seconds_of(trained)
     with torch.no_grad():
         asking = seconds_of(asked)
-    return PassTimes(training, asking / count)
+    return PassTimes(training * batch / count, asking / count)
 
 
 def seconds_of(one_pass: Callable[[], object]) -> float:
@@ -87,15 +88,12 @@ def seconds_of_steps(run: Run, times: PassTimes) -> float:
 
 def seconds_of_looks(run: Run, times: PassTimes) -> float:
     """Of validation passes over both aux sides and of previews that are left, those before the first step included."""
-    config, plan, done = run.config, run.plan, run.resumed["done"]
+    config, plan, done, looks = run.config, run.plan, run.resumed["done"], run.validation()
     left = range(done + 1, plan.total_steps + 1)
-    validations = sum(
-        plan.validation_is_due(step, config.aux_loss_every_n_epochs, config.aux_loss_every_n_steps) for step in left
-    )
+    validations = sum(map(looks.is_due, left))
     previews = 1 + sum(plan.is_due(step, config.sample_every_n_epochs, config.sample_every_n_steps) for step in left)
     if not done:
         validations, previews = validations + 1, previews + config.sample_at_first
-    aux = len(run.split.indices("members-aux")) + len(run.split.indices("non-members-aux"))
-    asked = validations * aux * config.attack_eval_draws
+    asked = validations * (looks.members + looks.non_members) * looks.draws
     asked += previews * sum(2 * prompt.steps for prompt in run.prompts)  # with the prompt and without
     return asked * times.asking

@@ -24,11 +24,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """
     try:
         check_regular(path, f"'{path}'")
-        with Image.open(path) as file:
-            yield file
     except InputError as error:
         raise UnreadablePictureError(str(error)) from error
-    except (OSError, SyntaxError, ValueError):
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (InputError, OSError, SyntaxError, ValueError):
         raise
     except Exception as error:  # of Pillow: damaged chunks end in many of them
         raise UnreadablePictureError(f"{type(error).__name__}: {shortest(error)}") from error

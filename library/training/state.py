@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ def save_state(
     options: Mapping[str, Any],
     inputs: Mapping[str, str],
     checks: list[dict],
-    gaps: list[dict],
+    gaps: Sequence[dict] = (),
 ) -> None:
     """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
 
@@ -145,7 +145,7 @@ def save_state(
         write_whole(temporary / "optimizers.pt", buffer.getvalue())
         hashes = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "version": __version__, "done": done, "options": options, **inputs}
-        content |= {"checks": checks, "gaps": gaps, "files": hashes, "threads": torch.get_num_threads()}
+        content |= {"checks": checks, "gaps": list(gaps), "files": hashes, "threads": torch.get_num_threads()}
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         before = rename_away(path) if path.exists() else None

@@ -206,13 +206,17 @@ def test_members_that_were_shown_more_often_get_a_verdict_of_their_own():
     leak = np.where(often & CANDIDATES.is_member, 1.5, 0.0)
     answers, candidates, evaluation = with_exposures(leak, np.where(often, 30, 2).tolist())
     most = evaluation.most_shown
-    assert (most.pictures, most.others, most.times) == (40, 80, 15) and most.word == "leak"
-    assert most.finding.members == most.finding.non_members == 40 and most.finding.auc > 0.8
-    assert most.share_of_mean == pytest.approx(30 / (34 / 3)) and most.least_of_mean == pytest.approx(2 / (34 / 3))
+    inside = int((often & CANDIDATES.is_member).sum())
+    mean = (30 * inside + 2 * (120 - inside)) / 120
+    assert (most.pictures, most.others, most.times) == (inside, 120 - inside, 15) and most.word == "leak"
+    assert most.finding.members == inside and most.finding.non_members == 80 - inside and most.finding.auc > 0.8
+    assert most.share_of_mean == pytest.approx(30 / mean) and most.least_of_mean == pytest.approx(2 / mean)
     result = AuditResult("run", "LoRA", {}, 40.0, False, evaluation, candidates,
                          adaptation_utility(answers, candidates), {"profile": "lite"}, {}, {}, FILE)  # fmt: skip
     text = report_html(result, [result], [])
-    assert "40 of 120 member pictures were shown 15 times as often as the least. Of these alone: leak (AUC" in text
+    assert (
+        f"{inside} of 120 member pictures were shown 15 times as often as the least. Of these alone: leak (AUC" in text
+    )
     assert f"40 on average, {40 * most.least_of_mean:g} at least, {40 * most.share_of_mean:g} at most" in text
     assert as_json(result)["most_shown"]["verdict"] == "leak"
     assert "times as often" not in shareable_page(shareable(result), [shareable(result)])  # it counts all members

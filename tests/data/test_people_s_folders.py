@@ -159,7 +159,7 @@ def test_windows_paths_in_metadata_are_read_as_paths_or_named_as_the_reason(tmp_
     assert "2 pictures are named by paths of another machine, and found by the end of these paths" in caplog.text
     file.write_text('{"C:\\data\\quokka000.png": {"caption": "a"}}')  # as a program writes it that does not escape
     (fault,) = told(tmp_path, in_json=str(file))
-    assert "is not JSON" in fault and "in a Windows path double every backslash, or write /" in fault
+    assert "is not valid JSON" in fault and "in a Windows path double every backslash, or write /" in fault
     file.write_text('{"C:\\new\\t.png": {"caption": "a"}}')
     (fault,) = told(tmp_path, in_json=str(file))
     assert "JSON reads a single backslash as part of a letter: double it, or write /" in fault

@@ -11,7 +11,7 @@ from library.options.declarations import Config
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
 ROOMS = "library|networks|tools|docs|configs|tests|demo|benchmarks"
-OWN_FLAGS = {"config_file", "checks"}  # of every door, which names the file of options; of tests/run.sh
+OWN_FLAGS = {"config_file", "checks", "cases", "way"}  # of every door; of tests/run.sh; of tests.fuzz
 STAND_INS = {"name", "no_"}  # "--name value" and "--no-<switch>" in docs/options.md
 PROMPT_FLAGS = {"n", "w", "h", "d", "l", "s", "ss"}  # inside a line of a prompts file, explained in docs/options.md
 

@@ -51,6 +51,7 @@ def test_a_run_leaves_what_the_design_names(door, flags, tmp_path: Path) -> None
                 max_train_steps=None,
                 max_train_epochs=2,
                 save_state=True,
+                aux_loss_every_n_epochs=1,
             )
         )
         == 0

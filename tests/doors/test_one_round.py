@@ -63,7 +63,7 @@ optimizer_type = "Adamm"
             "quokka000.png' cannot be decoded",
             "quokka001.txt' is empty",
             "prompts.txt' line 2: --s (sample_steps) takes a whole number",
-            "not looked at yet, because of what stands above: the split, the base model, the network, sizes and steps, "
+            "not looked at yet, because of what stands above: the base model, the split, the network, sizes and steps, "
             "the learning rates",
         ],
     )

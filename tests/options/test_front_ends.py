@@ -279,7 +279,7 @@ def test_faults_of_option_network_argument_dataset_file_and_prompts_are_told_in_
         "data.toml' line 3: datasets[0].subsets[0]: image_dir 'nowhere' is not a folder",
         "data.toml' line 4: datasets[0].subsets[0]: unknown 'num_repeat'",
         "p.txt' line 2: --s (sample_steps) takes a whole number",
-        "not looked at yet, because of what stands above: the split, the base model",
+        "not looked at yet, because of what stands above: the base model, the split",
     )):  # fmt: skip
         assert words in faults[number], faults
     assert "mine.toml line 2)" in faults[1] and len(faults) == 7

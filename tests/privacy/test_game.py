@@ -158,7 +158,7 @@ def test_text_states_made_once_give_the_same_losses_bit_for_bit(table, changed: 
                 cached.game.member_losses(batch, step, 0), again.member_losses(batch, step, 0), strict=True
             ):
                 assert torch.equal(one, other)
-    other = Validation.of(again, cached.training_state)
+    other = Validation.of(again, cached.training_state, cached.validation.plan)
     assert cached.validation.run(0, 0) == other.run(0, 0)
 
 

@@ -142,11 +142,14 @@ def test_the_forecast_counts_every_pass() -> None:
         gradient_accumulation_steps=2, aux_loss_every_n_epochs=1, aux_loss_every_n_steps=None, attack_eval_draws=2,
         sample_every_n_epochs=None, sample_every_n_steps=None, sample_at_first=True, train_batch_size=4, k_steps=1,
         attack_batch_size=None, separate_noise=False, proxy_mode="eval", gain_limit=None,
+        proxy_input="error_map", attack_draws=1, gain_starts="at_once",
     )  # fmt: skip
+    from library.assembly.validation_plan import ValidationPlan
     from library.training.training_plan import TrainingPlan
 
-    split = SimpleNamespace(indices=lambda side: [0, 1] if side == "members-aux" else [2, 3, 4, 5])
-    run: Any = SimpleNamespace(config=config, plan=TrainingPlan(4, 10), resumed={"done": 0}, split=split,
+    plan = TrainingPlan(4, 10)
+    looks = ValidationPlan(plan, 1, None, members=2, non_members=4, draws=2, training_cost=1.0)
+    run: Any = SimpleNamespace(config=config, plan=plan, resumed={"done": 0}, validation=lambda: looks,
                                prompts=[SimpleNamespace(steps=5)])  # fmt: skip
     times = time_forecast.PassTimes(training=3.0, asking=0.5)
     assert time_forecast.seconds_of_steps(run, times) == 10 * (2 * 3.0 + 8 * 0.5)
