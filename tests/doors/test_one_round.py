@@ -29,7 +29,7 @@ def test_faults_of_nine_layers_are_told_in_one_round(tmp_path: Path, flags, pict
     """Option, network argument, prompts, optimizer, output folder, tracker, pictures, captions, base model."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / "split.json").write_text("{}")
+    (out / "split.json").write_text('{"secret": "00"}')
     (tmp_path / "prompts.txt").write_text("a cat --w 64\na dog --s many\n")
     (tmp_path / "tracker.toml").write_text("[wandb]\ncode_dir = 1\n")
     place = pictures / "1_zebrafolder"
