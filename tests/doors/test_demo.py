@@ -17,7 +17,6 @@ from library.options.resolve import read_config
 from library.seeding import stream
 from networks.lora import create_network
 from tests.helpers import data_toy
-from tests.helpers.keys import secret_of
 
 DEMO = Path(__file__).parent.parent.parent / "demo"
 
@@ -36,29 +35,31 @@ def test_the_base_is_small_and_in_half_precision_under_ordinary_names() -> None:
 
 
 def test_there_are_enough_pictures_with_unique_captions_and_their_licence(examples) -> None:
-    assert len(examples) >= 440
+    assert len(examples) == 800
     assert len({example.caption for example in examples}) == len(examples)
     assert len({example.pixels for example in examples}) == len(examples)
     assert {(example.width, example.height) for example in examples} == {(64, 64)}
-    assert "Apache" in (DEMO / "LICENSE-images.txt").read_text()
+    assert "Creative Commons" in (DEMO / "LICENSE-images.txt").read_text()
 
 
-def test_an_even_split_has_room_for_an_audit_and_the_shipped_one_keeps_families_together(examples) -> None:
-    config = read_config("SPLoRA", ["--config_file", str(DEMO.parent / "configs" / "splora_demo.toml")])
-    even = draw_split(examples, [], nonmember_share=0.5, aux_share=0.5, inclusion="bernoulli", secret=secret_of(7))
-    assert min(even.sizes()["members-test"], even.sizes()["non-members-test"]) >= 100
+@pytest.mark.parametrize("name", ["plora_demo", "splora_demo", "lora_demo"])
+def test_the_shipped_split_has_200_test_pictures_a_side_and_keeps_persons_together(examples, name: str) -> None:
+    door = "SPLoRA" if name.startswith("s") else "PLoRA"
+    config = read_config(door, ["--config_file", str(DEMO.parent / "configs" / f"{name}.toml")])
     split = draw_split(examples, [], nonmember_share=config.nonmember_share, aux_share=config.aux_share,
-                       inclusion=config.inclusion, secret=secret_of(7))  # fmt: skip
+                       inclusion=config.inclusion, secret=read_secret(DEMO / "public_secret.hex"))  # fmt: skip
+    assert set(split.sizes().values()) == {200}
     groups = json.loads((DEMO / "images" / "groups.json").read_text())
     assert set(groups) == {example.path.stem for example in examples}
     side_of: dict[str, str] = {}
     for side in SIDES:
         for example in split.sides[side]:
             assert side_of.setdefault(groups[example.path.stem], side) == side
-    public = draw_split(examples, [], nonmember_share=config.nonmember_share, aux_share=config.aux_share,
-                        inclusion=config.inclusion, secret=read_secret(DEMO / "public_secret.hex"))  # fmt: skip
-    members = {example.caption for example in public.members()}
-    assert all(prompt.text in members for prompt in read_prompts(config.sample_prompts, (64, 64), 0, 16, ["ddim"]))
+
+
+def test_the_prompts_are_captions_of_nobody_among_the_private_pictures(examples) -> None:
+    prompts = read_prompts(str(DEMO / "prompts.txt"), (64, 64), 0, 16, ["ddim"])
+    assert len(prompts) == 8 and not {prompt.text for prompt in prompts} & {example.caption for example in examples}
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_a_lora_on_the_demo_base_means_the_same_to_diffusers(tmp_path: Path) -> 
         for index, lora in enumerate(network.modules_of_both()):
             lora.lora_up.weight.copy_(0.2 * torch.randn(lora.lora_up.weight.shape, generator=stream(1, index)))
     write_lora(tmp_path / "lora.safetensors", network.state_dict(), {}, "fp16")
-    tokens = tokenize(model.tokenizer, ["emoji of a thing", "another"], 75)
+    tokens = tokenize(model.tokenizer, ["voxel folk portrait, bald", "another"], 75)
     pipeline = StableDiffusionPipeline.from_pretrained(DEMO / "base", local_files_only=True, safety_checker=None)
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     outputs, latents = [], torch.randn(2, 4, 16, 16, generator=stream(2))
