@@ -260,8 +260,8 @@ def _split_of(config: Config, found: Sources, resumed: Mapping[str, Any], fresh_
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
     if config.target_auc is not None:
-        sizes = split.sizes()
-        require_visible(config.target_auc, sizes["members-aux"], sizes["non-members-aux"])
+        groups = [len({one.group for one in split.sides[side]}) for side in ("members-aux", "non-members-aux")]
+        require_visible(config.target_auc, *groups)
     return split
 
 

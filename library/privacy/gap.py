@@ -97,18 +97,21 @@ def kept_check(rules: StopRules, checks: Sequence[GapCheck]) -> GapCheck | None:
 
 
 def least_target(members: int, non_members: int) -> float:
-    """Smallest target that this many aux pictures can tell from 0.5: 1.645 standard errors at chance above it."""
+    """Smallest target that so many groups of aux pictures tell from 0.5: 1.645 standard errors at chance above it.
+
+    Pictures of one group gain alike, so a group counts once.
+    """
     error = ((members + non_members + 1) / (12 * members * non_members)) ** 0.5  # of the AUC without a leak
     return 0.5 + SURE * error
 
 
 def require_visible(target_auc: float, members: int, non_members: int) -> None:
-    """Raises: InputError for a target that the aux sides, of so many pictures, are too small to see."""
+    """Raises: InputError for a target that the aux sides, of so many groups of pictures, are too small to see."""
     least = least_target(members, non_members)
     if target_auc < least:
         raise InputError(
             f"target_auc {target_auc:g} is nearer to 0.5 than {members} members-aux and {non_members} non-members-aux "
-            f"can tell from chance: the least is {least:.3f}; raise target_auc or aux_share, or give more pictures"
+            f"(groups count once) can tell from chance: the least is {least:.3f}; raise target_auc or aux_share, or give more pictures"
         )
 
 

@@ -31,15 +31,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_stops_after_its_decay_and_its_file_holds_what_was_kept(flags, scripted, tmp_path: Path, capsys) -> None:
-    """The target is met at step 8; 8 + 2 steps; the pass after the last is above it, so step 6 is kept."""
+    """.86 at step 6, and .905 after a decay of 2 steps: it begins; the pass at its end is above, so step 6 is kept."""
     scripted(lambda done: 0.5 + 0.06 * done)
     assert SPLoRA.main(flags(**TARGET, save_every_n_steps=2)) == 0
     log = records(tmp_path / "out")
     steps = [record for record in log if "learning_rate" in record]
-    assert len(steps) == 10 and [one["learning_rate"] for one in steps[:8]] == [1e-2] * 8
-    assert [one["learning_rate"] for one in steps[8:]] == pytest.approx([1e-2 * 2 / 3, 1e-2 / 3])
+    assert len(steps) == 8 and [one["learning_rate"] for one in steps[:6]] == [1e-2] * 6
+    assert [one["learning_rate"] for one in steps[6:]] == pytest.approx([1e-2 * 2 / 3, 1e-2 / 3])
     assert_same_tensors(tmp_path / "out" / "last.safetensors", tmp_path / "out" / "last-step00000006.safetensors")
-    assert "after 6 of 10 steps (before the decay" in capsys.readouterr().out
+    assert "after 6 of 8 steps (before the decay" in capsys.readouterr().out
 
 
 def test_no_file_is_written_where_no_pass_meets_the_target(flags, scripted, tmp_path: Path, capsys) -> None:
@@ -51,7 +51,7 @@ def test_no_file_is_written_where_no_pass_meets_the_target(flags, scripted, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [4, 8, 10])
+@pytest.mark.parametrize("place", [2, 4, 6])
 def test_a_resumed_run_stops_and_keeps_alike(flags, scripted, tmp_path: Path, place: int) -> None:
     """From before the decay, from its start, and from within it; with the average and the stronger proxy."""
     scripted(lambda done: 0.5 + 0.05 * done)

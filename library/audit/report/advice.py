@@ -17,7 +17,7 @@ STEPS = {
         f"See whether an earlier epoch leaks less: `bash audit.sh {FOLDER} --checkpoints all`. The best of several "
         "epochs looks better than it is on the pictures that it was chosen by: train anew for that many epochs, which "
         "draws a fresh split, and audit that LoRA.",
-        "Or let the next training stop before it leaks (`--target_auc 0.55`), or use fewer exposures: fewer epochs "
+        "Or let the next training stop before it leaks (`--target_auc 0.6`), or use fewer exposures: fewer epochs "
         "(`--max_train_epochs`), fewer repeats, more pictures.",
     ),
     "no evidence": (
