@@ -111,7 +111,8 @@ def require_visible(target_auc: float, members: int, non_members: int) -> None:
     if target_auc < least:
         raise InputError(
             f"target_auc {target_auc:g} is nearer to 0.5 than {members} members-aux and {non_members} non-members-aux "
-            f"(groups count once) can tell from chance: the least is {least:.3f}; raise target_auc or aux_share, or give more pictures"
+            f"(a group counts once) can tell from chance: the least is {least:.3f}; raise target_auc or aux_share, or "
+            "give more pictures"
         )
 
 
