@@ -60,7 +60,8 @@ class LogFile:
 
 
 FIGURE = Either((Number(), Text(pattern="nan|-?inf")))
-LOSSES = ("adaptation_loss_members_aux", "adaptation_loss_non_members_aux", "proxy_balanced_accuracy")
+GAP = ("learnt", "learnt_by_heart", "calibrated_auc", "calibrated_auc_low", "calibrated_auc_high")
+LOSSES = ("adaptation_loss_members_aux", "adaptation_loss_non_members_aux", "proxy_balanced_accuracy", *GAP)
 COUNTS = ("images_members_aux", "images_non_members_aux")
 RECORDS: Shape = ListOf(Record({"step": Whole()}, dict.fromkeys((*LOSSES, *COUNTS), FIGURE)))
 

@@ -49,7 +49,7 @@ def test_every_flag_that_a_page_names_is_an_option(page: Path) -> None:
 
 def test_the_readme_is_short_and_its_first_code_block_is_the_two_commands() -> None:
     readme = text_of(ROOT / "README.md")
-    assert len(readme.splitlines()) <= 130
+    assert len(readme.splitlines()) <= 140  # 19 of them are the verdicts, word for word
     block = re.search(r"^```bash\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert block is not None and readme.index("```") == block.start()
     assert [line.split("#")[0].rstrip() for line in block[1].splitlines()] == ["bash SPLoRA.sh", "bash tests/run.sh"]
