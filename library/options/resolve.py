@@ -121,7 +121,8 @@ def typed_settings(settings: Mapping[str, Any], file: str) -> dict[str, Any]:
     given = {name: Given(value, file) for name, value in settings.items() if name in TYPES}
     typed = typed_values(given, faults)
     faults.raise_if_any()
-    return typed
+    sealed = settings.get("split_hash")  # a fact beside the options, by which the audit knows the run's split
+    return typed if not isinstance(sealed, str) else {**typed, "split_hash": sealed}
 
 
 def recipe_of(door: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_a_folder_without_findings_is_named(tmp_path):
 def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
     plan, output = compare.read_plan(["--config_file", str(ROOT / "configs" / "compare_demo.toml")])
     kinds = [run.get("checkpoint_of", run.get("door")) for run in plan["runs"]]
-    assert kinds == ["PLoRA", "lora", "lora", "PLoRA", "SPLoRA", "SPLoRA"] and output == Path("output/compare_demo")
+    assert kinds == ["PLoRA", "lora", "PLoRA", "PLoRA", "PLoRA", "SPLoRA"] and output == Path("output/compare_demo")
     configs = [toml.load(ROOT / run["config_file"]) for run in plan["runs"] if "config_file" in run]
     assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
 

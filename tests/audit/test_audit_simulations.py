@@ -150,7 +150,15 @@ def test_a_strong_leak_is_called_invalid_no_more_often_than_luck_fails_a_control
             flat = dataclasses.replace(inputs, answers=planted_answers(candidates, 0.0, seed=seed))
             without = control_scores(flat, score_all(flat, aux, {}), aux)
             assert all(np.array_equal(rows, without[name]) for name, rows in controls.items())
-        areas.append(auc(*sides_of(controls["fusion, LoRA off, aux labels dealt anew"], candidates, "test")))
+        areas.append(
+            auc(
+                *sides_of(
+                    next(rows for name, rows in controls.items() if name.endswith("aux labels dealt anew")),
+                    candidates,
+                    "test",
+                )
+            )
+        )
         invalid += joint_p(controls, candidates, seed)[0] < CONTROL_P
     print(f"invalid in {invalid} of 100; the control's AUC {min(areas):.2f} to {max(areas):.2f}")
     assert invalid <= 3 and abs(np.mean(areas) - 0.5) < 0.05  # 3 or fewer with a chance of 98 %

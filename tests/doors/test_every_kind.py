@@ -47,5 +47,5 @@ def test_a_kind_trains_two_steps_and_is_audited(flags, tmp_path: Path, kind: str
     found = json.loads((out / "audit/findings.json").read_text())
     assert found["images"] == {side: 12 for side in found["images"]} and found["method"] == "SPLoRA"
     names = {one["name"] for one in found["findings"]}
-    assert {"loss", "secmi", "gsa1", "gsa2", "gradient_along"} <= names, names
+    assert {"loss", "secmi", "gsa1", "gsa2"} <= names, names
     assert all(0 <= one["auc"] <= 1 for one in found["findings"])

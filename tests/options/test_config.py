@@ -370,4 +370,4 @@ def test_a_tilde_in_a_toml_file_is_the_home_folder_and_makes_no_folder_of_that_n
 def test_help_cut_short_by_a_pipe_leaves_no_traceback() -> None:
     words = f"{sys.executable} PLoRA.py --help | head -1"
     ran = subprocess.run(words, shell=True, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
-    assert "python PLoRA.py" in ran.stdout and ran.stderr == ""
+    assert "PLoRA.sh" in ran.stdout and ran.stderr == ""
