@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
 from library.assembly.validation_plan import ValidationPlan
+from library.audit.statistics.gain import gain_with_interval
 from library.audit.statistics.intervals import auc_interval
 from library.audit.statistics.metrics import auc
 from library.data.batches import AuxCycle, Batch, Pictures
@@ -202,11 +202,13 @@ def gap_between(done: int, members: Side, non_members: Side) -> GapCheck:
     inside, outside = (side.by_picture(side.falls).double().numpy() for side in (members, non_members))
     groups = members.groups_by_picture(), non_members.groups_by_picture()
     low, high = auc_interval(inside, outside, *groups)
-    learnt = 1 - float(np.exp(-outside.mean()))
+    of_members, learnt = (
+        gain_with_interval(falls, names)[0] for falls, names in zip((inside, outside), groups, strict=True)
+    )
     return GapCheck(
         done=done,
         learnt=learnt,
-        by_heart=1 - float(np.exp(-inside.mean())) - learnt,
+        by_heart=of_members - learnt,
         auc=auc(inside, outside),
         low=low,
         high=high,

@@ -44,8 +44,8 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
     unet = read_part(UNet2DConditionModel, folder / "unet", dtype, faults)
     vae = read_part(AutoencoderKL, folder / "vae", torch.float32, faults)
     text_encoder = read_part(CLIPTextModel, folder / "text_encoder", dtype, faults)
-    scheduler = faults.attempt(_read_scheduler, folder / "scheduler", faults)
-    tokenizer = faults.attempt(_read_tokenizer, tokenizer_folder, faults)
+    scheduler = faults.attempt(_opened, DDPMScheduler, folder / "scheduler", "scheduler", faults)
+    tokenizer = faults.attempt(_opened, CLIPTokenizer, tokenizer_folder, "tokenizer", faults)
     if scheduler is not None and scheduler.config.prediction_type not in TARGETS:
         faults.add(
             f"'{folder}' predicts {scheduler.config.prediction_type!r} (scheduler/); this suite trains models that "
@@ -83,24 +83,18 @@ def check_kind(folder: Path) -> None:
         )
 
 
-def _read_scheduler(folder: Path, faults: Faults) -> Any:
-    """The noise schedule; None after a fault."""
+def _opened(kind: Any, folder: Path, role: str, faults: Faults, **options: Any) -> Any:
+    """A part, opened without the network once its files have been checked; None after a fault.
+
+    Args:
+        role: see ``check_files``.
+    """
     before = len(faults.messages)
-    check_files(folder, "scheduler", faults)
+    check_files(folder, role, faults)
     if len(faults.messages) > before:
         return None
     with foreign_reader(f"'{folder}'"), without_network():
-        return DDPMScheduler.from_pretrained(folder, local_files_only=True)
-
-
-def _read_tokenizer(folder: Path, faults: Faults) -> Any:
-    """The tokenizer; None after a fault."""
-    before = len(faults.messages)
-    check_files(folder, "tokenizer", faults)
-    if len(faults.messages) > before:
-        return None
-    with foreign_reader(f"'{folder}'"), without_network():
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True, **options)
 
 
 def check_words(tokenizer: Any, text_encoder: Any, name: str) -> None:
@@ -119,15 +113,11 @@ def check_words(tokenizer: Any, text_encoder: Any, name: str) -> None:
 
 def read_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
     """Read one part from its folder; None after a fault."""
-    before = len(faults.messages)
     role = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(kind.__name__, "text_encoder")
-    check_files(folder, role, faults)
-    return None if len(faults.messages) > before else faults.attempt(_open_part, kind, folder, dtype, faults)
-
-
-def _open_part(kind: Any, folder: Path, dtype: torch.dtype, faults: Faults) -> Any:
-    with foreign_reader(f"'{folder}'"), without_network():
-        part, report = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+    found = faults.attempt(_opened, kind, folder, role, faults, torch_dtype=dtype, output_loading_info=True)
+    if found is None:
+        return None
+    part, report = found
     missing, surplus = (
         [key for key in report.get(name, []) if not key.endswith("position_ids")]
         for name in ("missing_keys", "unexpected_keys")

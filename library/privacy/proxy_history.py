@@ -22,6 +22,10 @@ class ProxyCheck:
         """Standard error of the balanced accuracy at chance."""
         return 0.25 * (1 / self.members + 1 / self.non_members) ** 0.5
 
+    def is_above_chance(self, level: float) -> bool:
+        """Whether a one-sided test at this level finds the accuracy above 0.5."""
+        return self.balanced_accuracy > 0.5 + NormalDist().inv_cdf(1 - level) * self.standard_error()
+
 
 def check_proxy(epoch: int, member_margins: Tensor, non_member_margins: Tensor) -> ProxyCheck:
     """Balanced accuracy at margin 0; a margin of exactly 0 counts half.
@@ -52,14 +56,14 @@ class ProxyHistory:
 
     def beat_chance(self, level: float = 0.05) -> bool:
         """Whether a check is above chance: a one-sided test, corrected for the number of checks (Bonferroni)."""
-        if not self.checks:
-            return False
-        needed = NormalDist().inv_cdf(1 - level / len(self.checks))
-        return any(check.balanced_accuracy > 0.5 + needed * check.standard_error() for check in self.checks)
+        return any(check.is_above_chance(level / len(self.checks)) for check in self.checks)
 
     def has_an_opponent(self, level: float = 0.05) -> bool:
-        """Whether the proxy has beaten chance at any time; checks that came later take nothing back."""
-        return any(ProxyHistory(self.checks[:end]).beat_chance(level) for end in range(1, len(self.checks) + 1))
+        """Whether the proxy has beaten chance at any time; checks that came later take nothing back.
+
+        The bar only rises, so a check that clears it at any time cleared it when it was made.
+        """
+        return any(check.is_above_chance(level / number) for number, check in enumerate(self.checks, 1))
 
     def remember(self, checks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> None:
         """Add the checks of the run that this one continues."""

@@ -4,12 +4,12 @@ It has no step, count, epoch or name: steps per epoch would give the number of m
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from library.tensor_files import write_whole
+from library.training.run_log import read_records
 
 SMOOTHING = 0.02  # share of the run over which the loss of the batches is averaged
 MEMBERS, NON_MEMBERS, QUIET = "#c2410c", "#1d4ed8", "#64748b"
@@ -18,8 +18,7 @@ Course = Sequence[tuple[float, float]]  # (share of the run, value)
 
 def write_curve(log: Path, curve: Path) -> None:
     """Draw the log into a PNG, 0600."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    write_whole(curve, drawn(records), private=True)
+    write_whole(curve, drawn(read_records(log)), private=True)
 
 
 def course(records: Sequence[Mapping[str, Any]], name: str) -> Course:

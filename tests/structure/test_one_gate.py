@@ -16,7 +16,6 @@ OWN = {
     "library/training/optimization/lr_schedulers.py": {"torch.load"},  # of a buffer that was written just now
     "library/training/output_lock.py": {"json.loads", "BOOT.read_text"},  # a few bytes of the lock; the kernel's name
     "library/training/sample_folder.py": {"Image.open"},  # the run's own previews
-    "library/training/training_curve.py": {"json.loads", "log.read_text"},  # the log that this run writes
     "library/training/device.py": {"CORES.read_text"},  # the kernel's
     "library/data/examples.py": {"Path('/proc/meminfo').read_text"},  # the kernel's
     "library/json_lines.py": {"json.loads"},  # a key that was parsed before

@@ -1,6 +1,5 @@
 """One audited LoRA with all that the report, the JSON and the tables say about it."""
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from library.audit.statistics.gain import gains
 from library.audit.statistics.permutation import p_number
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
+from library.incoming.files import file_hash
 from library.lora_files.lora_file import weight_files
 from library.lora_files.metadata import PRIVACY_PREFIX
 
@@ -53,14 +53,8 @@ def checkpoint_hash(lora: Path) -> str:
     """The hash of the LoRA's file; of a peft folder of several parts, that of each beside its name there."""
     files = weight_files(lora)
     if len(files) == 1:
-        return file_hash(files[0])
-    return ", ".join(f"{file.relative_to(lora).as_posix()} {file_hash(file)}" for file in files)
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 (hex) of a file, as ``sha256sum`` prints it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(files[0], f"'{files[0]}'")
+    return ", ".join(f"{file.relative_to(lora).as_posix()} {file_hash(file, str(file))}" for file in files)
 
 
 @dataclass(frozen=True)
