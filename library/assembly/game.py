@@ -40,6 +40,20 @@ class GameRules:
         """Aux images of each side in an attacker step."""
         return self.attack_batch_size or self.train_batch_size
 
+    def passes(self, images: float) -> tuple[float, float]:
+        """UNet passes over one image that an optimizer step makes: with a backward pass, and forward alone.
+
+        Args:
+            images: of the LoRA step.
+        """
+        if not self.k_steps:
+            return images, 0.0
+        trained = images * self.attack_draws * (2 if self.separate_noise else 1)
+        attacked = 2 * self.k_steps * self.images_per_side() * self.attack_draws
+        if self.proxy_input == "error_map":
+            return trained, attacked
+        return trained, 2 * attacked + images * self.attack_draws  # each once more with the LoRA off
+
 
 @dataclass(frozen=True)
 class Look:

@@ -18,7 +18,6 @@ from library.errors import InputError, RunStopped
 from library.lora_files import metadata
 from library.options import write
 from library.privacy import gap
-from library.privacy.gap import StopRules, kept_check
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.training import earlier_run, messages, sample_folder
@@ -91,21 +90,12 @@ class Outputs:
 
     def finish(self) -> int:
         """The final LoRA, state and previews; returns the exit status: 1 where a target of the AUC was never met."""
-        done, kept = self.training.course().end, self._kept()
+        done, kept = self.training.course().end, self.training.kept_after()
         self.keep_folder()
         self.checkpoints.finish(done, kept)
-        with self.training.state.shown_as_kept():
-            self.previews.show("final", done if kept is None else kept, self.log)
+        self.previews.show("final", done if kept is None else kept, self.log)
         self.draw()
         return 1 if kept is None else 0
-
-    def _kept(self) -> int | None:
-        """Steps after which the weights of the final LoRA were kept: the last ones, unless a target chooses."""
-        rules = pick(self.run.config, StopRules)
-        if rules.target_auc is None:
-            return self.training.course().end
-        check = kept_check(rules, self.training.game.history.gaps)
-        return None if check is None else check.done
 
     def draw(self) -> None:
         """Loss and attacker so far, as a picture in the folder."""
@@ -167,13 +157,13 @@ class Outputs:
         """What was learnt, how fast, whether there was an opponent, and how the LoRA is used."""
         if not self.run.accelerator.is_main_process:
             return ""
-        folder, rules, history = self.run.folder, pick(self.run.config, StopRules), self.training.game.history
+        folder, history = self.run.folder, self.training.game.history
         lines = [self.log.summary(), history.verdict()]
-        if rules.target_auc is not None:
-            lines.append(gap.verdict(rules, history.gaps, self.run.plan.total_steps))
+        if self.training.stop_rules.target_auc is not None:
+            lines.append(gap.verdict(self.training.stop_rules, history.gaps, self.run.plan.total_steps))
         if self.log.tensorboard:
             lines.append(messages.how_to_watch(self.log.tensorboard))
-        if self._kept() is not None:
+        if self.training.kept_after() is not None:
             lines.append(messages.how_to_use(folder, sample_folder.write_sheet(folder)))
         return "\n".join(lines)
 

@@ -28,13 +28,16 @@ class Painter:
     def show(self, stage: str, done: int, recorder: Recorder, wanted: bool = True) -> None:
         """Paint every prompt after ``done`` steps; nothing to do without prompts or beside the main process.
 
+        The weights are those that a file of this stage holds: at the end those that were kept, where a target chose.
+
         Args:
             stage: "base", "e000001", "step00000050" or "final".
             wanted: False where the moment has not come.
         """
         if not wanted or not self.prompts or not self.accelerator.is_main_process:
             return
-        with self.training_state.shown(), self.accelerator.autocast():
+        shown = self.training_state.shown_as_kept if stage == "final" else self.training_state.shown
+        with shown(), self.accelerator.autocast():
             images = paint(self.model, self.prompts, self.rules, partial(recorder.announce, "preview"))
         write_previews(self.folder.samples(), self.folder.output_name, stage, images)
         recorder.pictures(done, images)

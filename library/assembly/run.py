@@ -26,7 +26,8 @@ from library.diffusion.prompt_files import Prompt
 from library.errors import Faults, InputError
 from library.options import resolve, write
 from library.options.declarations import Config
-from library.privacy.gap import require_visible
+from library.privacy.gap import StopRules, course_of, require_visible
+from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
 from library.training import earlier_run, messages, output_folder, state, trackers
@@ -86,12 +87,22 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether the state that is resumed has all steps behind it."""
-        return bool(self.resumed["done"] >= self.plan.total_steps)
+        return bool(self.resumed["done"] >= self._end())
+
+    def _end(self) -> int:
+        """Steps of the run, by the checks up to the state that is resumed: a target may have ended it early."""
+        return course_of(pick(self.config, StopRules), self.history().gaps, self.plan.total_steps).end
+
+    def history(self) -> ProxyHistory:
+        """The checks of the run that this one continues; a fresh run has none."""
+        history = ProxyHistory()
+        history.remember(self.resumed["checks"], self.resumed.get("gaps", []))
+        return history
 
     def how_it_ended(self) -> str:
         """What is said of a run that was finished before; its folder is let go as it was."""
         self.lock.release()
-        return messages.finished_before(self.folder, self.resumed["done"], self.plan.total_steps)
+        return messages.finished_before(self.folder, self.resumed["done"], self._end())
 
     def summary(self) -> str:
         """Sides, steps and exposures."""
@@ -127,7 +138,7 @@ class Run:
             self.model,
             max(self.training_set.sizes),
             trained_numbers(self.optimization.optimizer),
-            self.training_set.largest_batch(),
+            self.training_set.largest_batch() * self.config.attack_draws,
             pick(self.config, memory.MemoryRules),
         )
         drawn = self.config.split_file or self.config.split_secret_file or self.config.resume

@@ -79,11 +79,9 @@ def seconds_of(one_pass: Callable[[], object]) -> float:
 def seconds_of_steps(run: Run, times: PassTimes) -> float:
     """Of all optimizer steps that are left: the LoRA's passes and the attacker's."""
     config, rules = run.config, pick(run.config, GameRules)
-    of_lora = config.gradient_accumulation_steps * times.training
-    if rules.k_steps and rules.separate_noise:
-        of_lora *= 2
-    of_attacker = rules.k_steps * 2 * rules.images_per_side() * times.asking
-    return (run.plan.total_steps - run.resumed["done"]) * (of_lora + of_attacker)
+    trained, asked = rules.passes(config.gradient_accumulation_steps * rules.train_batch_size)
+    seconds = trained / rules.train_batch_size * times.training + asked * times.asking
+    return (run.plan.total_steps - run.resumed["done"]) * seconds
 
 
 def seconds_of_looks(run: Run, times: PassTimes) -> float:

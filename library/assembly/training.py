@@ -17,7 +17,6 @@ from library.diffusion.compiling import CompileRules, compile_unet
 from library.diffusion.denoising import Denoiser
 from library.privacy.attackers.build import AttackerRules, build_attacker
 from library.privacy.gap import Course, StopRules, course_of, kept_check
-from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import seed_modules
 from library.training.interruption import FiniteGuard
@@ -36,6 +35,7 @@ class Training:
     state: TrainingState
     guard: FiniteGuard  # counts steps that were not finite
     done: int  # optimizer steps of the run that this one goes on from
+    stop_rules: StopRules
 
     def steps(self) -> Iterator[int]:
         """Every step that is left, counted from 0; how many they are may change while the run goes on."""
@@ -46,13 +46,22 @@ class Training:
 
     def course(self) -> Course:
         """When the rate falls and the run ends, by the checks so far."""
-        return course_of(pick(self.run.config, StopRules), self.game.history.gaps, self.run.plan.total_steps)
+        return course_of(self.stop_rules, self.game.history.gaps, self.run.plan.total_steps)
+
+    def kept_after(self) -> int | None:
+        """Steps after which the weights of the final LoRA were kept: the last ones, unless a target chooses.
+
+        None where no check met the target.
+        """
+        if self.stop_rules.target_auc is None:
+            return self.course().end
+        check = kept_check(self.stop_rules, self.game.history.gaps)
+        return None if check is None else check.done
 
     def validate(self, done: int, epoch: int, announce: Callable[[str, int, int], object]) -> dict[str, Any]:
         """One validation pass; weights that a target of the AUC lets through, and that learnt most, are kept."""
         figures = self.validation.run(done, epoch, announce)
-        rules, gaps = pick(self.run.config, StopRules), self.game.history.gaps
-        if rules.target_auc is not None and kept_check(rules, gaps) is gaps[-1]:
+        if self.stop_rules.target_auc is not None and self.kept_after() == done:
             self.state.keep()
         return figures
 
@@ -112,7 +121,7 @@ def _open_training(run: Run) -> Training:
     )
     load_training_state(config.resume, state)
     validation = Validation.of(game, state, run.validation())
-    return Training(run, game, validation, state, FiniteGuard(), run.resumed["done"])
+    return Training(run, game, validation, state, FiniteGuard(), run.resumed["done"], pick(config, StopRules))
 
 
 def open_game(run: Run, pictures: Pictures) -> Game:
@@ -139,8 +148,6 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    history = ProxyHistory()
-    history.remember(run.resumed["checks"], run.resumed.get("gaps", []))
     return Game(
         accelerator=accelerator,
         pictures=pictures,
@@ -152,7 +159,7 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         network=run.network,
         proxy=proxy,
         attacker=attacker,
-        history=history,
+        history=run.history(),
         key=key,
         rules=rules,
         noise=pick(config, NoiseRules),

@@ -23,6 +23,7 @@ from library.privacy.attackers.losses import membership_margin
 from library.privacy.gap import GapCheck
 from library.privacy.proxy_history import ProxyHistory, check_proxy
 from library.seeding import permutation, stream
+from library.training.device import agreed
 from library.training.state import TrainingState
 from networks.network_protocol import can_be_switched_off, switched_off
 
@@ -127,12 +128,12 @@ class Validation:
             loss = side.by_picture(side.losses)
             figures |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         if can_be_switched_off(self.network):
-            gap = gap_between(done, *sides)
+            gap = agreed(self.accelerator, gap_between(done, *sides))  # it may end the run, for all processes alike
             self.history.gaps.append(gap)
             figures |= gap.figures()
         if not self.has_attacker:
             return figures
-        check = check_proxy(epoch, *(side.by_picture(side.margins) for side in sides))
+        check = agreed(self.accelerator, check_proxy(epoch, *(side.by_picture(side.margins) for side in sides)))
         self.history.checks.append(check)
         return {"proxy_balanced_accuracy": check.balanced_accuracy, **figures}
 

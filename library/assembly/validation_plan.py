@@ -58,10 +58,8 @@ def step_cost(images: float, rules: GameRules, *, gradient_checkpointing: bool) 
     Args:
         images: of the LoRA step, on average.
     """
-    passes = images * (CHECKPOINTED_STEP if gradient_checkpointing else STEP)
-    if not rules.k_steps:
-        return passes
-    return passes * (2 if rules.separate_noise else 1) + 2 * rules.k_steps * rules.images_per_side()
+    trained, asked = rules.passes(images)
+    return trained * (CHECKPOINTED_STEP if gradient_checkpointing else STEP) + asked
 
 
 def plan_validation(

@@ -1,10 +1,6 @@
 """One captioned picture, identified by the hash of its decoded pixels."""
 
 import hashlib
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +10,6 @@ from PIL import Image, ImageOps
 from library.data.subset_rules import Subset
 from library.errors import InputError
 from library.incoming.pictures import open_image
-
-LARGE = 50_000_000  # pixels from which on the memory is looked at
-BYTES_PER_PIXEL = 10  # as decoded (with alpha), in RGB, and turned
 
 
 @dataclass(frozen=True)
@@ -42,40 +35,8 @@ def open_picture(path: Path) -> Image.Image:
         InputError: a picture that does not fit into memory.
         OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
     """
-    with opened(path) as file:
+    with open_image(path) as file:
         return as_rgb(ImageOps.exif_transpose(file))
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file that is not decoded yet, of any size that fits into memory (Pillow stops at 179 megapixels).
-
-    Raises:
-        InputError: a picture that does not fit.
-        OSError, SyntaxError, ValueError: Pillow's errors for a corrupt file.
-    """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with open_image(path) as file:
-            pixels = file.width * file.height
-            if pixels > LARGE and (needed := pixels * BYTES_PER_PIXEL) > (free := free_memory()):
-                raise InputError(
-                    f"'{path}' has {file.width} x {file.height} = {pixels / 1e6:.0f} megapixels, which take about "
-                    f"{needed / 1e9:.1f} GB of memory ({free / 1e9:.1f} GB are free); scale it down"
-                )
-            yield file
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def free_memory() -> int:
-    """Bytes that can be allocated without swapping; without limit where the system does not say."""
-    try:
-        stated = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return sys.maxsize
-    found = re.search(r"MemAvailable:\s*(\d+) kB", stated)
-    return int(found[1]) * 1024 if found else sys.maxsize
 
 
 def picture_of(example: Example) -> Image.Image:
@@ -111,7 +72,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 def alpha_channel(path: Path) -> Image.Image | None:
     """The alpha channel of a picture (mode L), turned by its EXIF orientation; None if it has none."""
-    with opened(path) as file:
+    with open_image(path) as file:
         if not file.has_transparency_data:
             return None
         return ImageOps.exif_transpose(file).convert("RGBA").getchannel("A")

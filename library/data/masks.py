@@ -4,9 +4,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from library.data.examples import Example, alpha_channel, as_rgb, opened
+from library.data.examples import Example, alpha_channel, as_rgb
 from library.data.folders import ENDINGS
 from library.errors import InputError
+from library.incoming.pictures import open_image
 
 
 class MaskFinder:
@@ -59,7 +60,7 @@ class MaskFinder:
 
 def red_channel(path: Path) -> Image.Image:
     """The red channel of a mask file (mode L), 255 = full weight."""
-    with opened(path) as file:
+    with open_image(path) as file:
         return as_rgb(ImageOps.exif_transpose(file)).getchannel("R")
 
 

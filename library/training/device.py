@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from library.errors import InputError
 
 logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
 CORES = Path("/proc/stat")
 LOOK = 0.5  # seconds in which the cores' use is measured
 SET_BY_HAND = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -40,8 +42,8 @@ def open_accelerator(mixed_precision: str, ddp_timeout: int | None) -> Accelerat
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
 
 
-def agreed(accelerator: Accelerator, value: bytes) -> bytes:
-    """The main process's value on every process; values that each process draws itself would differ."""
+def agreed(accelerator: Accelerator, value: Value) -> Value:
+    """The main process's value on every process; what each draws or measures itself would differ."""
     values = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(values, from_process=0)

@@ -217,10 +217,7 @@ def validation_summary(figures: dict[str, Any]) -> str:
             f"(members, n={members:.0f}), AUC {figures['calibrated_auc']:.3f} [{low:.3f}, {high:.3f}]"
         )
     else:  # a network that cannot be switched off
-        text = (
-            f"loss at fixed noise\n  members-aux {figures['adaptation_loss_members_aux']:.4f} "
-            f"(n={members:.0f}) vs non-members-aux {figures['adaptation_loss_non_members_aux']:.4f} (n={others:.0f})"
-        )
+        text = f"loss at fixed noise\n  {_fit(figures)}"
     if "proxy_balanced_accuracy" in figures:
         return f"proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}, {text}"
     return text
@@ -232,4 +229,14 @@ def learning_summary(log: Path) -> str:
     if not passes:
         raise InputError(f"'{log}' has lost its validation passes; somebody changed it while the run wrote it")
     passes = [{name: float(record[name]) for name in (*LOSSES, *COUNTS) if name in record} for record in passes]
-    return f"before: {validation_summary(passes[0])}\nafter:  {validation_summary(passes[-1])}"
+    fits = [f"\n  fit, loss at fixed noise: {_fit(one)}" if "learnt" in one else "" for one in passes]
+    return f"before: {validation_summary(passes[0])}{fits[0]}\nafter:  {validation_summary(passes[-1])}{fits[-1]}"
+
+
+def _fit(figures: dict[str, Any]) -> str:
+    """How well the pictures fit; the members' loss holds what is learnt by heart, so it is no utility."""
+    parts = [
+        f"{side.replace('_', '-')} {figures[f'adaptation_loss_{side}']:.4f} (n={figures[f'images_{side}']:.0f})"
+        for side in ("members_aux", "non_members_aux")
+    ]
+    return " vs ".join(parts)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from library.data import examples
-from library.data.examples import free_memory, open_picture, opened
+from library.data.examples import open_picture
 from library.data.folders import caption_file, pictures_in
 from library.data.read_pictures import read_sources
 from library.errors import InputError
+from library.incoming import pictures as pictures_gate
+from library.incoming.pictures import free_memory, open_image
 from tests.helpers import tiny
 from tests.helpers.data_toy import config, read
 
@@ -87,11 +88,11 @@ def test_a_picture_above_pillows_limit_is_read_or_named_with_its_size(tmp_path: 
     folder = tiny.write_pictures(tmp_path, 1) / "1_zebrafolder"
     (folder / "huge.png").write_bytes(png(20_000, 10_000))
     (folder / "huge.txt").write_text("a wall")
-    monkeypatch.setattr(examples, "free_memory", lambda: 1_500_000_000)
+    monkeypatch.setattr(pictures_gate, "free_memory", lambda: 1_500_000_000)
     (fault,) = told(tmp_path)
     assert "huge.png' has 20000 x 10000 = 200 megapixels, which take about 2.0 GB of memory (1.5 GB are free)" in fault
-    monkeypatch.setattr(examples, "free_memory", lambda: 3_000_000_000)
-    with opened(folder / "huge.png") as picture:
+    monkeypatch.setattr(pictures_gate, "free_memory", lambda: 3_000_000_000)
+    with open_image(folder / "huge.png") as picture:
         assert picture.size == (20_000, 10_000)
     assert Image.MAX_IMAGE_PIXELS is not None, "the limit holds again elsewhere"
     assert free_memory() > 0

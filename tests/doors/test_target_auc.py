@@ -1,5 +1,6 @@
 """Runs that stop at the gap and runs with the stronger proxy, through the doors."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,41 @@ def test_a_run_stops_after_its_decay_and_its_file_holds_what_was_kept(flags, scr
     assert [one["learning_rate"] for one in steps[6:]] == pytest.approx([1e-2 * 2 / 3, 1e-2 / 3])
     assert_same_tensors(tmp_path / "out" / "last.safetensors", tmp_path / "out" / "last-step00000006.safetensors")
     assert "after 6 of 8 steps (before the decay" in capsys.readouterr().out
+
+
+def test_the_last_previews_show_what_is_kept_also_beside_an_average(flags, scripted, tmp_path: Path) -> None:
+    """Step 6 is kept of 8: the final preview is that of step 6, not the average's at the end."""
+    scripted(lambda done: 0.5 + 0.06 * done)
+    (tmp_path / "prompts.txt").write_text("walrus001 --s 2\n")
+    shown = {"sample_prompts": tmp_path / "prompts.txt", "sample_every_n_steps": 2, "ema_decay": 0.5}
+    assert SPLoRA.main(flags(**{**TARGET, **shown, "learning_rate": 0.1})) == 0
+    stages = {name: (tmp_path / "out/sample" / f"last_{name}_00.png").read_bytes()
+              for name in ("step00000004", "step00000006", "final")}  # fmt: skip
+    assert stages["final"] == stages["step00000006"] != stages["step00000004"]
+
+
+def test_resuming_a_run_that_a_target_ended_changes_nothing(flags, scripted, tmp_path: Path, capsys) -> None:
+    scripted(lambda done: 0.5 + 0.06 * done)
+    assert SPLoRA.main(flags(**TARGET)) == 0
+    state, before = tmp_path / "out/state/last-state", (tmp_path / "out/log.jsonl").read_bytes()
+    assert SPLoRA.main(flags(**TARGET, resume=state)) == 0
+    assert "this run is finished: 8 of 8 steps" in capsys.readouterr().out
+    assert (tmp_path / "out/log.jsonl").read_bytes() == before
+
+
+def test_all_processes_take_the_main_one_s_checks(flags, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They decide when the run ends: each process's own might differ in its last digits."""
+    asked: list[str] = []
+
+    def of_the_main_one(accelerator: Any, value: Any) -> Any:
+        asked.append(type(value).__name__)
+        return dataclasses.replace(value, auc=0.25) if isinstance(value, GapCheck) else value
+
+    monkeypatch.setattr(validation, "agreed", of_the_main_one)
+    assert PLoRA.main(flags(max_train_steps=1)) == 0
+    assert {"GapCheck", "ProxyCheck"} == set(asked)
+    passes = [record for record in records(tmp_path / "out") if "calibrated_auc" in record]
+    assert {record["calibrated_auc"] for record in passes} == {0.25}
 
 
 def test_no_file_is_written_where_no_pass_meets_the_target(flags, scripted, tmp_path: Path, capsys) -> None:

@@ -1,10 +1,12 @@
 """The proxy that compares the LoRA with its absence: what it sees, what it learns, when it counts."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from library.assembly.game import GameRules
 from library.privacy.attackers.build import AttackerRules, build_attacker
 from library.privacy.attackers.calibrated import CLOSENESS, CalibratedProxy, calibrated_evidence, log_errors
 from library.privacy.attackers.losses import attacker_losses, member_cross_entropy, membership_margin
@@ -78,3 +80,24 @@ def test_an_opponent_stays_one_though_later_checks_raise_the_bar() -> None:
     assert history.has_an_opponent()
     history.checks += [check(0.5)] * 40
     assert not history.beat_chance() and history.has_an_opponent()
+
+
+def rules(**changed: Any) -> GameRules:
+    plain = {"train_batch_size": 4, "k_steps": 1, "attack_batch_size": 3, "attack_eval_draws": 2, "proxy_mode": "eval",
+             "separate_noise": False, "proxy_input": "error_map", "attack_draws": 1, "gain_starts": "at_once",
+             "gain_limit": None}  # fmt: skip
+    return GameRules(**{**plain, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "trained", "asked"),
+    [
+        ({"k_steps": 0}, 8, 0),
+        ({}, 8, 6),  # 2 sides x 3
+        ({"k_steps": 2, "separate_noise": True}, 16, 12),
+        ({"proxy_input": "calibrated"}, 8, 2 * 6 + 8),  # all of them once more with the LoRA off
+        ({"proxy_input": "calibrated", "attack_draws": 5}, 40, 5 * (2 * 6 + 8)),
+    ],
+)
+def test_the_passes_of_a_step_are_counted(changed: dict[str, Any], trained: float, asked: float) -> None:
+    assert rules(**changed).passes(8) == (trained, asked)
