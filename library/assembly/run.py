@@ -126,6 +126,7 @@ class Run:
             sides=(sides["members-aux"], sides["non-members-aux"]),
             draws=rules.attack_eval_draws,
             cost=step_cost(images, rules, gradient_checkpointing=config.gradient_checkpointing),
+            one_exposure=self.plan.one_exposure(self.training_set.member_uses()),
         )
 
     def forecast(self, arguments: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Validation passes: both aux sides under fixed noise, for what was learnt, what leaks, and the proxy's accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
 from library.assembly.validation_plan import ValidationPlan
-from library.audit.statistics.gain import gain_with_interval
+from library.audit.statistics.gain import falls_since, gain_with_interval
 from library.audit.statistics.intervals import auc_interval
 from library.audit.statistics.metrics import auc
 from library.data.batches import AuxCycle, Batch, Pictures
@@ -128,8 +128,11 @@ class Validation:
             loss = side.by_picture(side.losses)
             figures |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         if can_be_switched_off(self.network):
-            gap = agreed(self.accelerator, gap_between(done, *sides))  # it may end the run, for all processes alike
+            gap = gap_between(done, *sides, self.training_state.first_falls)
+            gap = agreed(self.accelerator, gap)  # it may end the run, for all processes alike
             self.history.gaps.append(gap)
+            if gap.is_first:
+                self.training_state.first_falls.update(_falls(*sides))
             figures |= gap.figures()
         if not self.has_attacker:
             return figures
@@ -198,21 +201,37 @@ def _shown(game: Game, side: AuxCycle, count: int) -> list[int]:
     return [index for index, picture in zip(side.indices, pixels, strict=True) if picture in chosen]
 
 
-def gap_between(done: int, members: Side, non_members: Side) -> GapCheck:
-    """What held-out pictures gained, what members gained beyond it, and how well the gain tells them apart."""
-    inside, outside = (side.by_picture(side.falls).double().numpy() for side in (members, non_members))
+def _falls(members: Side, non_members: Side) -> dict[str, Tensor]:
+    """[pictures] falls of both sides."""
+    return {"members": members.by_picture(members.falls), "non_members": non_members.by_picture(non_members.falls)}
+
+
+def gap_between(done: int, members: Side, non_members: Side, first: Mapping[str, Tensor]) -> GapCheck:
+    """What held-out pictures gained, what members gained beyond it, and how well the gain tells them apart.
+
+    Args:
+        first: ``_falls`` of the first pass of the trained LoRA; empty where there was none yet.
+    """
+    now = _falls(members, non_members)
+    inside, outside = (now[side].double().numpy() for side in ("members", "non_members"))
     groups = members.groups_by_picture(), non_members.groups_by_picture()
-    low, high = auc_interval(inside, outside, *groups)
-    of_members, learnt = (
-        gain_with_interval(falls, names)[0] for falls, names in zip((inside, outside), groups, strict=True)
+    (of_members, *_), (learnt, learnt_low, learnt_high) = (
+        gain_with_interval(falls, names) for falls, names in zip((inside, outside), groups, strict=True)
     )
+    if first:
+        before = first["members"].double().numpy(), first["non_members"].double().numpy()
+        inside, outside = falls_since(before, inside, outside)
+    low, high = auc_interval(inside, outside, *groups)
     return GapCheck(
         done=done,
         learnt=learnt,
+        learnt_low=max(-1.0, learnt_low),  # minus infinity where all are of one group
+        learnt_high=learnt_high,
         by_heart=of_members - learnt,
         auc=auc(inside, outside),
         low=low,
         high=high,
         members=len(inside),
         non_members=len(outside),
+        is_first=done > 0 and not first,
     )

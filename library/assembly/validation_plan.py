@@ -31,10 +31,11 @@ class ValidationPlan:
     non_members: int
     draws: int  # UNet passes for a picture
     training_cost: float  # of the whole run, in UNet passes forward
+    first: int | None = None  # steps after which a further pass comes: what a target's later passes are compared with
 
     def is_due(self, done: int) -> bool:
         """Whether validation runs after ``done`` steps."""
-        return self.plan.validation_is_due(done, self.every_epochs, self.every_steps)
+        return done == self.first or self.plan.validation_is_due(done, self.every_epochs, self.every_steps)
 
     def share(self) -> float:
         """What all passes cost beside the training."""
@@ -45,7 +46,8 @@ class ValidationPlan:
         """What was chosen, in one line."""
         epochs = [f"every {self.every_epochs} epochs"] if self.every_epochs else []
         steps = [f"every {self.every_steps} steps"] if self.every_steps else []
-        when = ", ".join(["at the start", *epochs, *steps])
+        first = ["after one exposure"] if self.first else []
+        when = ", ".join(["at the start", *first, *epochs, *steps])
         return (
             f"validation: {when} and at the end, on {self.members} members-aux + {self.non_members} non-members-aux x "
             f"{self.draws} draws: {100 * self.share():.2g} % of the training's UNet passes"
@@ -63,7 +65,13 @@ def step_cost(images: float, rules: GameRules, *, gradient_checkpointing: bool) 
 
 
 def plan_validation(
-    plan: TrainingPlan, rules: ValidationRules, *, sides: tuple[int, int], draws: int, cost: float
+    plan: TrainingPlan,
+    rules: ValidationRules,
+    *,
+    sides: tuple[int, int],
+    draws: int,
+    cost: float,
+    one_exposure: int,
 ) -> ValidationPlan:
     """Passes as they were asked for; else as many as fit into the share, spread evenly over the epochs.
 
@@ -73,18 +81,20 @@ def plan_validation(
         sides: members-aux and non-members-aux.
         draws: UNet passes for a picture in one validation pass.
         cost: of an optimizer step, see ``step_cost``.
+        one_exposure: steps in which each member is used once, on average; before that little is learnt by heart.
     """
     epochs, steps, total = rules.aux_loss_every_n_epochs, rules.aux_loss_every_n_steps, plan.total_steps * cost
     if epochs is None and steps is None:
         share = rules.aux_loss_share if rules.target_auc is None else max(rules.aux_loss_share, DECIDING_SHARE)
         budget, one_pass = share * total, draws * sum(sides)
-        between = int(budget / one_pass) - 2
+        between = int(budget / one_pass) - (2 if rules.target_auc is None else 3)
         if between < 0:
             part = budget / (2 * one_pass)
             sides = (_fewer(sides[0], part), _fewer(sides[1], part))
         elif between > 0:
             epochs = int(plan.epochs(plan.total_steps - 1)) // (between + 1) + 1
-    return ValidationPlan(plan, epochs, steps, *sides, draws, total)
+    first = None if rules.target_auc is None else one_exposure
+    return ValidationPlan(plan, epochs, steps, *sides, draws, total, first)
 
 
 def _fewer(pictures: int, part: float) -> int:

@@ -16,17 +16,22 @@ class GapCheck:
 
     done: int  # optimizer steps
     learnt: float  # 1 - held-out error with the LoRA on / off: relative fall, geometric mean over pictures and draws
+    learnt_low: float  # its 95 % interval, over groups
+    learnt_high: float
     by_heart: float  # the same of the members, minus ``learnt``
-    auc: float  # of the calibrated loss log(off / on), members above non-members
+    auc: float  # of the calibrated loss log(off / on) since the first pass (``falls_since``), members above non-members
     low: float  # 95 % interval of the AUC
     high: float
     members: int  # pictures
     non_members: int
+    is_first: bool = False  # of the trained LoRA: the AUC is that of the falls themselves, luck of the split included
 
     def figures(self) -> dict[str, float]:
         """For the log."""
         return {
             "learnt": self.learnt,
+            "learnt_low": self.learnt_low,
+            "learnt_high": self.learnt_high,
             "learnt_by_heart": self.by_heart,
             "calibrated_auc": self.auc,
             "calibrated_auc_low": self.low,
@@ -67,7 +72,8 @@ def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Cou
     begin = round(planned / (1 + rules.target_decay))
     for number, check in enumerate(checks):
         seen = checks[: number + 1]
-        if 0 < check.done < begin and (_auc_after_decay(rules, seen) >= rules.target_auc or _has_stalled(seen)):
+        may_begin = 0 < check.done < begin and not check.is_first
+        if may_begin and (_auc_after_decay(rules, seen) >= rules.target_auc or _has_stalled(seen)):
             begin = check.done
             break
     return Course(begin, min(planned, begin + round(rules.target_decay * begin)))
@@ -77,7 +83,8 @@ def _auc_after_decay(rules: StopRules, checks: Sequence[GapCheck]) -> float:
     """The last AUC and its rise over the last checks, which goes on at half its pace while the rate falls to zero."""
     last, trained = checks[-1], [check for check in checks if check.done > 0]
     before = trained[-1 - PATIENCE :][0]
-    rise = max(0.0, last.auc - before.auc) / max(1, last.done - before.done)
+    start = 0.5 if before.is_first else before.auc  # the first one is what the others are compared with
+    rise = max(0.0, last.auc - start) / max(1, last.done - before.done)
     return last.auc + rise * rules.target_decay * last.done / 2
 
 
@@ -132,8 +139,9 @@ def verdict(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> str:
     else:
         which = "before the decay of the rate" if kept.done <= course.decay_from else "within the decay of the rate"
     return (
-        f"kept: the weights after {kept.done} of {course.end} steps ({which}): learnt {kept.learnt:.1%} (held-out "
-        f"pictures), by heart {kept.by_heart:.1%}, AUC of the calibrated loss {kept.auc:.3f} [{kept.low:.3f}, "
-        f"{kept.high:.3f}] on {kept.members} + {kept.non_members} aux pictures, at or below target_auc "
-        f"{rules.target_auc:g}; the most learnt of {len(trained)} passes that keep to it counts"
+        f"kept: the weights after {kept.done} of {course.end} steps ({which}): learnt {kept.learnt:.1%} "
+        f"[{kept.learnt_low:.1%}, {kept.learnt_high:.1%}] (held-out pictures), by heart {kept.by_heart:.1%}, AUC of "
+        f"the calibrated loss {kept.auc:.3f} [{kept.low:.3f}, {kept.high:.3f}] on {kept.members} + {kept.non_members} "
+        f"aux pictures, at or below target_auc {rules.target_auc:g}; the most learnt of {len(trained)} passes "
+        "counts"
     )

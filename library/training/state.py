@@ -20,7 +20,7 @@ from library import __version__
 from library.errors import Faults, InputError, shortened, shown
 from library.incoming import files
 from library.incoming.pickles import read_pickle
-from library.incoming.shapes import Anything, ListOf, Number, Record, Shape, TableOf, Text, Whole, check_shape
+from library.incoming.shapes import Anything, Flag, ListOf, Number, Record, Shape, TableOf, Text, Whole, check_shape
 from library.incoming.texts import read_json
 from library.tensor_files import not_finite, private_folder, read_tensors, rename_away, write_tensors, write_whole
 from library.training.optimization.average import Average, has_two_faces, shown_weights
@@ -30,8 +30,11 @@ from library.training.saved_moments import check_alike, check_moments, check_sch
 logger = logging.getLogger(__name__)
 HEX = Text(pattern="[0-9a-f]{1,128}")
 CHECK = Record({"epoch": Whole(), "balanced_accuracy": Number(0, 1), "members": Whole(1), "non_members": Whole(1)})
-NUMBERS = ("learnt", "by_heart", "auc", "low", "high")
-GAP = Record(dict.fromkeys(NUMBERS, Number()) | {"done": Whole(), "members": Whole(1), "non_members": Whole(1)})
+NUMBERS = ("learnt", "learnt_low", "learnt_high", "by_heart", "auc", "low", "high")
+GAP = Record(
+    dict.fromkeys(NUMBERS, Number())
+    | {"done": Whole(), "members": Whole(1), "non_members": Whole(1), "is_first": Flag()}
+)
 CONTENT: Shape = Record(
     {"format": Whole(2, 2), "done": Whole(), "options": TableOf(Anything()), "checks": ListOf(CHECK)},
     {
@@ -63,6 +66,7 @@ class TrainingState:
     scaler: Any  # of fp16; None otherwise
     average: Average | None  # of the trained weights
     kept: dict[str, Tensor] = field(default_factory=dict)  # the network as one of its checks saw it; empty: none kept
+    first_falls: dict[str, Tensor] = field(default_factory=dict)  # by side [pictures]: of the first validation pass
 
     def keep(self) -> None:
         """Keep the network as it is shown now, in place of what was kept before."""
@@ -134,6 +138,8 @@ def save_state(
             write_tensors(temporary / "average.safetensors", training_state.average.state(), {})
         if training_state.kept:
             write_tensors(temporary / "kept.safetensors", training_state.kept, {})
+        if training_state.first_falls:
+            write_tensors(temporary / "first_falls.safetensors", training_state.first_falls, {})
         moving = {
             "optimizer": training_state.optimizer.state_dict(),
             "schedule": training_state.schedule.state_dict(),
@@ -298,8 +304,9 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
     path = Path(place)
     fill_raw(training_state.network, _finite_tensors(path / "lora.safetensors"))
     _fill(training_state.proxy, _finite_tensors(path / "proxy.safetensors"))
-    if (path / "kept.safetensors").exists():
-        training_state.kept.update(_finite_tensors(path / "kept.safetensors"))
+    for name, held in (("kept", training_state.kept), ("first_falls", training_state.first_falls)):
+        if (path / f"{name}.safetensors").exists():
+            held.update(_finite_tensors(path / f"{name}.safetensors"))
     if training_state.average is not None:
         training_state.average.fill(_finite_tensors(path / "average.safetensors"))
     file = path / "optimizers.pt"

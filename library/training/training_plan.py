@@ -81,6 +81,14 @@ class TrainingPlan:
         """
         return self.epochs(done) * sum(repeats) / len(repeats)
 
+    def one_exposure(self, repeats: Sequence[int]) -> int:
+        """Steps in which each member is trained on once, on average; at least one.
+
+        Args:
+            repeats: of each member.
+        """
+        return max(1, round(self.steps_per_epoch * len(repeats) / sum(repeats)))
+
     def summary(
         self,
         repeats: Sequence[int],

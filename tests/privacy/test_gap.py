@@ -1,5 +1,6 @@
 """When a run stops at the gap, which weights it keeps, and what it says; the course is a function of the checks."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,7 +25,10 @@ RULES = StopRules(target_auc=0.6, target_decay=0.25)
 
 def checks(*pairs: tuple[int, float, float]) -> list[GapCheck]:
     """(steps, learnt, AUC) of each check."""
-    return [GapCheck(done, learnt, 0.01, auc, auc - 0.05, auc + 0.05, 200, 190) for done, learnt, auc in pairs]
+    return [
+        GapCheck(done, learnt, learnt - 0.02, learnt + 0.02, 0.01, auc, auc - 0.05, auc + 0.05, 200, 190)
+        for done, learnt, auc in pairs
+    ]
 
 
 def side(falls: list[float]) -> Side:
@@ -93,8 +97,32 @@ def test_a_target_must_be_one_that_the_aux_sides_can_see() -> None:
         require_visible(0.55, 20, 20)
 
 
+def test_the_first_trained_pass_begins_no_decay_and_its_luck_is_no_rise() -> None:
+    """Its own AUC holds the luck of the split; the later ones are compared with it, so it counts as 0.5."""
+    first = dataclasses.replace(checks((10, 0.2, 0.64))[0], is_first=True)
+    assert course_of(RULES, [first], 1000).decay_from == 800
+    seen = [first, *checks((20, 0.3, 0.55))]  # .05 in 10 steps: a decay of 5 steps at half the pace adds .0125
+    assert course_of(StopRules(0.563, 0.25), seen, 1000).decay_from == 800
+    assert course_of(StopRules(0.562, 0.25), seen, 1000).decay_from == 20
+
+
+def test_luck_in_who_is_easy_to_learn_is_no_leak() -> None:
+    """Members that are easier by chance: told apart by the falls, and not by what came since the first pass."""
+    draws = np.random.default_rng(0)
+    easy, noise = draws.normal(size=(2, 400)), draws.normal(size=(2, 400)) * 0.1
+    easy[0] += 0.5
+    before = {"members": torch.tensor(0.2 * easy[0]), "non_members": torch.tensor(0.2 * easy[1])}
+    sides = [side((0.5 * easy[place] + noise[place]).tolist()) for place in (0, 1)]
+    assert gap_between(50, *sides, {}).auc > 0.62
+    assert abs(gap_between(50, *sides, before).auc - 0.5) < 0.04
+    planted = [side((sides[0].falls + 0.2).tolist()), sides[1]]
+    assert gap_between(50, *planted, before).auc > 0.85
+
+
 def test_the_gap_compares_what_members_and_others_gained() -> None:
-    gap = gap_between(7, side([0.3, 0.4, 0.5]), side([0.1, 0.2, 0.35]))
+    gap = gap_between(7, side([0.3, 0.4, 0.5]), side([0.1, 0.2, 0.35]), {})
+    assert gap.is_first and not gap_between(0, side([0.0, 0.0]), side([0.0, 0.0]), {}).is_first
+    assert gap.learnt_low < gap.learnt < gap.learnt_high
     assert gap.learnt == pytest.approx(1 - math.exp(-np.mean([0.1, 0.2, 0.35])))
     assert gap.learnt + gap.by_heart == pytest.approx(1 - math.exp(-0.4)) and gap.auc == pytest.approx(8 / 9)
     assert gap.low <= gap.auc <= gap.high and (gap.done, gap.members, gap.non_members) == (7, 3, 3)

@@ -58,7 +58,7 @@ def test_looks_come_by_epochs_by_steps_and_at_the_end() -> None:
 def looks(plan: TrainingPlan, sides: tuple[int, int], cost: float, **changed: Any) -> ValidationPlan:
     """Validation with 4 draws of a picture."""
     rules = pick(dataclasses.replace(Config(), **changed), ValidationRules)
-    return plan_validation(plan, rules, sides=sides, draws=4, cost=cost)
+    return plan_validation(plan, rules, sides=sides, draws=4, cost=cost, one_exposure=plan.steps_per_epoch)
 
 
 def test_validation_takes_a_tenth_of_the_training_by_default() -> None:
@@ -82,6 +82,13 @@ def test_validation_keeps_its_share_or_looks_at_32_pictures_of_a_side(epochs: in
     plan = looks(TrainingPlan(500, 500 * epochs), sides, 4.15)
     assert plan.is_due(500 * epochs)
     assert plan.share() <= 0.1 or (plan.every_epochs is None and min(plan.members, plan.non_members) == 32)
+
+
+def test_a_target_gets_a_pass_after_one_exposure() -> None:
+    plan = looks(TrainingPlan(500, 500 * 40), (50, 50), 4.15, target_auc=0.6, aux_loss_every_n_epochs=5)
+    assert [done for done in range(1, 5001) if plan.is_due(done)] == [500, 2500, 5000]
+    assert "after one exposure" in plan.summary()
+    assert TrainingPlan(500, 500 * 40).one_exposure([2, 2, 3, 3]) == 200
 
 
 def test_validation_costs_what_a_step_costs() -> None:

@@ -37,6 +37,24 @@ def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95
     return middle, low, high
 
 
+def falls_since(first: tuple[Losses, Losses], members: Losses, non_members: Losses) -> tuple[Losses, Losses]:
+    """What of each picture's fall its fall in an earlier look does not explain (analysis of covariance).
+
+    Some pictures are easier to learn than others, and which of them became members is luck; what they fell by before
+    anything was learnt by heart tells how easy they are. The slope is that within the sides, so that a rise of all
+    members takes nothing from itself.
+
+    Args:
+        first: falls of members [n] and non-members [m] in the earlier look.
+        members, non_members: [n] and [m] falls now.
+    """
+    pairs = [(now, before - before.mean()) for now, before in zip((members, non_members), first, strict=True)]
+    spread = sum(float(before @ before) for _, before in pairs)
+    slope = sum(float((now - now.mean()) @ before) for now, before in pairs) / spread if spread > 0 else 0.0
+    inside, outside = (now - slope * before for now, before in zip((members, non_members), first, strict=True))
+    return inside, outside
+
+
 def gains(on: Losses, off: Losses, is_member: NDArray[np.bool_], groups: Sequence[str]) -> dict[str, float]:
     """``held_out_gain`` of the non-members with its interval; the members' gain, and what of it is learnt by heart.
 
