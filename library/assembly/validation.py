@@ -128,11 +128,11 @@ class Validation:
             loss = side.by_picture(side.losses)
             figures |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         if can_be_switched_off(self.network):
-            gap = gap_between(done, *sides, self.training_state.first_falls)
+            gap = gap_between(done, sides[0], sides[1], self.training_state.first_falls)
             gap = agreed(self.accelerator, gap)  # it may end the run, for all processes alike
             self.history.gaps.append(gap)
             if gap.is_first:
-                self.training_state.first_falls.update(_falls(*sides))
+                self.training_state.first_falls.update(_falls(sides[0], sides[1]))
             figures |= gap.figures()
         if not self.has_attacker:
             return figures

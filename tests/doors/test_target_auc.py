@@ -24,7 +24,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch):
 
     def script(auc: Any) -> None:
         def gap(done: int, *_: object) -> GapCheck:
-            return GapCheck(done, done / 100, 0.0, auc(done), 0.4, 1.0, 4, 4)
+            return GapCheck(done, done / 100, 0.0, 1.0, 0.0, auc(done), 0.4, 1.0, 4, 4)
 
         monkeypatch.setattr(validation, "gap_between", gap)
 
@@ -101,6 +101,18 @@ def test_a_resumed_run_stops_and_keeps_alike(flags, scripted, tmp_path: Path, pl
         assert_same_tensors(straight / name, resumed / name)
     rest = [record for record in records(straight) if record["step"] > place]
     assert [record for record in records(resumed) if record["step"] > place] == rest and rest
+
+
+def test_a_resumed_run_compares_with_the_first_pass_of_the_run(flags, tmp_path: Path) -> None:
+    """The state holds what each picture fell by after one exposure: the AUC of later passes goes on bit for bit."""
+    run = {**TARGET, "max_train_steps": 8, "save_every_n_steps": 4, "learning_rate": 0.05, "target_decay": 0}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    PLoRA.main(flags(**run, output_dir=straight))
+    state = straight / "state" / "last-step00000004-state"
+    assert (state / "first_falls.safetensors").stat().st_mode & 0o777 == 0o600
+    PLoRA.main(flags(**run, output_dir=resumed, resume=state))
+    after = [record for record in records(straight) if record["step"] > 4 and "calibrated_auc" in record]
+    assert after and after == [record for record in records(resumed) if "calibrated_auc" in record]
 
 
 def test_other_validation_options_would_change_the_run_and_are_refused_at_resume(flags, scripted, tmp_path) -> None:
