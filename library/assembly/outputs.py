@@ -71,6 +71,7 @@ class Outputs:
         self.log.step(done, epoch, figures)
         if done == end or self.training.validation.plan.is_due(done):
             self.log.epoch(done, epoch, self.training.validate(done, epoch, self.log.announce))
+            self.log.ends_after(self.training.course().end)
         self.keep_folder()
         self.checkpoints.after_step(done)
         stage = plan.stage(done, config.sample_every_n_epochs)
@@ -200,7 +201,7 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
             Recorder(
                 run.folder,
                 pick(config, LogRules),
-                total=run.plan.total_steps,
+                total=training.course().end,
                 done=training.done,
                 images_per_step=training.game.members.images_per_step(),
                 mfu_of_one=mfu_of_one(training.game, config.gradient_checkpointing),

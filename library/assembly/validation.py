@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from library.assembly.contexts import Contexts
 from library.assembly.game import Game
 from library.assembly.validation_plan import ValidationPlan
-from library.audit.statistics.gain import falls_since, gain_with_interval
+from library.audit.statistics.gain import auc_without_luck, gain_with_interval
 from library.audit.statistics.intervals import auc_interval
 from library.audit.statistics.metrics import auc
 from library.data.batches import AuxCycle, Batch, Pictures
@@ -220,15 +220,16 @@ def gap_between(done: int, members: Side, non_members: Side, first: Mapping[str,
     )
     if first:
         before = first["members"].double().numpy(), first["non_members"].double().numpy()
-        inside, outside = falls_since(before, inside, outside)
-    low, high = auc_interval(inside, outside, *groups)
+        area, low, high = auc_without_luck(before, (inside, outside), groups)
+    else:
+        area, (low, high) = auc(inside, outside), auc_interval(inside, outside, *groups)
     return GapCheck(
         done=done,
         learnt=learnt,
         learnt_low=max(-1.0, learnt_low),  # minus infinity where all are of one group
         learnt_high=learnt_high,
         by_heart=of_members - learnt,
-        auc=auc(inside, outside),
+        auc=area,
         low=low,
         high=high,
         members=len(inside),

@@ -139,6 +139,14 @@ class Recorder:
         self._track(done, "epoch", figures)
         self._bar.write(f"epoch {epoch}, step {done}: {validation_summary(figures)}")
 
+    def ends_after(self, steps: int) -> None:
+        """Tell when the end of the run has moved, and count up to it from now on."""
+        if self.active and steps != self._bar.total:
+            self._bar.total = steps
+            self._bar.write(
+                f"target_auc: the learning rate falls to zero from here on; the run ends after step {steps}"
+            )
+
     def announce(self, what: str, place: int, count: int) -> None:
         """Show in the bar what the run does between two steps, and how far it is: ``previews 3 of 8``."""
         now = time.monotonic()

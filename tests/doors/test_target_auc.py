@@ -40,7 +40,9 @@ def test_a_run_stops_after_its_decay_and_its_file_holds_what_was_kept(flags, scr
     assert len(steps) == 8 and [one["learning_rate"] for one in steps[:6]] == [1e-2] * 6
     assert [one["learning_rate"] for one in steps[6:]] == pytest.approx([1e-2 * 2 / 3, 1e-2 / 3])
     assert_same_tensors(tmp_path / "out" / "last.safetensors", tmp_path / "out" / "last-step00000006.safetensors")
-    assert "after 6 of 8 steps (before the decay" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "after 6 of 8 steps (before the decay" in told.out
+    assert (told.out + told.err).count("the run ends after step 8") == 1
 
 
 def test_the_last_previews_show_what_is_kept_also_beside_an_average(flags, scripted, tmp_path: Path) -> None:

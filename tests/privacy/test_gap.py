@@ -113,10 +113,11 @@ def test_luck_in_who_is_easy_to_learn_is_no_leak() -> None:
     easy[0] += 0.5
     before = {"members": torch.tensor(0.2 * easy[0]), "non_members": torch.tensor(0.2 * easy[1])}
     sides = [side((0.5 * easy[place] + noise[place]).tolist()) for place in (0, 1)]
-    assert gap_between(50, *sides, {}).auc > 0.62
-    assert abs(gap_between(50, *sides, before).auc - 0.5) < 0.04
-    planted = [side((sides[0].falls + 0.2).tolist()), sides[1]]
-    assert gap_between(50, *planted, before).auc > 0.85
+    raw, fair = gap_between(50, *sides, {}), gap_between(50, *sides, before)
+    assert raw.auc > 0.62 and fair.low < 0.5 < fair.high
+    assert fair.high - fair.low < 0.5 * (raw.high - raw.low)  # what is left of chance
+    planted = [side((sides[0].falls + 0.25).tolist()), sides[1]]  # half of the spread: Phi(.5 / sqrt 2) = .638
+    assert gap_between(50, *planted, before).auc == pytest.approx(0.638, abs=0.03)
 
 
 def test_the_gap_compares_what_members_and_others_gained() -> None:

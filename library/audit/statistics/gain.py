@@ -1,5 +1,6 @@
 """What a LoRA learnt that generalises: how far the denoising error of held-out pictures falls, with its interval."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,16 @@ def log_falls(on: Losses, off: Losses) -> Losses:
     return np.log(np.maximum(off, 1e-12) / np.maximum(on, 1e-12)).mean(axis=1)
 
 
+def _error_of_mean(values: Losses, groups: Sequence[str]) -> tuple[float, int]:
+    """Standard error of a mean over whole groups, infinite for a single one, and how many groups there are."""
+    _, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    count = int(place.max()) + 1
+    if count < 2:
+        return float("inf"), count
+    sums = np.bincount(place, values - values.mean())  # of each group's departures: groups may be unequal
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum())) / len(values), count
+
+
 def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95) -> tuple[float, float, float]:
     """1 - exp(-mean fall), the relative fall of the error, and its interval (t over the means of whole groups).
 
@@ -26,33 +37,40 @@ def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95
         groups: [n]; pictures of one group are not independent.
     """
     mean = float(falls.mean())
-    _, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    count = int(place.max()) + 1
+    error, count = _error_of_mean(falls, groups)
     if count < 2:
         return 1 - float(np.exp(-mean)), float("-inf"), 1.0
-    sums = np.bincount(place, falls - mean)  # of each group's departures: the error of a mean of unequal groups
-    error = float(np.sqrt(count / (count - 1) * (sums**2).sum())) / len(falls)
     reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
     low, middle, high = (1 - float(np.exp(-value)) for value in (mean - reach, mean, mean + reach))
     return middle, low, high
 
 
-def falls_since(first: tuple[Losses, Losses], members: Losses, non_members: Losses) -> tuple[Losses, Losses]:
-    """What of each picture's fall its fall in an earlier look does not explain (analysis of covariance).
+def auc_without_luck(
+    first: tuple[Losses, Losses], now: tuple[Losses, Losses], groups: tuple[Sequence[str], Sequence[str]]
+) -> tuple[float, float, float]:
+    """AUC that the falls of members and non-members would have if both sides were equally easy, and its 95 % interval.
 
     Some pictures are easier to learn than others, and which of them became members is luck; what they fell by before
-    anything was learnt by heart tells how easy they are. The slope is that within the sides, so that a rise of all
-    members takes nothing from itself.
+    anything was learnt by heart tells how easy they are. Its effect on the difference of the means is taken out
+    (analysis of covariance, slope within the sides); the spread of the falls, which an attacker has to live with,
+    stays. The AUC is that of two normal distributions: Phi(difference / sqrt(sum of both variances)).
 
     Args:
-        first: falls of members [n] and non-members [m] in the earlier look.
-        members, non_members: [n] and [m] falls now.
+        first: falls of members [n] and non-members [m] in an earlier look at the same pictures.
+        now: their falls now.
+        groups: of both; pictures of one group are not independent.
     """
-    pairs = [(now, before - before.mean()) for now, before in zip((members, non_members), first, strict=True)]
-    spread = sum(float(before @ before) for _, before in pairs)
-    slope = sum(float((now - now.mean()) @ before) for now, before in pairs) / spread if spread > 0 else 0.0
-    inside, outside = (now - slope * before for now, before in zip((members, non_members), first, strict=True))
-    return inside, outside
+    earlier = [before - before.mean() for before in first]
+    spread = sum(float(before @ before) for before in earlier)
+    slope = sum(float(fall @ before) for fall, before in zip(now, earlier, strict=True)) / spread if spread > 0 else 0.0
+    rest = [fall - slope * before for fall, before in zip(now, first, strict=True)]
+    errors = [_error_of_mean(values, names) for values, names in zip(rest, groups, strict=True)]
+    difference = float(rest[0].mean() - rest[1].mean())
+    degrees = max(1, min(count for _, count in errors) - 1)
+    reach = float(stats.t.ppf(0.975, degrees)) * math.hypot(*(error for error, _ in errors))
+    scale = math.hypot(*(float(fall.std()) for fall in now)) or math.inf
+    middle, low, high = (float(stats.norm.cdf((difference + shift) / scale)) for shift in (0.0, -reach, reach))
+    return middle, low, high
 
 
 def gains(on: Losses, off: Losses, is_member: NDArray[np.bool_], groups: Sequence[str]) -> dict[str, float]:
