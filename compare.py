@@ -24,11 +24,21 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
-    """Train, audit, and write the table; finished LoRAs of an earlier call are kept. Returns the audit's status."""
+    """Train, audit, and write the tables; finished LoRAs of an earlier call are kept. Returns the audit's status."""
     plan, output = read_plan(arguments)
+    started, repeats = time.monotonic(), plan["compare"].get("repeats", 1)
+    places = [output] if repeats == 1 else [output / f"split-{number}" for number in range(1, repeats + 1)]
+    status = max(compare_on_one_split(plan, place) for place in places)
+    if any(run.get("curve") for run in plan["runs"]):
+        write_frontier(plan["runs"], output, places)
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes")
+    return status
+
+
+def compare_on_one_split(plan: dict[str, Any], output: Path) -> int:
+    """Train, audit, and write the table of one split; returns the audit's status."""
     from library.tensor_files import write_whole
 
-    started = time.monotonic()
     trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
     train_all(trained, output, plan["compare"].get("jobs", 1))
     for run in plan["runs"]:
@@ -36,13 +46,37 @@ def main(arguments: list[str]) -> int:
             take_checkpoint(run, output)
     folders = [output / run["name"] for run in plan["runs"]]
     status = audit_all(folders, plan["audit"])
-    titles = [run.get("title", run["name"]) for run in plan["runs"]]
-    rows = comparison_rows({title: read_findings(folder) for title, folder in zip(titles, folders, strict=True)})
+    named = zip(map(title_of, plan["runs"]), folders, strict=True)
+    rows = comparison_rows({title: read_findings(folder) for title, folder in named})
     table = markdown(rows)
     write_whole(output / "table.md", table)
     write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
-    print(f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}; {(time.monotonic() - started) / 60:.0f} minutes")
+    print(f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}")
     return status
+
+
+def write_frontier(runs: list[dict[str, Any]], output: Path, places: list[Path]) -> None:
+    """Held-out gain against leak over all splits, beside plain LoRA's own curve: table, figures, picture."""
+    from library.audit.report import frontier
+    from library.tensor_files import write_whole
+
+    rows = frontier.frontier_rows(
+        [
+            frontier.read_point(place / run["name"], title_of(run), number, is_plain=bool(run.get("curve")))
+            for number, place in enumerate(places, 1)
+            for run in runs
+        ]
+    )
+    table = f"{frontier.frontier_table(rows)}\n{frontier.answer(rows)}"
+    write_whole(output / "frontier.md", table)
+    write_whole(output / "frontier.json", json.dumps(frontier.frontier_json(rows), indent=1) + "\n")
+    write_whole(output / "frontier.svg", frontier.frontier_figure(rows) + "\n")
+    print(f"\n{table}\n{output / 'frontier.md'}, {output / 'frontier.json'}, {output / 'frontier.svg'}")
+
+
+def title_of(run: dict[str, Any]) -> str:
+    """What a run is called in the tables."""
+    return str(run.get("title", run["name"]))
 
 
 def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> int:
@@ -124,7 +158,7 @@ def note_of(run: dict[str, Any]) -> str:
 
 def own_flags(run: dict[str, Any]) -> list[str]:
     """The flags of a training that stand in the plan."""
-    own = {name: value for name, value in run.items() if name not in ("name", "title", "door")}
+    own = {name: value for name, value in run.items() if name not in ("name", "title", "door", "curve")}
     return [word for name, value in own.items() for word in (f"--{name}", str(value))]
 
 

@@ -119,6 +119,12 @@ AUDIT = (
 )  # fmt: skip
 AUDIT_INSIDE = inside("shadows/<hash>", [*SHADOW, *TRAINING], private=True)
 OUTPUT_INSIDE = [Row("audit/", BY_AUDIT, "the audit", NEVER), *inside("audit", [*AUDIT, *AUDIT_INSIDE])]
+FRONTIER = (
+    Row("frontier.md", BY_COMPARE, "held-out gain against leak: rounded figures with intervals, your own titles",
+        "yes, once the titles name nobody"),
+    Row("frontier.json", BY_COMPARE, "the same at full precision", "no: publish the table"),
+    Row("frontier.svg", BY_COMPARE, "the same as a figure", "yes, once the titles name nobody"),
+)  # fmt: skip
 COMPARE = (
     Row("table.md", BY_COMPARE, "the table: rounded figures with intervals, sizes of the test sides, your own titles",
         "yes, once the titles name nobody"),
@@ -165,7 +171,13 @@ CACHE_DIR = Place("`cache_dir` (`output/.cache`)", "The folder is 0700.", CACHE)
 COMPARE_DIR = Place(
     "The folder of `compare.sh`",
     "Each training has its output folder in it.",
-    COMPARE, inside("<any>", [*TRAINING, *OUTPUT_INSIDE]),
+    (*COMPARE, *FRONTIER), inside("<any>", [*TRAINING, *OUTPUT_INSIDE]),
+)  # fmt: skip
+COMPARE_SPLITS = Place(
+    "The folder of `compare.sh` with `repeats` above 1",
+    "Each split has a folder with what stands above, but for the frontier.",
+    (*FRONTIER, Row("split-<number>/", BY_COMPARE, "the comparison on one split", "file by file, see above", private=False)),
+    inside("split-<number>", [*COMPARE, *inside("<any>", [*TRAINING, *OUTPUT_INSIDE])]),
 )  # fmt: skip
 LOGGING_DIR = Place(
     "`logging_dir`",
@@ -184,4 +196,14 @@ TOKENIZERS = Place(
         Row("<any>/<any>", BY_TRAINERS, "its files", "as its licence says", private=False),
     ),
 )
-PLACES = (OUTPUT_DIR, AUDIT_DIR, SHADOW_DIR, PUBLISHABLE, CACHE_DIR, COMPARE_DIR, LOGGING_DIR, TOKENIZERS)
+PLACES = (
+    OUTPUT_DIR,
+    AUDIT_DIR,
+    SHADOW_DIR,
+    PUBLISHABLE,
+    CACHE_DIR,
+    COMPARE_DIR,
+    COMPARE_SPLITS,
+    LOGGING_DIR,
+    TOKENIZERS,
+)

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import Faults, InputError, did_you_mean, shown
-from library.incoming.shapes import Anything, ListOf, Record, Shape, TableOf, Text, Whole, check_shape
+from library.incoming.shapes import Anything, Flag, ListOf, Record, Shape, TableOf, Text, Whole, check_shape
 from library.incoming.texts import read_toml
 from library.trainers import TRAINERS
 
 DESCRIPTION = "Trains several LoRAs on one split, audits all of them, and writes one table."
 NAMES = ("config_file", "output_dir")
-RUN = Record({"name": Text(100)}, {"title": Text(200), "checkpoint_of": Text(100), "epoch": Whole(1, 999_999)})
+RUN = Record(
+    {"name": Text(100)},
+    {"title": Text(200), "checkpoint_of": Text(100), "epoch": Whole(1, 999_999), "curve": Flag()},
+)
 PLAN: Shape = Record(
     {"runs": ListOf(RUN, 1, 1000)},
-    {"audit": TableOf(Anything()), "compare": Record({}, {"output_dir": Text(is_path=True), "jobs": Whole(1, 1024)})},
+    {
+        "audit": TableOf(Anything()),
+        "compare": Record({}, {"output_dir": Text(is_path=True), "jobs": Whole(1, 1024), "repeats": Whole(1, 100)}),
+    },
 )
 USAGE = "compare.py takes --config_file FILE and --output_dir DIR"
 
@@ -27,7 +33,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--config_file",
         metavar="FILE",
         help="TOML file: each [[runs]] is one LoRA with its options, [audit] gives options of the audit, [compare] "
-        "gives output_dir and jobs (trainings at the same time); see configs/compare_demo.toml",
+        "gives output_dir, jobs (trainings at the same time) and repeats (splits, each with trainings of its own); "
+        "runs with curve = true are plain LoRA's own curve, which the others are held against; see "
+        "configs/compare_demo.toml and configs/frontier_demo.toml",
     )
     parser.add_argument(
         "--output_dir",
