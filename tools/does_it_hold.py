@@ -1,7 +1,7 @@
 """Puts a finished comparison into docs/does_it_hold.md: python -m tools.does_it_hold OUTPUT_DIR.
 
-The blocks between ``<!-- table -->`` and ``<!-- end -->``, and answer likewise, and the figure beside the page come from
-the comparison's frontier.json and frontier.svg; the words around them are written by hand.
+The blocks between ``<!-- table -->`` and ``<!-- end -->``, and answer likewise, and the figure beside the page come
+from the comparison's frontier.json and frontier.svg; the words around them are written by hand.
 """
 
 import json
