@@ -143,6 +143,18 @@ def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
     assert evaluation.verdict.word == "invalid" and "pictures alone" in evaluation.verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("p", "word", "at_the_edge"),
+    [(0.0009, "invalid", False), (0.001, "leak", True), (0.0099, "leak", True), (0.01, "leak", False)],
+)
+def test_a_control_far_from_chance_fails_the_audit_and_one_at_the_edge_is_told(leaking, p, word, at_the_edge):
+    said = verdict(leaking.evaluation.findings, "fusion", 0.0001, p, "captions alone", [])
+    assert said.word == word and ("captions alone" in said.sentence) == (p < 0.01)
+    assert ("One control is at the edge" in said.sentence) == at_the_edge
+    quiet = verdict(examined(0.0)[1].findings, "fusion", 0.5, p, "captions alone", [])
+    assert ("One control is at the edge: 'captions alone' (p = " in quiet.sentence) == at_the_edge
+
+
 @pytest.mark.slow
 def test_a_note_makes_the_audit_invalid():
     evaluation = examined(0.0, notes=["the LoRA changes nothing"])[1]

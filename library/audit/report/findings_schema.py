@@ -71,7 +71,7 @@ MEANINGS = {  # by key, or by class and field
     "findings_with_a_shadow": "the same attacks fitted on a shadow LoRA; empty without one",
     "paired_differences": "this LoRA's AUC minus that of the reference of the call; empty for the reference",
     "controls": "tests in which no leak can be",
-    "p_max_over_controls": "p of the largest deviation among all controls; below 0.01 the audit is invalid",
+    "p_max_over_controls": "p of the largest deviation among all controls; below 0.001 the audit is invalid",
     "epsilon_lower_bounds": "one-run bounds, by number of guesses",
     "epsilon_is_valid": "whether a fair coin put each group in or out, so that the bounds are valid",
     "epsilon_doubt": "why not; empty where they are",

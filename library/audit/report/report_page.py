@@ -19,7 +19,7 @@ from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES,
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import luck_half_width
 from library.audit.statistics.permutation import p_number, p_text
-from library.audit.statistics.working_attack import CONTROL_P
+from library.audit.statistics.working_attack import CONTROL_P, DOUBT_P
 from library.tensor_files import private_folder, write_whole
 
 CLASSES = {"leak": "leak", "no evidence": "none", "invalid": "invalid"}
@@ -276,7 +276,8 @@ def controls_section(result: AuditResult) -> list[str]:
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
     text = (
         "None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
-        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid."
+        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid, below {DOUBT_P:g} the verdict "
+        "says that one is at the edge."
     )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
 
