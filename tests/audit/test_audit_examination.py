@@ -121,8 +121,8 @@ def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
     text = report_html(result, [result, early], [])
     for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
                   "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
-                  "AUC and held-out loss against exposures",
-                  "Privacy against fit"):  # fmt: skip
+                  "AUC and held-out gain against exposures",
+                  "Privacy against what was learnt"):  # fmt: skip
         assert f"</svg><figcaption><b>{title}.</b>" in text
     assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text
 
@@ -318,8 +318,8 @@ def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_p
 def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
     other = dataclasses.replace(leaking, label="early", exposures=10.0)
     text = report_html(leaking, [leaking, other], [])
-    assert "Side by side" in text and "held-out loss against exposures" in text and "Privacy against fit" in text
-    assert text.index("held-out loss against exposures") < text.index("Side by side</h2>")  # it stands on top
+    assert "Side by side" in text and "held-out gain against exposures" in text and "against what was learnt" in text
+    assert text.index("held-out gain against exposures") < text.index("Side by side</h2>")  # it stands on top
 
 
 def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):

@@ -178,7 +178,7 @@ def labels_leak_into(score, candidates, strength):
 
 @pytest.mark.parametrize("fault", ["sides from two sources", "labels in a score", "labels in a caption"])
 def test_a_broken_audit_is_called_invalid(fault):
-    """40 + 40 test pictures: what has no LoRA in it tells members at an AUC of about .9, with a strong leak beside it."""
+    """40 + 40 test pictures: what has no LoRA in it tells members at an AUC of about .9, beside a strong leak."""
     invalid = 0
     for seed in range(20):
         candidates, chance = planted_candidates(40, seed), np.random.default_rng(seed)

@@ -77,7 +77,9 @@ MEANINGS = {  # by key, or by class and field
     "epsilon_doubt": "why not; empty where they are",
     "dataset_level_p": "one-sided Welch test by group: was the collection as a whole used?",
     "auc_by_timestep": "timestep, AUC with the LoRA, AUC without, for three kinds of score",
-    "utility": "losses as a share of the base model's, and image quality where drawings were made",
+    "utility": "what was learnt of held-out pictures (`held_out_gain`) and what of members alone (`learnt_by_heart`), "
+    "each with its 95 % interval (`_low`, `_high`) and number of pictures; fit: losses as a share of the base model's; "
+    "image quality where drawings were made",
     "images": "number of pictures by side",
     "groups_tested": "number of groups on the test sides",
     "facts": "of the audit: profile, hash of the tensors, versions, seconds",
