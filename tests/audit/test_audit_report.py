@@ -38,7 +38,7 @@ def saved(name: str, exposures: float | None, area: float):
 
 
 def page_of(result, *together) -> str:
-    return report_html(result, [*together, result], [])
+    return report_html(result, [*together, result], []).replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.mark.parametrize(("area", "low", "high", "pairs"), [
