@@ -60,7 +60,10 @@ class LogFile:
 
 
 FIGURE = Either((Number(), Text(pattern="nan|-?inf")))
-GAP = ("learnt", "learnt_by_heart", "calibrated_auc", "calibrated_auc_low", "calibrated_auc_high")
+GAP = (
+    "learnt", "learnt_low", "learnt_high", "learnt_by_heart", "calibrated_auc", "calibrated_auc_low",
+    "calibrated_auc_high",
+)  # fmt: skip
 LOSSES = ("adaptation_loss_members_aux", "adaptation_loss_non_members_aux", "proxy_balanced_accuracy", *GAP)
 COUNTS = ("images_members_aux", "images_non_members_aux")
 RECORDS: Shape = ListOf(Record({"step": Whole()}, dict.fromkeys((*LOSSES, *COUNTS), FIGURE)))
@@ -221,7 +224,8 @@ def validation_summary(figures: dict[str, Any]) -> str:
     if "learnt" in figures:
         low, high = figures["calibrated_auc_low"], figures["calibrated_auc_high"]
         text = (
-            f"learnt {figures['learnt']:.1%} (held-out, n={others:.0f}),\n  by heart {figures['learnt_by_heart']:.1%} "
+            f"learnt {figures['learnt']:.1%}{_learnt_interval(figures)} (held-out, n={others:.0f}),\n"
+            f"  by heart {figures['learnt_by_heart']:.1%} "
             f"(members, n={members:.0f}), AUC {figures['calibrated_auc']:.3f} [{low:.3f}, {high:.3f}]"
         )
     else:  # a network that cannot be switched off
@@ -229,6 +233,13 @@ def validation_summary(figures: dict[str, Any]) -> str:
     if "proxy_balanced_accuracy" in figures:
         return f"proxy's balanced accuracy {figures['proxy_balanced_accuracy']:.3f}, {text}"
     return text
+
+
+def _learnt_interval(figures: dict[str, Any]) -> str:
+    """The 95 % interval of what was learnt; empty for a pass that an earlier version logged without one."""
+    if "learnt_low" not in figures:
+        return ""
+    return f" [{100 * figures['learnt_low']:.1f}, {100 * figures['learnt_high']:.1f}]"
 
 
 def learning_summary(log: Path) -> str:

@@ -15,6 +15,10 @@ from library.errors import InputError
 ROOT = Path(__file__).parent.parent.parent
 
 
+UTILITY = {"held_out_gain": 0.4, "held_out_gain_low": 0.38, "held_out_gain_high": 0.42, "held_out_pictures": 120.0,
+           "member_loss_relative": 0.8}  # fmt: skip
+
+
 def found(name: str, area: float, p: float) -> dict:
     rates = [{"fpr": 0.05, "tpr": 0.4}, {"fpr": 0.001, "tpr": None}]
     return {
@@ -28,7 +32,7 @@ def content(defended: bool, area: float, p: float, **utility: float) -> dict:
         "findings": [found("map_mlp", area, p), found("fusion", area, p), found("loss", 0.5, 0.9)],
         "label": f"LoRA {2 if defended else 1}",
         "primary": "fusion", "worst": "fusion", "defended": defended, "exposures_per_image": 80.0,
-        "utility": {"member_loss_relative": 0.8, **utility}, "verdict": {"word": "leak"},
+        "utility": {**UTILITY, **utility}, "verdict": {"word": "leak"},
         "paired_differences": [
             {"attack": "fusion", "against": "LoRA 1", "difference": -0.3, "interval": [-0.4, -0.2]}
         ] if defended else [],
@@ -37,7 +41,10 @@ def content(defended: bool, area: float, p: float, **utility: float) -> dict:
 
 def test_the_table_has_the_papers_figures_and_the_stronger_attacks_beside_them():
     rows = comparison_rows(
-        {"LoRA": content(False, 0.9, 0.001, vae_frechet_distance=1.5), "SPLoRA": content(True, 0.6, 0.2)}
+        {
+            "LoRA": content(False, 0.9, 0.001, vae_frechet_distance=1.5, held_out_gain=0.5),
+            "SPLoRA": content(True, 0.6, 0.2),
+        }
     )
     assert rows[0]["auc_deviation"] == pytest.approx(0.8) and rows[0]["asr"] == 0.75 and rows[0]["tpr_at_5_fpr"] == 0.4
     assert rows[1]["paper_attack_is_credited"] is True and rows[1]["credited_attacks"] == ["map_mlp", "fusion"]
@@ -47,7 +54,11 @@ def test_the_table_has_the_papers_figures_and_the_stronger_attacks_beside_them()
     assert "| -0.30 [-0.40, -0.20] |" in text.splitlines()[3] and "FID (2048-d)" not in text
     with_fid = markdown(comparison_rows({"LoRA": content(False, 0.9, 0.001, fid_2048=12.5)}))
     assert with_fid.splitlines()[0].count("|") == len(COLUMNS) + 2 and "| 12.500 |" in with_fid
-    assert text.splitlines()[2].startswith("| LoRA | 80 | 1.50 | - | 80.0 % | 75.0 | 0.80 | 40.0 | 0.90 [0.85, 0.95]")
+    assert text.splitlines()[3].startswith("| SPLoRA | 80 | 40.0 % [38.0, 42.0] | 80 % [76, 84] | 0.60 [0.55, 0.65] |")
+    assert text.splitlines()[2].endswith("| leak | 75.0 | 0.80 | 40.0 | yes | 1.50 | - |")
+    assert rows[1]["share_of_best_plain_gain"] == pytest.approx((0.8, 0.76, 0.84)) and "member loss" not in text
+    alone = markdown(comparison_rows({"SPLoRA": content(True, 0.6, 0.2)}))
+    assert "| 40.0 % [38.0, 42.0] | - |" in alone  # no plain LoRA to compare with
     assert text.splitlines()[0].count("|") == len(COLUMNS) + 1 and "not FID" in text
 
 

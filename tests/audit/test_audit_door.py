@@ -83,7 +83,7 @@ def test_no_caption_stands_in_any_file_of_the_audit(trained, audited):
 @pytest.mark.slow
 def test_the_report_shows_the_course_over_checkpoints(trained, audited):
     text = (trained / "audit" / "report.html").read_text()
-    assert "AUC and held-out loss against exposures" in text and "000002" in text
+    assert "AUC and held-out gain against exposures" in text and "000002" in text
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_the_earlier_files_of_a_training_are_audited_for_the_curve(out, trained)
     shutil.rmtree(out / "audit", ignore_errors=True)
     assert audit.main([str(out), *options(trained)]) == 0
     text = (out / "audit" / "report.html").read_text()
-    assert "AUC and held-out loss against exposures" in text and "out 000002" in text
+    assert "AUC and held-out gain against exposures" in text and "out 000002" in text
 
 
 @pytest.mark.slow

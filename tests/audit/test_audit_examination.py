@@ -121,8 +121,8 @@ def test_every_figure_of_the_list_stands_in_the_report_with_its_words(leaking):
     text = report_html(result, [result, early], [])
     for title in ("ROC, logarithmic", "ROC", "All attacks", "Scores", "AUC against the timestep",
                   "Thresholds in practice", "Empirical epsilon", "Which attacks agree", "Most exposed groups",
-                  "AUC and held-out loss against exposures",
-                  "Privacy against fit"):  # fmt: skip
+                  "AUC and held-out gain against exposures",
+                  "Privacy against what was learnt"):  # fmt: skip
         assert f"</svg><figcaption><b>{title}.</b>" in text
     assert "Blue diamonds" in text and "AUC, fitted on a shadow" in text
 
@@ -141,6 +141,18 @@ def test_groups_are_ranked_by_their_mean_and_carry_their_size():
 def test_a_blind_attacker_that_succeeds_makes_the_audit_invalid():
     evaluation = examined(2.0, blind=CANDIDATES.is_member + 0.1 * np.random.default_rng(0).normal(size=240))[1]
     assert evaluation.verdict.word == "invalid" and "pictures alone" in evaluation.verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("p", "word", "at_the_edge"),
+    [(0.0009, "invalid", False), (0.001, "leak", True), (0.0099, "leak", True), (0.01, "leak", False)],
+)
+def test_a_control_far_from_chance_fails_the_audit_and_one_at_the_edge_is_told(leaking, p, word, at_the_edge):
+    said = verdict(leaking.evaluation.findings, "fusion", 0.0001, p, "captions alone", [])
+    assert said.word == word and ("captions alone" in said.sentence) == (p < 0.01)
+    assert ("One control is at the edge" in said.sentence) == at_the_edge
+    quiet = verdict(examined(0.0)[1].findings, "fusion", 0.5, p, "captions alone", [])
+    assert ("One control is at the edge: 'captions alone' (p = " in quiet.sentence) == at_the_edge
 
 
 @pytest.mark.slow
@@ -306,8 +318,8 @@ def test_the_report_is_one_private_file_without_foreign_addresses(leaking, tmp_p
 def test_a_comparison_shows_every_run_and_the_curve_over_exposures(leaking):
     other = dataclasses.replace(leaking, label="early", exposures=10.0)
     text = report_html(leaking, [leaking, other], [])
-    assert "Side by side" in text and "held-out loss against exposures" in text and "Privacy against fit" in text
-    assert text.index("held-out loss against exposures") < text.index("Side by side</h2>")  # it stands on top
+    assert "Side by side" in text and "held-out gain against exposures" in text and "against what was learnt" in text
+    assert text.index("held-out gain against exposures") < text.index("Side by side</h2>")  # it stands on top
 
 
 def test_scores_csv_has_one_line_per_picture(leaking, tmp_path):

@@ -17,6 +17,7 @@ from library.audit.attacks.registry import ATTACKS, PRIMARY
 from library.audit.report import advice, findings_schema, html
 from library.audit.report.findings_schema import MEANINGS, schema
 from library.audit.report.json_csv import as_json, scores_csv, typed_settings
+from library.audit.report.learnt import best_plain_gain, share_of_best
 from library.audit.report.publication import publish, shareable, shareable_json
 from library.audit.report.report_page import report_html, summary
 from library.audit.report.verdict import leak_sentence, no_evidence_sentence
@@ -37,7 +38,7 @@ def saved(name: str, exposures: float | None, area: float):
 
 
 def page_of(result, *together) -> str:
-    return report_html(result, [*together, result], [])
+    return report_html(result, [*together, result], []).replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.mark.parametrize(("area", "low", "high", "pairs"), [
@@ -133,11 +134,47 @@ def test_main_and_strongest_attack_share_a_box_where_they_are_the_same() -> None
 def test_the_course_over_saved_files_stands_on_top_whenever_there_are_some() -> None:
     early, result = saved("000002", 10.0, 0.6), planted_result(1.5)
     text = page_of(result, early)
-    assert text.index("AUC and held-out loss against exposures") < text.index("Side by side</h2>")
+    assert text.index("AUC and held-out gain against exposures") < text.index("Side by side</h2>")
     assert "AUC from 0.60 at 10 to" in text and "exposures per member picture" in text
     unknown = [dataclasses.replace(one, exposures=None) for one in (early, result)]
     assert "saved file, first to last" in page_of(unknown[1], unknown[0])
-    assert "held-out loss against" not in page_of(result)
+    assert "held-out gain against" not in page_of(result)
+
+
+def test_what_was_learnt_is_the_held_out_gain_everywhere_and_the_members_loss_is_called_fit(tmp_path: Path) -> None:
+    shares = {"held_out_gain": 0.4, "held_out_gain_low": 0.38, "held_out_gain_high": 0.42}
+    early, result = (
+        dataclasses.replace(one, utility={**one.utility, **shares})
+        for one in (saved("000002", 10.0, 0.6), planted_result(1.5))
+    )
+    undefended = dataclasses.replace(early, defended=False)
+    text, utility = page_of(result, undefended), result.utility
+    learnt, heart = "40.0 % [38.0, 42.0]", f"{100 * utility['learnt_by_heart']:.1f} % ["
+    first = text.split("<nav")[0]
+    assert learnt in first and "40 held-out pictures" in first and heart in first and "40 members" in first
+    assert learnt in summary(result) and heart in summary(result)
+    assert "loss" not in re.sub(r"<style>.*?</style>", "", first, flags=re.DOTALL).lower()
+    beside = text.split("Side by side</h2>")[1].split("<h2")[0]
+    assert (
+        learnt in beside
+        and "of plain LoRA&#x27;s best" in beside
+        and "100 % [95, 105]" in beside
+        and "loss" not in beside
+    )
+    assert "no utility" in text and "fit (loss of all members" in text
+    publish([result], [result], tmp_path / "OUT")
+    assert "by heart (members" in (tmp_path / "OUT" / "report.html").read_text()
+
+
+def test_plain_loras_best_gain_is_of_the_undefended_on_the_same_pictures() -> None:
+    utility = dict(zip(("held_out_gain", "held_out_gain_low", "held_out_gain_high"), (0.4, 0.38, 0.42), strict=True))
+    better = utility | {"held_out_gain": 0.5}
+    best = best_plain_gain(
+        [(False, utility), (False, better), (True, utility | {"held_out_gain": 0.9}), (None, utility)]
+    )
+    assert best == 0.5 and share_of_best(utility, best) == pytest.approx((0.8, 0.76, 0.84))
+    assert best_plain_gain([(True, utility)]) is None and share_of_best(utility, None) is None
+    assert best_plain_gain([(False, {"held_out_gain": -0.1})]) is None
 
 
 @pytest.mark.parametrize(("count", "kept"), [(0, []), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 3]), (9, [1, 4, 7])])

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics
 
 from library.audit.statistics.effective_sizes import EffectiveSizes, design_effect, effective_sizes
-from library.audit.statistics.gain import gain_with_interval, gains, log_falls
+from library.audit.statistics.gain import beyond, gain_with_interval, gains, log_falls
 from library.audit.statistics.intervals import (
     auc_interval,
     balanced_accuracy_interval,
@@ -292,6 +292,26 @@ def test_gains_of_both_sides_and_what_is_between_them() -> None:
     assert told["held_out_gain"] == pytest.approx(0.2) and told["held_out_pictures"] == 3
     assert told["held_out_gain_low"] == pytest.approx(0.2) == told["held_out_gain_high"]
     assert told["member_gain"] == pytest.approx(0.4) and told["learnt_by_heart"] == pytest.approx(0.2)
+    assert told["member_pictures"] == 3 and told["learnt_by_heart_low"] == pytest.approx(0.2)
+
+
+def test_what_is_by_heart_has_an_interval_of_both_sides_errors() -> None:
+    assert beyond((0.5, 0.44, 0.55), (0.3, 0.25, 0.38)) == pytest.approx((0.2, 0.2 - 0.1, 0.2 + 0.0707107))
+
+
+@pytest.mark.slow
+def test_the_intervals_of_both_gains_cover_the_truth() -> None:
+    """30 groups of 2 on each side, alike within a group; members gain more."""
+    generator, hits = np.random.default_rng(8), np.zeros(2)
+    is_member, names = np.repeat([True, False], 60), [str(place // 2) for place in range(120)]
+    truth = 1 - math.exp(-0.3), math.exp(-0.3) - math.exp(-0.5)
+    for _ in range(1000):
+        falls = np.where(is_member, 0.5, 0.3) + np.repeat(generator.normal(size=60), 2) * 0.2
+        falls += generator.normal(size=120) * 0.1
+        told = gains(np.exp(-falls)[:, None], np.ones((120, 1)), is_member, names)
+        for place, name in enumerate(("held_out_gain", "learnt_by_heart")):
+            hits[place] += told[f"{name}_low"] <= truth[place] <= told[f"{name}_high"]
+    assert ((hits >= 930) & (hits <= 970)).all(), hits
 
 
 def test_one_group_gives_no_interval() -> None:

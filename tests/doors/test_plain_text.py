@@ -138,7 +138,8 @@ def test_a_configs_values_read_back_as_they_were_and_steer_nothing() -> None:
 
 def test_a_table_in_markdown_keeps_its_cells() -> None:
     row = {"method": f"a | b {EVIL}", "exposures": None, "vae_frechet_distance": None, "vae_kernel_distance": None,
-           "member_loss_relative": 1, "asr": None, "auc_deviation": 0, "tpr_at_5_fpr": None, "main_auc": 0.5,
+           "held_out_gain": (0, 0, 0), "share_of_best_plain_gain": None,
+           "asr": None, "auc_deviation": 0, "tpr_at_5_fpr": None, "main_auc": 0.5,
            "main_auc_interval": (0, 1), "main_auc_difference": None, "main_auc_difference_interval": None,
            "main_tpr_at_5_fpr": None, "worst_attack": "x", "worst_auc": 0.5, "worst_auc_interval": (0, 1),
            "paper_attack_is_credited": False, "verdict": "leak", "members": 1, "non_members": 1}  # fmt: skip

@@ -22,6 +22,7 @@ from library.assembly import time_forecast
 from library.errors import InputError
 from library.training import device, sample_folder
 from library.training.output_folder import OutputFolder
+from library.training.run_log import validation_summary
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -194,3 +195,11 @@ def test_ctrl_c_ends_a_door_within_3_seconds_with_one_line(how: str) -> None:
     _, said = door.communicate(timeout=30)
     assert time.monotonic() - started < 3 and door.returncode == 130
     assert said.strip() == f"stopped; to go on: ['{how}']"
+
+
+def test_what_was_learnt_is_told_with_its_interval_where_the_log_has_one() -> None:
+    figures = {"images_members_aux": 190, "images_non_members_aux": 200, "learnt": 0.447, "learnt_by_heart": 0.02,
+               "calibrated_auc": 0.55, "calibrated_auc_low": 0.45, "calibrated_auc_high": 0.65}  # fmt: skip
+    assert validation_summary(figures).startswith("learnt 44.7% (held-out, n=200),\n")  # of an earlier version
+    sure = {"learnt_low": 0.401, "learnt_high": 0.49}
+    assert validation_summary(figures | sure).startswith("learnt 44.7% [40.1, 49.0] (held-out, n=200),\n")

@@ -8,6 +8,7 @@ from library.audit.report import figures, html
 from library.audit.report.audit_result import AuditResult
 from library.audit.report.evaluation import Evaluation
 from library.audit.report.figures import Stop
+from library.audit.report.learnt import held_out_gain
 from library.audit.report.wording import TITLES
 from library.audit.statistics.findings import Finding
 
@@ -129,28 +130,27 @@ def trainings_of(together: Sequence[AuditResult], known: bool) -> dict[str, list
             continue
         stops = trainings.setdefault(CHECKPOINT.sub("", one.label), [])  # checkpoints of one folder: one line
         place = one.exposures if known and one.exposures is not None else len(stops) + 1
-        fit = one.utility["member_loss_relative"], one.utility["non_member_loss_relative"]
-        stops.append(Stop(place, one.main.auc, *one.main.auc_interval, *fit))
+        learnt = held_out_gain(one.utility)
+        stops.append(Stop(place, one.main.auc, *one.main.auc_interval, learnt, one.utility["member_gain"]))
     return trainings
 
 
 def course_figures(together: Sequence[AuditResult]) -> list[str]:
-    """AUC and held-out loss against exposures, where several files state theirs, else against the order of saved files;
+    """AUC and held-out gain against exposures, where several files state theirs, else against the order of saved files;
     the figure tells most, so it stands on top."""
     known = sum(one.exposures is not None for one in together) > 1
     trainings = trainings_of(together, known)
     if not known and all(len(stops) < 2 for stops in trainings.values()):
         return []
     text = (
-        "How the leak grows with every time that members are seen, and what the LoRA learns at the same time: "
-        "while the "
-        "held-out loss falls it learns the subject, and where that rises or stands still while the AUC grows it learns "
-        "the pictures. The best stop looks better here than it is, because it is chosen by the pictures it is "
-        "measured on."
+        "How the leak grows with every time that members are seen, and what the LoRA learns at the same time: while "
+        "the gain on held-out pictures grows it learns the subject, and where that stands still or falls while the AUC "
+        "grows it learns the pictures. Between the two lower lines lies what is learnt by heart. The best stop looks "
+        "better here than it is, because it is chosen by the pictures it is measured on."
     )
     rounded = " Exposures are stated to one digit." if known else ""
     drawn = figures.exposure_figure(trainings, known)
-    return [html.figure(drawn, "AUC and held-out loss against exposures", f"{text}{rounded}")]
+    return [html.figure(drawn, "AUC and held-out gain against exposures", f"{text}{rounded}")]
 
 
 def comparison_figures(together: Sequence[AuditResult]) -> list[str]:
@@ -158,14 +158,15 @@ def comparison_figures(together: Sequence[AuditResult]) -> list[str]:
     if len(together) < 2:
         return []
     points = {
-        one.label: (one.utility["member_loss_relative"], one.worst.auc_flipped, *flipped_interval(one.worst))
+        one.label: (held_out_gain(one.utility), (one.worst.auc_flipped, *flipped_interval(one.worst)))
         for one in together
     }
     return [
         html.figure(
             figures.tradeoff_figure(points),
-            "Privacy against fit",
-            "The best attack against what the LoRA learnt, for every LoRA of this call.",
+            "Privacy against what was learnt",
+            "The strongest attack against the gain on held-out pictures, for every LoRA of this call; lines are 95 % "
+            "intervals. Best is right and low.",
         )
     ]
 

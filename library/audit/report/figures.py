@@ -20,6 +20,7 @@ from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.plain_text import for_figure
 
 PERCENT = FuncFormatter(lambda value, place: f"{100 * value:g} %")
+Range = tuple[float, float, float]  # value and its interval
 STRENGTHS = np.linspace(-1, 1, 9)  # edges of the colours of a correlation
 
 
@@ -272,8 +273,8 @@ class Stop:
     auc: float
     low: float
     high: float
-    member_loss: float  # share of the base model's
-    held_out_loss: float  # the same on non-members
+    learnt: Range  # held-out gain and its interval
+    member_gain: float
 
 
 def exposure_figure(trainings: Mapping[str, Sequence[Stop]], known: bool) -> str:
@@ -291,38 +292,38 @@ def exposure_figure(trainings: Mapping[str, Sequence[Stop]], known: bool) -> str
         above.plot(places, [stop.auc for stop in stops], "o-", color=colour, markersize=4, label=label)
         for place, stop in zip(places, stops, strict=True):
             above.plot([place] * 2, [stop.low, stop.high], color=colour, linewidth=1.2, alpha=0.6)
-        below.plot(places, [100 * stop.member_loss for stop in stops], "o-", color=colour, markersize=3)
-        below.plot(places, [100 * stop.held_out_loss for stop in stops], "o:", color=colour, markersize=3)
+            below.plot([place] * 2, [100 * end for end in stop.learnt[1:]], color=colour, linewidth=1.2, alpha=0.6)
+        below.plot(places, [100 * stop.learnt[0] for stop in stops], "o-", color=colour, markersize=4)
+        below.plot(places, [100 * stop.member_gain for stop in stops], "o:", color=colour, markersize=3)
         first, last = stops[0], stops[-1]
         course = f"from {first.auc:.2f} at {first.exposures:g} to {last.auc:.2f} at {last.exposures:g}"
-        loss = f"held-out loss from {100 * first.held_out_loss:.0f} to {100 * last.held_out_loss:.0f} % of the base's"
-        seen.append(f"AUC {course}; {loss}")
+        seen.append(f"AUC {course}; learnt from {100 * first.learnt[0]:.0f} to {100 * last.learnt[0]:.0f} %")
     above.axhline(0.5, color=QUIET, linestyle="--", linewidth=1, label="guessing")
     above.set(ylabel="AUC of the main attack", ylim=(0, 1.02))
-    below.axhline(100, color=QUIET, linestyle="--", linewidth=1)
+    below.axhline(0, color=QUIET, linestyle="--", linewidth=1)
     axis = "exposures per member picture" if known else "saved file, first to last"
-    below.set(xlabel=axis, ylabel="loss, % of the base's")
-    below.plot([], [], "-", color=QUIET, label="loss on members")
-    below.plot([], [], ":", color=QUIET, label="held-out loss")
+    below.set(xlabel=axis, ylabel="gain, %")
+    below.plot([], [], "-", color=QUIET, label="learnt (held out)")
+    below.plot([], [], ":", color=QUIET, label="gain on members")
     handles = [pair for axes in (above, below) for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     figure.legend(*zip(*handles, strict=True), fontsize=TEXT, loc="outside lower center", frameon=False, ncols=2)
     return inline(figure, "exposures", f"Against {axis}: {'. '.join(seen)}.")
 
 
-def tradeoff_figure(points: Mapping[str, tuple[float, float, float, float]]) -> str:
-    """Privacy against fit: relative member loss (x) and flipped AUC with interval (y) of every run."""
+def tradeoff_figure(points: Mapping[str, tuple[Range, Range]]) -> str:
+    """Privacy against utility: held-out gain (x) and flipped AUC (y) of every LoRA, with their intervals."""
     figure, (axes,) = canvas(4.2 + 0.1 * len(points))
-    for (name, (fit, area, low, high)), colour in zip(points.items(), LINES * 4, strict=False):
-        axes.plot([fit] * 2, [low, high], color=colour, linewidth=1.5)
-        axes.plot(fit, area, "o", color=colour, label=for_figure(name))
-    axes.axvline(1, color=QUIET, linestyle=":", linewidth=1)
+    for (name, ((gain, *reach), (area, *sure))), colour in zip(points.items(), LINES * 4, strict=False):
+        axes.plot([gain] * 2, sure, color=colour, linewidth=1.5)
+        axes.plot(reach, [area] * 2, color=colour, linewidth=1.5)
+        axes.plot(gain, area, "o", color=colour, label=for_figure(name))
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(
-        xlabel="loss on members, share of the base's\n(lower = learnt more)",
-        ylabel="AUC of the best attack",
+        xlabel="learnt (held-out gain)\n(right = more useful)",
+        ylabel="AUC of the strongest attack",
         ylim=(0.4, 1.02),
     )
     axes.xaxis.set_major_formatter(PERCENT)
     legend_below(figure, axes)
-    said = ", ".join(f"AUC {area:.2f} at {100 * fit:.0f} % of the base's loss" for fit, area, _, _ in points.values())
+    said = ", ".join(f"AUC {area:.2f}, learnt {100 * gain:.0f} %" for (gain, *_), (area, *_) in points.values())
     return inline(figure, "tradeoff", f"One point for each LoRA: {said}.")

@@ -71,13 +71,15 @@ MEANINGS = {  # by key, or by class and field
     "findings_with_a_shadow": "the same attacks fitted on a shadow LoRA; empty without one",
     "paired_differences": "this LoRA's AUC minus that of the reference of the call; empty for the reference",
     "controls": "tests in which no leak can be",
-    "p_max_over_controls": "p of the largest deviation among all controls; below 0.01 the audit is invalid",
+    "p_max_over_controls": "p of the largest deviation among all controls; below 0.001 the audit is invalid",
     "epsilon_lower_bounds": "one-run bounds, by number of guesses",
     "epsilon_is_valid": "whether a fair coin put each group in or out, so that the bounds are valid",
     "epsilon_doubt": "why not; empty where they are",
     "dataset_level_p": "one-sided Welch test by group: was the collection as a whole used?",
     "auc_by_timestep": "timestep, AUC with the LoRA, AUC without, for three kinds of score",
-    "utility": "losses as a share of the base model's, and image quality where drawings were made",
+    "utility": "what was learnt of held-out pictures (`held_out_gain`) and what of members alone (`learnt_by_heart`), "
+    "each with its 95 % interval (`_low`, `_high`) and number of pictures; fit: losses as a share of the base model's; "
+    "image quality where drawings were made",
     "images": "number of pictures by side",
     "groups_tested": "number of groups on the test sides",
     "facts": "of the audit: profile, hash of the tensors, versions, seconds",

@@ -28,15 +28,15 @@ nav a{{padding:5px 0}}
 .fact span{{display:block;font-size:.8rem;color:var(--soft)}}.fact b{{font-size:1rem;overflow-wrap:anywhere}}
 @media(min-width:640px){{.fact.wide{{grid-column:span 2}}}}
 .figures{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(320px,100%),1fr));gap:12px}}
-.figures,.facts{{align-items:start}}.figures.one{{grid-template-columns:minmax(0,1fr)}}
+.figures{{align-items:start}}.figures.one{{grid-template-columns:minmax(0,1fr)}}
 @media(min-width:640px){{.one figure{{display:grid;grid-template-columns:minmax(0,460px) 1fr;gap:16px}}}}
 figure{{margin:0}}figcaption{{font-size:.85rem;overflow-wrap:anywhere}}
 figure svg{{width:100%;max-width:460px;height:auto;display:block;margin:0 auto}}
 svg text{{font-family:system-ui,sans-serif;fill:currentColor}}svg *{{stroke-linejoin:round;stroke-linecap:butt}}
 table{{border-collapse:collapse;width:100%;background:var(--card);font-size:.88rem}}
-th,td{{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}}
+th,td{{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}}
 th{{font-size:.78rem;color:var(--soft);overflow-wrap:normal}}tr.main td{{background:var(--mark)}}
-td:first-child{{font-weight:600}}
+td:first-child{{font-weight:600}}td:first-child,.two td{{overflow-wrap:anywhere}}
 dt{{font-weight:600;margin-top:.6rem}}dd{{margin-left:0}}
 .pictures{{display:grid;grid-template-columns:repeat(auto-fill,minmax(136px,1fr));gap:10px}}
 .pictures>div{{font-size:.8rem;overflow-wrap:anywhere}}.pictures img{{width:100%;display:block}}
@@ -45,18 +45,22 @@ dt{{font-weight:600;margin-top:.6rem}}dd{{margin-left:0}}
 tr{{display:block;padding:6px 0;border-bottom:2px solid var(--line)}}
 td{{display:flex;justify-content:space-between;gap:12px;border:0;padding:2px 8px;text-align:right}}
 td::before{{content:attr(data-label);color:var(--soft);font-weight:400;text-align:left;flex:0 0 42%}}
-td:first-child::before{{content:none}}td:first-child{{text-align:left}}}}
+td:first-child::before{{content:none}}td:first-child{{text-align:left}}
+.two tr{{display:flex;gap:12px;justify-content:space-between}}
+.two td{{display:block;min-width:0}}.two td::before{{content:none}}}}
 @media screen and (prefers-color-scheme:dark){{:root{{{DARK}}}
 .leak{{border-color:#f87171}}.none{{border-color:#60a5fa}}.invalid{{border-color:#fbbf24}}{dark_rules()}}}
-@media print{{@page{{size:A4;margin:13mm}}:root{{color-scheme:light}}
-body{{font-size:9.5pt;background:#fff}}main{{max-width:none;padding:0}}nav{{display:none}}
-h2{{break-after:avoid;margin:1rem 0 .3rem}}figure,tr,.fact,.verdict,.pictures>div{{break-inside:avoid}}
+@media print{{@page{{size:A4;margin:13mm}}:root{{color-scheme:light;font-size:9.5pt}}
+body{{font-size:1rem;background:#fff}}main{{max-width:none;padding:0}}nav{{display:none}}
+h2,h2+p{{break-after:avoid}}h2{{margin:1rem 0 .3rem}}figure,tr,.fact,.verdict,.pictures>div{{break-inside:avoid}}
 p,dd,ol{{max-width:none}}table{{font-size:7.5pt}}th{{font-size:7pt}}th,td{{padding:2px 4px}}
 .figures:not(.one){{grid-template-columns:repeat(2,1fr);gap:8px}}.facts{{grid-template-columns:repeat(4,1fr);gap:6px}}
-figure svg{{max-width:300px}}.pictures{{grid-template-columns:repeat(6,1fr);gap:6px}}
+figure svg{{max-width:300px}}.one figure{{display:grid;grid-template-columns:300px 1fr;gap:16px}}
+.pictures{{grid-template-columns:repeat(6,1fr);gap:6px}}
 dl{{columns:2}}dt{{break-after:avoid}}*{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}}}
 """
 LONG = 44  # letters of a figure that gets a box of two columns
+IN_ONE_LINE = re.compile(r"(?<=,) (?=[^\[\]]*\])|(?<=<=) ")  # spaces of an interval, and of "<= 0.0001"
 HEADING = re.compile(r'<h2 id="([\w-]+)">(.*?)</h2>')
 
 
@@ -120,10 +124,16 @@ def verdict(kind: str, headline: str, texts: Sequence[str], grounds: str, steps:
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Boxes with a caption and a figure each."""
     boxes = "".join(
-        f'<div class="fact{" wide" * (len(value) > LONG)}"><span>{escape(name)}</span><b>{escape(value)}</b></div>'
+        f'<div class="fact{" wide" * (len(value) > LONG)}"><span>{escape(name)}</span>'
+        f"<b>{escape(unbroken(value))}</b></div>"
         for name, value in pairs
     )
     return f'<div class="facts">{boxes}</div>'
+
+
+def unbroken(text: str) -> str:
+    """Text whose intervals stay in one line."""
+    return IN_ONE_LINE.sub("\N{NO-BREAK SPACE}", text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
@@ -132,11 +142,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequenc
     lines = []
     for place, row in enumerate(rows):
         cells = "".join(
-            f'<td data-label="{escape(column)}">{escape(value)}</td>'
+            f'<td data-label="{escape(column)}">{escape(unbroken(value))}</td>'
             for column, value in zip(columns, row, strict=True)
         )
         lines.append(f"<tr{' class=main' if place < len(marked) and marked[place] else ''}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    kind = " class=two" if len(columns) == 2 else ""
+    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def figure(drawing: str, title: str, text: str) -> str:

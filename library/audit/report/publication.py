@@ -147,7 +147,8 @@ def shareable_page(one: AuditResult, others: Sequence[AuditResult]) -> str:
         html.figures([*attack_figures(one), *comparison_figures(others)]),
         *report_page.attack_table(one),
     ]
-    parts += report_page.quality_section(one) + report_page.controls_section(one) + report_page.epsilon_section(one)
+    parts += report_page.learnt_section(one) + report_page.quality_section(one)
+    parts += report_page.controls_section(one) + report_page.epsilon_section(one)
     parts += report_page.explanations()
     note = (
         "Figures are rounded to two digits. What could be computed again from a picture (scores, thresholds, exact "

@@ -12,6 +12,7 @@ from library.audit.report.audit_result import AuditResult
 from library.audit.report.captioned_figures import captioned_figures, course_figures, epsilon_note
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
+from library.audit.report.learnt import by_heart_text, gain_text, held_out_gain, percent, share_among
 from library.audit.report.most_exposed import ExposedPicture
 from library.audit.report.paired_differences import paired_differences
 from library.audit.report.verdict import most_shown_sentence
@@ -19,7 +20,7 @@ from library.audit.report.wording import ACCESS, ACCESS_WORDS, GLOSSARY, TITLES,
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import luck_half_width
 from library.audit.statistics.permutation import p_number, p_text
-from library.audit.statistics.working_attack import CONTROL_P
+from library.audit.statistics.working_attack import CONTROL_P, DOUBT_P
 from library.tensor_files import private_folder, write_whole
 
 CLASSES = {"leak": "leak", "no evidence": "none", "invalid": "invalid"}
@@ -55,7 +56,13 @@ def report_html(result: AuditResult, together: Sequence[AuditResult], exposed: S
     if exposed:
         parts += risk_section(exposed) + group_section(result)
     parts += [html.heading("Figures"), html.figures(captioned_figures(result, together)), *attack_table(result)]
-    parts += quality_section(result) + controls_section(result) + epsilon_section(result) + explanations()
+    parts += (
+        learnt_section(result)
+        + quality_section(result)
+        + controls_section(result)
+        + epsilon_section(result)
+        + explanations()
+    )
     own = {
         "file": file.name,
         "SHA-256 of the file (`sha256sum FILE`)": file.sha256,
@@ -86,6 +93,7 @@ def summary(result: AuditResult) -> str:
         lines.append(f"{figures}; it is the strongest, {over_all}")
     else:
         lines += [figures, f"strongest attack ({TITLES[worst.name]}): AUC {area(worst)}, {over_all}"]
+    lines.append(f"learnt {gain_text(result.utility)}; by heart {by_heart_text(result.utility)}")
     return "\n".join(lines)
 
 
@@ -95,11 +103,9 @@ def first_screen(result: AuditResult, place: str = FOLDER) -> list[str]:
     Args:
         place: what was audited, for the commands.
     """
-    verdict, utility = result.evaluation.verdict, result.utility
-    word = verdict.word
+    verdict, word = result.evaluation.verdict, result.evaluation.verdict.word
     said = [text for text in (verdict.sentence, most_shown_sentence(result.evaluation.most_shown)) if text]
     box = html.verdict(CLASSES[word], HEADLINES[word], said, "; ".join(verdict.reasons), what_now(word, place))
-    fit = f"{100 * utility['member_loss_relative']:.0f} % on members, "
     pairs = [
         *strongest(result),
         (
@@ -108,7 +114,8 @@ def first_screen(result: AuditResult, place: str = FOLDER) -> list[str]:
             f"\u00b1{luck_half_width(result.main.effective):.2f}",
         ),
         ("Exposures per member picture", exposures_text(result)),
-        ("Loss, % of the base model's", f"{fit}{100 * utility['non_member_loss_relative']:.0f} % held out"),
+        ("Learnt: how far the error of held-out pictures falls", gain_text(result.utility)),
+        ("By heart: how much farther that of members falls", by_heart_text(result.utility)),
     ]
     transfer = result.main.transfer
     if transfer is not None:
@@ -151,24 +158,29 @@ def course_section(together: Sequence[AuditResult]) -> list[str]:
 
 def comparison(together: Sequence[AuditResult], result: AuditResult) -> list[str]:
     """All LoRAs of this call in one table."""
-    names = "LoRA, method, exposures, verdict, main AUC, minus the reference's, strongest attack, its AUC, member loss"
+    names = (
+        "LoRA, method, exposures, verdict, learnt (held-out gain), of plain LoRA's best, main attack's AUC, "
+        "minus the reference's, strongest attack, its AUC"
+    )
     rows = [
         (
             one.label,
             one.method,
             "?" if one.exposures is None else f"{one.exposures:g}",
             one.evaluation.verdict.word,
+            percent(held_out_gain(one.utility)),
+            share_among(one, together),
             area(one.main),
             paired(one, together),
             TITLES[one.worst.name],
             area(one.worst),
-            f"{100 * one.utility['member_loss_relative']:.1f} %",
         )
         for one in together
     ]
     text = (
-        "The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap "
-        "draws); the reference is the first undefended LoRA on the same split, else the first."
+        "The shaded LoRA is the one of this page. Differences are paired (same pictures, noise and bootstrap draws); "
+        "the reference is the first undefended LoRA on this split, else the first. Plain LoRA's best is the largest "
+        "held-out gain of the undefended LoRAs on that split, saved files of earlier epochs among them, taken as exact."
     )
     table = html.table(names.split(", "), rows, [one is result for one in together])
     return [html.heading("Side by side"), html.paragraph(text, small=True), table]
@@ -180,6 +192,27 @@ def paired(one: AuditResult, together: Sequence[AuditResult]) -> str:
         if pair.attack == PRIMARY:
             return f"{round(pair.difference, 2) + 0.0:+.2f} {interval(pair.interval)}"
     return "-"
+
+
+def learnt_section(result: AuditResult) -> list[str]:
+    """What was learnt, what of it by heart, and how well members fit, each under its own name."""
+    utility = result.utility
+    members, held_out = (f"{utility[f'{side}_loss_relative']:.1%}" for side in ("member", "non_member"))
+    rows = [
+        ("learnt (held-out gain)", gain_text(utility)),
+        ("by heart (members' gain beyond it)", by_heart_text(utility)),
+        ("fit (loss of all members, in percent of the base's)", members.replace("%", " %")),
+        ("the same of all non-members", held_out.replace("%", " %")),
+    ]
+    text = (
+        "What is learnt of held-out pictures is what the LoRA is useful for. The members' loss only says how well they "
+        "fit: what is learnt by heart lowers it too, so it is no utility."
+    )
+    return [
+        html.heading("What was learnt"),
+        html.paragraph(text, small=True),
+        html.table(("figure", "value"), rows),
+    ]
 
 
 def quality_section(result: AuditResult) -> list[str]:
@@ -276,7 +309,8 @@ def controls_section(result: AuditResult) -> list[str]:
     rows = [(one.name, f"{one.auc:.2f} {interval(one.interval)}") for one in evaluation.controls.values()]
     text = (
         "None of these reads the LoRA's own answers, so each must be at 0.50. Largest deviation among all: "
-        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid."
+        f"{p_text(evaluation.controls_p)}; below {CONTROL_P:g} the audit is marked invalid, below {DOUBT_P:g} the "
+        "verdict says that one is at the edge."
     )
     return [html.heading("Controls"), html.paragraph(text), html.table(("control", "AUC"), rows)]
 

@@ -9,7 +9,7 @@ from library.audit.report.wording import TITLES, area
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.intervals import least_detectable_auc
 from library.audit.statistics.permutation import p_text
-from library.audit.statistics.working_attack import BAR, CONTROL_P, LEAK_P, attack_works
+from library.audit.statistics.working_attack import BAR, CONTROL_P, DOUBT_P, LEAK_P, attack_works
 
 AS_GOOD = 0.02  # AUC by which the main attack may stay behind the worst and still be the one that is shown
 
@@ -37,7 +37,8 @@ def verdict(
 
     Args:
         p_max: permutation p of the largest deviation among all attacks.
-        controls_p: the same among all controls; below ``CONTROL_P`` the audit is invalid.
+        controls_p: the same among all controls; below ``CONTROL_P`` the audit is invalid, below ``DOUBT_P`` the verdict
+            says that one is at the edge.
         notes: reasons that make the audit invalid whatever the figures say.
         uncredited: attacks that fail on the undefended LoRA of this split; they show nothing about a defence.
     """
@@ -50,18 +51,27 @@ def verdict(
     reasons = [*notes, *(failed if controls_p < CONTROL_P else [])]
     if reasons:
         return Verdict("invalid", "Nothing can be concluded: " + "; ".join(reasons) + ".", reasons, detectable)
+    doubt = edge_sentence(failed_control, controls_p) if controls_p < DOUBT_P else ""
     if attack_works(main.p, main.auc_interval) or attack_works(p_max, worst.auc_interval):
         nearly_worst = main.auc_flipped >= worst.auc_flipped - AS_GOOD
         shown = main if attack_works(main.p, main.auc_interval) and nearly_worst else worst
         reasons = [f"{TITLES[shown.name]}: AUC {area(shown)}, {p_text(shown.p)}; over all attacks {p_text(p_max)}"]
-        return Verdict("leak", leak_sentence(shown), reasons, detectable)
+        return Verdict("leak", leak_sentence(shown) + doubt, reasons, detectable)
     reasons = [
         f"{TITLES[main.name]}: AUC {area(main)}, {p_text(main.p)}; "
         f"the attack farthest from chance, {TITLES[worst.name]}: {p_text(p_max)} over all attacks"
     ]
     if len(uncredited) == len(findings):
         reasons.append("no attack works on the undefended LoRA of this split either, so nothing is shown")
-    return Verdict("no evidence", no_evidence_sentence(main, detectable), reasons, detectable)
+    return Verdict("no evidence", no_evidence_sentence(main, detectable) + doubt, reasons, detectable)
+
+
+def edge_sentence(control: str, p: float) -> str:
+    """What to think of a control that is too far from chance for comfort and not far enough to fail."""
+    return (
+        f" One control is at the edge: '{control}' ({p_text(p)} over all controls). Luck does so in one of "
+        f"{1 / DOUBT_P:.0f} sound audits; an audit of a fresh split tells."
+    )
 
 
 def of_100_pairs(shown: Finding) -> str:

@@ -130,6 +130,11 @@ GLOSSARY = (
     ("LoRA off", "The same attack on the base model without the LoRA. It must be at 0.50: whatever it finds is not the "
                  "LoRA's doing."),
     ("control", "A test in which no leak can be. It must be at 0.50, or the two sides differ and nothing is shown."),
+    ("learnt", "How far the LoRA lowers the denoising error of held-out pictures, in percent of the base model's "
+               "(geometric mean over pictures and noise levels). It cannot come from the pictures themselves, so it is "
+               "what the LoRA is useful for."),
+    ("by heart", "How much farther the error of members falls than that of held-out pictures: what was learnt of these "
+                 "pictures alone, and what attacks feed on."),
     ("exposure", "One use of a picture in training. Files state it to one digit, so that nobody can compute the number "
                  "of members from it."),
     ("epsilon", "The measure of differential privacy: 0 is perfect, and above 10 it promises little."),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Losses = NDArray[np.float64]
+Share = tuple[float, float, float]  # value and its interval
 
 
 def log_falls(on: Losses, off: Losses) -> Losses:
@@ -29,7 +30,7 @@ def _error_of_mean(values: Losses, groups: Sequence[str]) -> tuple[float, int]:
     return float(np.sqrt(count / (count - 1) * (sums**2).sum())) / len(values), count
 
 
-def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95) -> tuple[float, float, float]:
+def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95) -> Share:
     """1 - exp(-mean fall), the relative fall of the error, and its interval (t over the means of whole groups).
 
     Args:
@@ -73,8 +74,19 @@ def auc_without_luck(
     return middle, low, high
 
 
+def beyond(of_members: Share, held_out: Share) -> Share:
+    """What members gained beyond held-out pictures, with its interval (MOVER: Newcombe 1998, method 10)."""
+    (more, more_low, more_high), (less, less_low, less_high) = of_members, held_out
+    difference = more - less
+    return (
+        difference,
+        difference - math.hypot(more - more_low, less_high - less),
+        difference + math.hypot(more_high - more, less - less_low),
+    )
+
+
 def gains(on: Losses, off: Losses, is_member: NDArray[np.bool_], groups: Sequence[str]) -> dict[str, float]:
-    """``held_out_gain`` of the non-members with its interval; the members' gain, and what of it is learnt by heart.
+    """``held_out_gain`` of the non-members, ``member_gain``, and ``learnt_by_heart`` between them, with intervals.
 
     Args:
         on, off: [n, T].
@@ -82,13 +94,15 @@ def gains(on: Losses, off: Losses, is_member: NDArray[np.bool_], groups: Sequenc
         groups: [n].
     """
     falls, names = log_falls(on, off), np.asarray(groups, dtype=str)
-    gain, low, high = gain_with_interval(falls[~is_member], names[~is_member].tolist())
-    of_members = gain_with_interval(falls[is_member], names[is_member].tolist())[0]
-    return {
-        "held_out_gain": gain,
-        "held_out_gain_low": low,
-        "held_out_gain_high": high,
-        "held_out_pictures": float((~is_member).sum()),
+    held_out, of_members = (gain_with_interval(falls[side], names[side].tolist()) for side in (~is_member, is_member))
+    shares = {
+        "held_out_gain": held_out,
         "member_gain": of_members,
-        "learnt_by_heart": of_members - gain,
+        "learnt_by_heart": beyond(of_members, held_out),
     }
+    told = {
+        f"{name}{end}": value
+        for name, share in shares.items()
+        for end, value in zip(("", "_low", "_high"), share, strict=True)
+    }
+    return told | {"held_out_pictures": float((~is_member).sum()), "member_pictures": float(is_member.sum())}

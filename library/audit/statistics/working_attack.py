@@ -2,7 +2,8 @@
 
 BAR = 0.55  # the interval of an AUC must clear it (or 1 - it)
 LEAK_P = 0.01
-CONTROL_P = 0.01  # below it, a control is not at chance and the audit is invalid
+CONTROL_P = 0.001  # p over all controls below which the audit is invalid: luck fails 1 of 1000 sound audits
+DOUBT_P = 0.01  # below it the verdict stands, and says that a control is at the edge
 
 
 def attack_works(p: float, interval: tuple[float, float]) -> bool:
