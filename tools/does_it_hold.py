@@ -40,7 +40,10 @@ def _filled(page: str, name: str, content: str) -> str:
 
 def _row(entry: dict[str, Any]) -> Row:
     """A row as the comparison had it."""
-    return Row(**{name: _figure(value) if isinstance(value, dict) else value for name, value in entry.items()})
+    values: dict[str, Any] = {
+        name: _figure(value) if isinstance(value, dict) else value for name, value in entry.items()
+    }
+    return Row(**values)
 
 
 def _figure(value: dict[str, float]) -> Figure:
