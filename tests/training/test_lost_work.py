@@ -18,7 +18,7 @@ import SPLoRA
 from library.errors import RunStopped
 from library.training.interruption import StopSignal
 from library.training.run_log import LogFile, Recorder
-from library.training.state import read_state
+from library.training.saved_state import read_state
 from tests.helpers.runs import assert_same_tensors, records
 
 ROOT = Path(__file__).parent.parent.parent
