@@ -134,8 +134,11 @@ def save_state(
         os.replace(temporary, path)
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):  # by the name that the file would have had
+            place = str(error.filename or path).replace(str(temporary), str(path))
+            raise OSError(error.errno, error.strerror, place) from error
         raise
 
 
