@@ -67,8 +67,7 @@ def test_a_kill_while_the_cache_is_written_leaves_a_file_that_the_next_training_
     )
     process = subprocess.Popen([sys.executable, "-c", code, *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with process:
-        while "writing" not in process.stdout.readline():
-            pass
+        assert any("writing" in line for line in iter(process.stdout.readline, ""))
         process.send_signal(signal.SIGKILL)
     (part,) = (cache / "latents").glob(".*.part")
     assert PLoRA.main([*given, "--overwrite"]) == 0 and part.exists()  # it may be another run's
