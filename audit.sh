@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 config="configs/audit.toml" # the options of the audit
 
 source ./setup.sh
-python audit.py --config_file "$config" "$@"
+exec "$python" audit.py --config_file "$config" "$@"

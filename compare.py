@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from library import leftovers
 from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
 from library.errors import Faults, InputError
+from library.file_table import COMPARE_DIR
 from library.incoming.files import is_file, read_bytes, read_text
 from library.options import resolve
 from library.options.comparison_plan import read_plan
@@ -39,6 +41,7 @@ def compare_on_one_split(plan: dict[str, Any], output: Path) -> int:
     """Train, audit, and write the table of one split; returns the audit's status."""
     from library.tensor_files import write_whole
 
+    leftovers.sweep(output, COMPARE_DIR, within=[""])
     trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
     train_all(trained, output, plan["compare"].get("jobs", 1))
     for run in plan["runs"]:

@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 config="configs/compare_demo.toml" # what is trained and how it is audited
 
 source ./setup.sh
-python compare.py --config_file "$config" "$@"
+exec "$python" compare.py --config_file "$config" "$@"

@@ -1,4 +1,4 @@
-# Sourced by every launcher: afterwards `python` has the needed packages. Nothing is installed where they are there already.
+# Sourced by every launcher: afterwards "$python" has the needed packages. Nothing is installed where they are there already.
 # Keeps the active environment (a GPU box keeps its own torch); else makes .venv here and installs requirements.txt, once.
 
 _missing() { # what to give to pip so that an interpreter will do
@@ -11,7 +11,7 @@ _setup() {
         command -v "$candidate" >/dev/null || continue
         lacks=$(_missing "$candidate")
         if [ -z "$lacks" ]; then
-            [ "$candidate" = python ] || python() { command python3 "$@"; }
+            python=$candidate
             return 0
         fi
     done
@@ -44,7 +44,8 @@ _setup() {
         fi
     fi
     export PATH="$PWD/.venv/bin:$PATH"
+    python=python
 }
 
 _setup
-python tools/environment.py versions
+"$python" tools/environment.py versions

@@ -86,6 +86,8 @@ TRAINING = (
     Row("state/<any>-state/lora.safetensors", BY_TRAINERS, "the LoRA's parameters in fp32", NEVER),
     Row("state/<any>-state/proxy.safetensors", BY_TRAINERS, "the proxy attacker", NEVER),
     Row("state/<any>-state/average.safetensors", BY_TRAINERS, "the average of the weights, with ema_decay", NEVER),
+    Row("state/<any>-state/kept.safetensors", BY_TRAINERS, "the weights that the final LoRA would have, with target_auc", NEVER),
+    Row("state/<any>-state/first_falls.safetensors", BY_TRAINERS, "how far each aux picture's error had fallen in the first validation pass", NEVER),
     Row("state/<any>-state/optimizers.pt", BY_TRAINERS, "moments of both optimizers", NEVER),
     Row("state/<any>-state/state.json", BY_TRAINERS, "step, options (folders among them), hash of the split", NEVER),
     Row("tensorboard/", BY_TRAINERS, "records of TensorBoard", NEVER),

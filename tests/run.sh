@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source ./setup.sh
-if ! python - <<'PYTHON'
+if ! "$python" - <<'PYTHON'
 import importlib.metadata, sys
 wanted = [line.split("==") for line in open("tests/requirements.txt").read().split()]
 try:
@@ -15,14 +15,14 @@ except importlib.metadata.PackageNotFoundError:
 PYTHON
 then
     echo "tests/run.sh: installing tests/requirements.txt" >&2
-    python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+    "$python" -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 # models are tiny: more threads wait for each other
 if [ "${1:-}" = "--checks" ]; then
-    python -m ruff check .
-    python -m ruff format --check .
-    python -m mypy
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m mypy
     lint-imports
     exit
 fi
@@ -34,4 +34,4 @@ for argument in "$@"; do
         tests/*.py* | -n* | -s | --pdb) parallel=() ;;
     esac
 done
-python -m pytest "${parallel[@]}" "$@"
+"$python" -m pytest "${parallel[@]}" "$@"

@@ -12,9 +12,13 @@ publishes and compares, and fails on a file that is not listed here or has anoth
 
 **The rule.** Only the owner can read what a door writes (files 0600, folders 0700), except for the LoRA files: they
 are made to be shared and get the ordinary mode (`umask`). Stamping does not change a LoRA file's mode. `output_dir`
-itself is an ordinary folder. While a file is written, its name begins with a dot and ends in `.part`; a killed run
-may leave such a file (of a state: a folder whose name begins with a dot). Files that the Hugging Face libraries
-fetch are in their own cache.
+itself is an ordinary folder. Files that the Hugging Face libraries fetch are in their own cache.
+
+**Leftovers.** While a file is written, its name is `.<file>.<8 letters>.part`; a state is such a folder until it is
+whole. A run that is killed may leave one. It holds what the file would hold and has mode 0600 (0700), a LoRA's too:
+never share it. The next training in the same `output_dir` removes those there (but for `audit/`); the next training
+or audit with the same `cache_dir`, the next audit of the same LoRA and the next comparison in the same folder remove
+those of more than an hour there, since another run may be writing the newer ones. No other file is touched.
 
 `<name>` stands for your `output_name` with number or stage, `<hash>` for a fingerprint, `<any>` for any one name,
 `*` for any part of a name, `**` for everything below."""

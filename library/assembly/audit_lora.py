@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from library import leftovers
 from library.audit.attacks import blind_baselines, lira, shadow_models
 from library.audit.images import feature_extractors, generated
 from library.audit.queries import audited_model, run_queries
@@ -19,6 +20,7 @@ from library.audit.statistics.findings import Finding
 from library.audit.targets import candidate_table, candidates, provenance
 from library.audit.targets.lora_runs import Run
 from library.diffusion.latent_diffusion import LatentDiffusion
+from library.file_table import AUDIT_DIR, CACHE_DIR
 from library.options import resolve
 from library.options.declarations import Config
 from library.rules import pick
@@ -69,6 +71,8 @@ def shadows_of(
 def ask_model(subject: Subject) -> generated.Drawings | None:
     """Open the model, put the LoRA in, ask what is not cached yet; returns what the drawings show, if any are made."""
     run, config, candidate_set = subject.run, subject.config, subject.candidate_set
+    leftovers.sweep(Path(config.cache_dir), CACHE_DIR)
+    leftovers.sweep(run.audit, AUDIT_DIR)
     planned = subject.shadows()
     model = audited_model.opened_base(run.settings)
     precision = audited_model.precision_of(model.unet.device, subject.precision)

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from library import tensor_files
+from library import leftovers, tensor_files
 from library.assembly.previews import Painter
 from library.assembly.run import Run
 from library.assembly.step_flops import mfu_of_one
@@ -15,6 +16,7 @@ from library.data.split_file import write_split
 from library.diffusion.memory import AdviceRules, out_of_memory_explained
 from library.diffusion.previews import PreviewRules
 from library.errors import InputError, RunStopped
+from library.file_table import CACHE_DIR
 from library.lora_files import metadata
 from library.options import write
 from library.privacy import gap
@@ -194,6 +196,7 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         stack.callback(run.lock.release)
         if is_main:
             earlier_run.make_folder(run.folder, clear=config.overwrite and not config.resume)
+            leftovers.sweep(Path(config.cache_dir), CACHE_DIR)
             write_head(run)
         stack.enter_context(out_of_memory_explained(pick(config, AdviceRules)))
         stop = stack.enter_context(StopSignal())

@@ -30,7 +30,7 @@ from library.privacy.gap import StopRules, course_of, require_visible
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
-from library.training import earlier_run, messages, output_folder, state, trackers
+from library.training import earlier_run, messages, output_folder, saved_state, state, trackers
 from library.training.device import agreed, open_accelerator, settle_threads
 from library.training.optimization.average import Average, begin_average
 from library.training.optimization.lr_schedulers import ScheduleRules, build_schedule
@@ -236,7 +236,7 @@ def _check_folder(config: Config, folder: OutputFolder, lock: OutputLock, accele
 def _resumed(options: resolve.ReadOptions) -> dict[str, Any]:
     """How far the resumed run had come, trained with the same options, as far as these can be used."""
     config, doubtful = options.config, options.faults.about
-    resumed = state.read_state(config.resume)
+    resumed = saved_state.read_state(config.resume)
     given, defaults = (resolve.weight_options(options.door, one) for one in (config, Config()))
     saved = resumed.get("options", {})
     comparable = {name: saved.get(name, defaults[name]) if name in doubtful else given[name] for name in given}

@@ -12,6 +12,7 @@ from library.data.augmentation import METHODS
 from library.data.buckets import parse_resolution
 from library.errors import Faults, InputError, did_you_mean, shown
 from library.incoming.files import is_file, is_folder, read_text
+from library.incoming.shapes import LARGEST_WHOLE, WIDEST
 from library.incoming.texts import parse_json, parse_toml
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 TRUTH, WHOLE, NUMBER, TEXT, FOLDER, FILE = (
     "true or false", "a whole number", "a number", "a text", "a folder", "a file",
 )  # fmt: skip
-SIZE, RANGE = "a whole number or [width, height]", "[least, most] or 'least,most'"
+SIZE, RANGE = f"a whole number or [width, height], at most {WIDEST} pixels a side", "[least, most] or 'least,most'"
 
 DATASET_KEYS = {
     "batch_size": WHOLE, "resolution": SIZE, "enable_bucket": TRUTH, "min_bucket_reso": WHOLE,
@@ -41,7 +42,10 @@ LEAST = {
     "keep_tokens": 0, "caption_dropout_rate": 0, "caption_dropout_every_n_epochs": 0, "caption_tag_dropout_rate": 0,
     "token_warmup_min": 1, "token_warmup_step": 0,
 }  # fmt: skip
-MOST = {"caption_dropout_rate": 1, "caption_tag_dropout_rate": 1}
+MOST = {
+    "min_bucket_reso": WIDEST, "max_bucket_reso": WIDEST, "bucket_reso_steps": WIDEST, "caption_dropout_rate": 1,
+    "caption_tag_dropout_rate": 1,
+}  # fmt: skip
 
 _VALIDATION = (
     "the four-sided split already holds images out (nonmember_share, --split_file); aux_loss_every_n_epochs and "
@@ -230,8 +234,8 @@ def _typed(name: str, value: Any, kind: str, where: str, file: Path, faults: Fau
 def _bounded(name: str, value: float, where: str, faults: Faults) -> Any:
     if name in LEAST and not value >= LEAST[name]:
         faults.add(f"{where}: {name} must be at least {LEAST[name]}, got {value!r}")
-    elif name in MOST and not value <= MOST[name]:
-        faults.add(f"{where}: {name} must be at most {MOST[name]}, got {value!r}")
+    elif not value <= (most := MOST.get(name, LARGEST_WHOLE)):
+        faults.add(f"{where}: {name} must be at most {most}, got {shown(value)}")
     else:
         return value
     return None
@@ -239,10 +243,10 @@ def _bounded(name: str, value: float, where: str, faults: Faults) -> Any:
 
 def _size(value: Any) -> str | None:
     """A resolution as the option writes it: '512' or 'width,height'."""
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)?", value):
-        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)?", value):
+        value = [int(number) for number in value.split(",")]
     numbers = value if isinstance(value, list) else [value]
-    if len(numbers) not in (1, 2) or not all(type(number) is int and number > 0 for number in numbers):
+    if len(numbers) not in (1, 2) or not all(type(number) is int and 0 < number <= WIDEST for number in numbers):
         return None
     return ",".join(str(number) for number in numbers)
 

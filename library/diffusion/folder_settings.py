@@ -7,6 +7,7 @@ from library.errors import Faults
 from library.incoming.files import MIB, MOST_LIST, check_regular
 from library.incoming.pickles import check_pickle_file
 from library.incoming.shapes import (
+    WIDEST,
     Anything,
     Either,
     Flag,
@@ -24,7 +25,7 @@ from library.incoming.texts import read_json
 from library.tensor_files import tensor_names
 
 MOST_CONFIG = 4 * MIB
-WIDTH, COUNT, SIDE = Whole(1, 16384), Whole(1, 64), Whole(1, 8192)
+WIDTH, COUNT, SIDE = Whole(1, 16384), Whole(1, 64), Whole(1, WIDEST)
 
 
 def _some(shape: Shape) -> Shape:

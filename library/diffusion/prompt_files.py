@@ -10,6 +10,7 @@ from typing import Any
 from library import json_lines, toml_lines
 from library.errors import Faults, InputError, did_you_mean, shown
 from library.incoming.files import read_text
+from library.incoming.shapes import WIDEST
 from library.incoming.texts import parse_json, parse_toml
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ REFUSED = {
 IGNORED = ("additional_network_multiplier", "flow_shift", "ctr")  # of other scripts and other families
 FLAGS = {key: f"--{letter}" for letter, key in LETTERS.items()}
 KEYS = ("prompt", *(key for key in LETTERS.values() if key not in (*REFUSED, *IGNORED)))
-BOUNDS = (("sample_steps", 1, 1000), ("seed", 0, 2**63 - 1), ("width", 0, 8192), ("height", 0, 8192))
+BOUNDS = (("sample_steps", 1, 1000), ("seed", 0, 2**63 - 1), ("width", 0, WIDEST), ("height", 0, WIDEST))
 GUIDANCE, STEPS = 7.5, 30  # kohya's
 OPTION = re.compile(r"\s--(?=[a-z]+(?:\s|$))")
 
@@ -235,8 +236,8 @@ def _numbers(
     for key, least, most in (
         ("sample_steps", 1, 1000),
         ("seed", 0, 2**63 - 1),
-        ("width", 0, 8192),
-        ("height", 0, 8192),
+        ("width", 0, WIDEST),
+        ("height", 0, WIDEST),
     ):
         if numbers.get(key, least) < least:
             faults.add(f"{where.of(key)}: {FLAGS[key]} ({key}) must be at least {least}, got {numbers[key]:g}")

@@ -11,6 +11,8 @@ from library.errors import InputError, did_you_mean, shown
 from library.incoming.texts import joined
 
 SHOWN_FAULTS = 10
+WIDEST = 8192  # pixels of a side that is asked for
+LARGEST_WHOLE = 2**31 - 1  # of a setting without a bound of its own
 
 
 @dataclass(frozen=True)

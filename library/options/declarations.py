@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from library.incoming.shapes import WIDEST
 from library.trainers import TRAINERS
 
 AUDIT = ("audit",)
@@ -84,9 +85,9 @@ class Config:
     resolution: str = option("data", "512", "training size in pixels, '512' or 'width,height'", kohya="kohya: none (needed); 512 is SD 1.x's own size", doors=EVERYWHERE)
     enable_bucket: bool = option("data", False, "keep aspect ratios: sort images into buckets of equal area", doors=EVERYWHERE)
     bucket_no_upscale: bool = option("data", False, "never enlarge an image; its bucket is its own size, rounded down", doors=EVERYWHERE)
-    min_bucket_reso: int = option("data", 256, "smallest bucket side in pixels", least=8, doors=EVERYWHERE)
-    max_bucket_reso: int = option("data", 1024, "largest bucket side in pixels", least=8, doors=EVERYWHERE)
-    bucket_reso_steps: int = option("data", 64, "bucket sides are multiples of this many pixels", least=8, doors=EVERYWHERE)
+    min_bucket_reso: int = option("data", 256, "smallest bucket side in pixels", least=8, most=WIDEST, doors=EVERYWHERE)
+    max_bucket_reso: int = option("data", 1024, "largest bucket side in pixels", least=8, most=WIDEST, doors=EVERYWHERE)
+    bucket_reso_steps: int = option("data", 64, "bucket sides are multiples of this many pixels", least=8, most=WIDEST, doors=EVERYWHERE)
     skip_image_resolution: str | None = option("data", None, "pictures of at most this area are passed over, '512' or 'width,height'; unset: none", doors=EVERYWHERE, kohya="not in kohya's v0.10.1; newer versions have it")
     resize_interpolation: str | None = option("data", None, "how pictures are scaled; unset: area to shrink, lanczos to enlarge", choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"), doors=EVERYWHERE)
     shuffle_caption: bool = option("data", False, "shuffle the parts of a caption each time it is used")

@@ -61,9 +61,9 @@ def _way_out(name: str, path: Path) -> str:
     if name == "train_data_dir":
         return "; if the pictures were moved, give their folder with --train_data_dir"
     if name == "resume":
-        from library.training.state import states_near  # slow to import
+        from library.training.saved_state import whole_states  # slow to import
 
-        return f"; {states_near(path)}"
+        return f"; {whole_states(path)}"
     return ""
 
 

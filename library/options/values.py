@@ -9,6 +9,7 @@ from typing import Any
 
 from library.errors import Faults, did_you_mean, shown
 from library.incoming.files import unusable_name
+from library.incoming.shapes import LARGEST_WHOLE, WIDEST
 from library.options.declarations import Config
 from library.options.front_ends import is_our_own
 from library.options.kohya import REFUSED_VALUES, ZERO_IS_UNSET
@@ -132,16 +133,25 @@ def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
         return f"{name} must not be empty, {where}; leave it out to use {default!r}"
     if name in SIZES and not re.fullmatch(r"\d+(\s*,\s*\d+)?", value.strip()):
         return f"{name} must be '512' or 'width,height' in pixels, {where}"
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return ""
+    if name in SIZES and any(len(side.strip()) > 9 or int(side) > WIDEST for side in value.split(",")):
+        return f"{name} must be at most {WIDEST} pixels a side, {where}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _out_of_range(name, value, where)
+    return ""
+
+
+def _out_of_range(name: str, value: float, where: str) -> str:
+    """Why a number is not within the option's bounds; empty where it is."""
+    facts = Config.__dataclass_fields__[name].metadata
     if value != value or value in (float("inf"), float("-inf")):
         return f"{name} must be a finite number, {where}"
     if facts["least"] is not None and value < facts["least"]:
         return f"{name} must be at least {facts['least']}, {where}"
     if facts["above"] is not None and value <= facts["above"]:
         return f"{name} must be above {facts['above']}, {where}"
-    if facts["most"] is not None and value > facts["most"]:
-        return f"{name} must be at most {facts['most']}, {where}"
+    most = LARGEST_WHOLE if facts["most"] is None and isinstance(value, int) else facts["most"]
+    if most is not None and value > most:
+        return f"{name} must be at most {most}, {where}"
     return ""
 
 

@@ -72,7 +72,7 @@ class CheckpointWriter:
             resumed: the state that the run itself continued from.
             is_exact: the run stands between two steps, so that a state of it would go on as if nothing had happened.
         """
-        said = []
+        said, lacks_lora = [], False
         try:
             if self.chosen_by_target:
                 said.append("no final LoRA is written, since target_auc chooses its weights at the end")
@@ -80,12 +80,17 @@ class CheckpointWriter:
                 self.write_lora("", done)
                 said.append(f"the LoRA of step {done} is in '{self.folder.lora()}'")
         except OSError as error:
-            said.append(f"the LoRA of step {done} could not be written ({error.strerror})")
+            lacks_lora = error.filename != str(self.folder.proxy())  # which is written after the LoRA
+            said.append(
+                f"the LoRA of step {done} could not be written ({error.strerror})"
+                if lacks_lora
+                else f"the LoRA of step {done} is in '{self.folder.lora()}', without its proxy ({error.strerror})"
+            )
         try:
             if is_exact:
                 self.write_state(step_number(done), done)
         except OSError as error:
-            said.append(f"nor a state ({error.strerror})" if "not" in said[0] else f"no state ({error.strerror})")
+            said.append(f"nor a state ({error.strerror})" if lacks_lora else f"no state ({error.strerror})")
         return "; ".join([*said, self.way_on(door, resumed)])
 
     def way_on(self, door: str, resumed: str | None) -> str:

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,13 +13,13 @@ from library.errors import Faults, InputError
 from library.file_table import AUDIT_DIR, CONFIG_HEADER, OUTPUT_DIR
 from library.incoming.files import read_text
 from library.incoming.texts import parse_toml, read_json
+from library.leftovers import TEMPORARY, sweep
 from library.tensor_files import read_tensors, remove_folder
 from library.training.output_folder import OutputFolder
 
 NUMBER = r"(-\d{6}|-step\d{8})?"  # of a LoRA file
 AUDIT = re.compile(r"audit(\.old-\d+)?(?=/|$)")  # audits that were set aside lie as they were
 WRITTEN = ("config.toml", "split.json", "log.jsonl", "proxy.safetensors")  # by every run, with the final LoRA
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part)?|\.writable[a-z0-9_]{8}")
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +50,7 @@ def check_earlier(folder: OutputFolder, *, overwrite: bool, resume: bool) -> Non
 def make_folder(folder: OutputFolder, *, clear: bool) -> None:
     """Make the folder, sweep it, and rename earlier audits; ``clear`` removes an earlier run first."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    sweep(folder.path, OUTPUT_DIR, within=("", "sample", "state"), age=0)  # the folder's lock is held
     if clear:
         clear_earlier(folder)
     set_audits_aside(folder)
@@ -87,21 +86,6 @@ def clear_earlier(folder: OutputFolder) -> None:
                 path.rmdir()
         else:
             path.unlink(missing_ok=True)
-
-
-def sweep(folder: OutputFolder) -> None:
-    """Remove what killed runs left under temporary names; the folder's lock is held, so nobody writes them now."""
-    for place in (folder.path, folder.samples(), folder.path / "state"):
-        if not place.is_dir() or place.is_symlink():
-            continue
-        for path in place.iterdir():
-            match = TEMPORARY.fullmatch(path.name)
-            if not match or path.is_symlink():
-                continue
-            name = match["name"] and (path.parent / match["name"]).relative_to(folder.path).as_posix()
-            if name and not OUTPUT_DIR.rows_of(name, path.is_dir()):
-                continue
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class EarlierRun:

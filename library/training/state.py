@@ -1,6 +1,5 @@
 """A resumable state: LoRA, its average and proxy in fp32, both optimizers, the learning-rate schedule, the options."""
 
-import hashlib
 import io
 import json
 import logging
@@ -18,34 +17,14 @@ from torch import Tensor, nn
 
 from library import __version__
 from library.errors import Faults, InputError, shortened, shown
-from library.incoming import files
 from library.incoming.pickles import read_pickle
-from library.incoming.shapes import Anything, Flag, ListOf, Number, Record, Shape, TableOf, Text, Whole, check_shape
-from library.incoming.texts import read_json
 from library.tensor_files import not_finite, private_folder, read_tensors, rename_away, write_tensors, write_whole
 from library.training.optimization.average import Average, has_two_faces, shown_weights
 from library.training.optimization.optimizers import trained_parameters
 from library.training.saved_moments import check_alike, check_moments, check_schedule
+from library.training.saved_state import FORMAT, content_hash, file_hash, whole_states
 
 logger = logging.getLogger(__name__)
-HEX = Text(pattern="[0-9a-f]{1,128}")
-CHECK = Record({"epoch": Whole(), "balanced_accuracy": Number(0, 1), "members": Whole(1), "non_members": Whole(1)})
-NUMBERS = ("learnt", "learnt_low", "learnt_high", "by_heart", "auc", "low", "high")
-GAP = Record(
-    dict.fromkeys(NUMBERS, Number())
-    | {"done": Whole(), "members": Whole(1), "non_members": Whole(1), "is_first": Flag()}
-)
-CONTENT: Shape = Record(
-    {"format": Whole(2, 2), "done": Whole(), "options": TableOf(Anything()), "checks": ListOf(CHECK)},
-    {
-        "gaps": ListOf(GAP),
-        "threads": Whole(1),
-        "version": Text(100),
-        "files": TableOf(HEX, key=Text(255, r"\w[\w.-]*")),
-        "checksum": HEX,
-    },
-)
-FORMAT = 2  # 1: the random streams depended only on the seed
 # What a resumed run must find as it was
 INPUTS = {
     "split": "the pictures, their sides, the split's secret or the dataset_config have",
@@ -158,81 +137,12 @@ def save_state(
         os.replace(temporary, path)
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):  # by the name that the file would have had
+            place = str(error.filename or path).replace(str(temporary), str(path))
+            raise OSError(error.errno, error.strerror, place) from error
         raise
-
-
-def read_state(place: str | None) -> dict[str, Any]:
-    """The progress of a state and the options of its training; without a state the progress of a fresh run.
-
-    Raises:
-        InputError: the folder is not a state of this version.
-    """
-    if place is None:
-        return {"done": 0, "checks": [], "gaps": []}
-    path = Path(place)
-    try:
-        content = read_json(path / "state.json", f"'{path / 'state.json'}'", finite=False)
-        if isinstance(content, dict) and content.get("format") == 1:
-            raise InputError(
-                f"--resume '{path}' is a state of an earlier version, whose random draws depended only on the "
-                "seed, and cannot be continued. Train again: a LoRA of that version reveals its members "
-                "(docs/threat_model.md)"
-            )
-        check_shape(content, CONTENT, "state.json")
-    except InputError as error:
-        if "earlier version" in str(error):
-            raise
-        raise InputError(
-            f"--resume '{path}' is not a state folder of this suite ({error.messages[0]}); {states_near(path)}"
-        ) from error
-    check_files(path, content)
-    return content
-
-
-def states_near(path: Path) -> str:
-    """The states in a folder, in its state/, beside it and in the folder above it, the newest first."""
-    places = (path, path / "state", path.parent, path.parent / "state")
-    found = {state.parent.resolve() for place in places for state in place.glob("*/state.json")}
-    newest = sorted(found, key=lambda state: (state / "state.json").stat().st_mtime, reverse=True)
-    if not newest:
-        return "no state lies in it or near it; give e.g. OUTPUT_DIR/state/last-step00000050-state"
-    return f"states that lie there: {shortened([str(state) for state in newest], 5)}"
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    return files.file_hash(file, f"'{file}'")
-
-
-def content_hash(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of what a state.json says, but for this number."""
-    rest = {name: value for name, value in content.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def check_files(path: Path, content: Mapping[str, Any]) -> None:
-    """Compare a state's files with the checksums in its state.json; states of earlier versions have none.
-
-    Raises:
-        InputError: the files that are missing or damaged.
-    """
-    if "files" not in content and "checksum" not in content:
-        logger.warning("'%s' is a state of an earlier version, without checksums; damage would not be found", path)
-        return
-    damaged = [] if content.get("checksum") == content_hash(content) else ["state.json"]
-    if not damaged:
-        damaged = [
-            name
-            for name, wanted in (content.get("files") or {}).items()
-            if not files.is_file(path / name) or file_hash(path / name) != wanted
-        ]
-    if damaged:
-        raise InputError(
-            f"--resume '{path}': {shortened(damaged)} differ from what was saved (damaged, changed or missing); resume "
-            "from another state"
-        )
 
 
 def require_options(
@@ -299,9 +209,14 @@ def load_training_state(place: str | None, training_state: TrainingState) -> Non
     Raises:
         InputError: what is damaged, or does not fit this run.
     """
-    if place is None:
-        return
-    path = Path(place)
+    if place is not None:
+        try:
+            _load(Path(place), training_state)
+        except InputError as error:
+            raise InputError(f"{error.messages[0]}; {whole_states(Path(place))}") from error
+
+
+def _load(path: Path, training_state: TrainingState) -> None:
     fill_raw(training_state.network, _finite_tensors(path / "lora.safetensors"))
     _fill(training_state.proxy, _finite_tensors(path / "proxy.safetensors"))
     for name, held in (("kept", training_state.kept), ("first_falls", training_state.first_falls)):

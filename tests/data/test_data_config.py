@@ -107,13 +107,16 @@ def test_every_fault_is_reported_at_once_with_its_path(folders: Path) -> None:
           batch_size = 2
           caption_dropout_rate = 1.5
           resize_interpolation = "lanczoz"
+        [[datasets]]
+        resolution = [512, 99999]
+        max_bucket_reso = 9999
         """))  # fmt: skip
     for part in (
         "unknown table 'generl'",
         "general: unknown 'batch_sise'; did you mean 'batch_size'?",
         "general: 'image_dir' belongs to [[datasets.subsets]]",
         "general: 'max_token_length' holds for the whole run",
-        "datasets[0]: resolution must be a whole number or [width, height], got 'big'",
+        "datasets[0]: resolution must be a whole number or [width, height], at most 8192 pixels a side, got 'big'",
         "datasets[0]: batch_size must be a whole number, got 1.5",
         "datasets[0]: 'validation_split' is not taken: the four-sided split already holds images out",
         "datasets[0]: 'network_multiplier' is not taken",
@@ -124,6 +127,8 @@ def test_every_fault_is_reported_at_once_with_its_path(folders: Path) -> None:
         "datasets[0].subsets[1]: 'batch_size' belongs to [[datasets]] or [general]",
         "datasets[0].subsets[1]: caption_dropout_rate must be at most 1, got 1.5",
         "datasets[0].subsets[1]: resize_interpolation must be one of",
+        "datasets[1]: resolution must be a whole number or [width, height], at most 8192 pixels a side, got [512",
+        "datasets[1]: max_bucket_reso must be at most 8192, got 9999",
     ):
         assert part in text, part
     start = re.escape(f"dataset_config '{folders / 'data.toml'}'")

@@ -3,6 +3,8 @@
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +100,32 @@ esac
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     return folder
+
+
+@pytest.mark.parametrize(
+    "launcher", ["PLoRA.sh", "SPLoRA.sh", "audit.sh", "compare.sh", "PLoRA.sh on 2 GPUs", "SPLoRA.sh on 2 GPUs"]
+)
+def test_a_signal_to_a_launcher_reaches_what_it_starts(launcher: str, tmp_path: Path) -> None:
+    """A scheduler or ``kill`` signals the shell alone; Python must hear it to save its work."""
+    place, name, is_alone = bare_folder(tmp_path / "box"), launcher.split()[0], launcher.endswith(".sh")
+    text = (ROOT / name).read_text()
+    (place / name).write_text(text if is_alone else re.sub("^gpus=1", "gpus=2", text, flags=re.MULTILINE))
+    (interpreter := tmp_path / "bin").mkdir()
+    started = "trap 'echo heard; kill $!; exit 130' TERM; echo started; sleep 20 & wait"
+    only_three = f'#!/usr/bin/env bash\ncase "$1" in *LoRA.py | audit.py | compare.py) {started} ;; esac\n'
+    for program, script in (("python3", only_three), ("accelerate", f"#!/usr/bin/env bash\n{started}\n")):
+        (interpreter / program).write_text(script)
+        (interpreter / program).chmod(0o755)
+    for tool in ("bash", "dirname", "sleep"):  # and no `python` of this machine
+        (interpreter / tool).symlink_to(shutil.which(tool) or tool)
+    process = subprocess.Popen(
+        [interpreter / "bash", place / name], stdout=subprocess.PIPE, text=True, env={"PATH": str(interpreter)}
+    )
+    with process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "heard\n"
+    assert process.returncode == 130
 
 
 def source_setup(place: Path, interpreter: Path, **variables: str) -> subprocess.CompletedProcess:

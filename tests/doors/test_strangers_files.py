@@ -21,7 +21,7 @@ from library.options.declarations import TRAINERS, Config
 from library.tensor_files import write_tensors
 from library.training.earlier_run import make_folder
 from library.training.output_folder import OutputFolder
-from library.training.state import content_hash, file_hash
+from library.training.saved_state import content_hash, file_hash
 
 
 class Payload:

@@ -48,7 +48,12 @@ def outcome_of(way: WayIn, damage: Damage) -> Outcome:
     except (OverflowError, TypeError, ValueError, RuntimeError, RecursionError, IndexError, KeyError) as error:
         return Outcome("read", f"not applied: {type(error).__name__}", 0, 0)  # the writer does not make such a file
     before = looks(folder, way.writes)
-    with measured() as used, offline() as asked, another_user(damage.kind == "unreadable"), silent():
+    with (
+        measured() as used,
+        offline() as asked,
+        another_user(damage.kind == "unreadable", folder / way.writes),
+        silent(),
+    ):
         kind, message = read(way, folder)
     if asked:
         kind, message = "network", f"asked for {asked[0]}"
@@ -142,11 +147,13 @@ def offline() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def another_user(wanted: bool) -> Iterator[None]:
-    """The rights of a user who owns nothing, where this process has all rights and can take them again."""
+def another_user(wanted: bool, own: Path) -> Iterator[None]:
+    """The rights of a user who owns one folder, where this process has all rights and can take them again."""
     if not wanted or os.getuid() != 0:
         yield
         return
+    for path in (own, *own.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     os.setresuid(NOBODY, NOBODY, 0)
     try:
         yield

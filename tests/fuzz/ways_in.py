@@ -24,7 +24,8 @@ from library.diffusion.vae_files import open_vae
 from library.options.comparison_plan import read_plan
 from library.options.resolve import read_config, typed_settings
 from library.training.run_log import learning_summary
-from library.training.state import load_training_state, read_state
+from library.training.saved_state import read_state
+from library.training.state import load_training_state
 from library.training.trackers import read_tracker_config
 from tests.fuzz import sound
 from tests.helpers import data_toy, keys, tiny

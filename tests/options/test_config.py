@@ -42,6 +42,15 @@ def test_three_faults_in_one_file_are_all_reported(tmp_path: Path, flags) -> Non
     assert "flat_data_dir must be true or false, got 3" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("resolution", 8192), ("max_bucket_reso", 8192), ("max_train_steps", 2147483647)]
+)
+@pytest.mark.parametrize("value", ["1e308", "10" + "0" * 17, '"' + "9" * 30 + '"'])
+def test_a_number_beyond_use_is_refused_with_its_bound(tmp_path: Path, flags, name: str, most: int, value: str) -> None:
+    text = message("SPLoRA", flags(config_file=config_file(tmp_path, f"{name} = {value}\n"), **{name: None}))
+    assert f"{name} must be at most {most}" in text
+
+
 def test_an_unknown_flag_is_refused_with_a_hint(flags) -> None:
     assert "unknown option 'gain_limt'; did you mean 'gain_limit'?" in message("SPLoRA", [*flags(), "--gain_limt", "1"])
 

@@ -18,7 +18,7 @@ import SPLoRA
 from library.errors import RunStopped
 from library.training.interruption import StopSignal
 from library.training.run_log import LogFile, Recorder
-from library.training.state import read_state
+from library.training.saved_state import read_state
 from tests.helpers.runs import assert_same_tensors, records
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,6 +79,26 @@ def test_a_full_disk_at_a_lora_file_leaves_the_lora_and_a_state_that_goes_on_exa
     assert not list(out.rglob("*.part")) and not (out / "run.lock").exists()
     assert SPLoRA.main(flags(max_train_steps=3, resume=state, **STATES)) == 0
     assert_same_tensors(out / "last.safetensors", whole / "last.safetensors")
+
+
+@pytest.mark.parametrize("name", ["proxy.safetensors", "last.safetensors"])
+def test_what_a_full_disk_leaves_of_the_lora_is_told_truly(
+    flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    disk_full_at(monkeypatch, name)
+    with pytest.raises(RunStopped, match=f"No space left on device: '{tmp_path}/out/{name}'") as caught:
+        SPLoRA.main(flags(max_train_steps=2, output_name="last" if name == "last.safetensors" else "final"))
+    lora = tmp_path / "out" / ("last.safetensors" if name == "last.safetensors" else "final.safetensors")
+    assert lora.exists() == (f"is in '{lora}', without its proxy" in str(caught.value)) == (name == "proxy.safetensors")
+
+
+def test_a_full_disk_inside_a_state_is_told_by_the_name_of_the_file(
+    flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_full_at(monkeypatch, "optimizers.pt")
+    with pytest.raises(RunStopped) as caught:
+        SPLoRA.main(flags(max_train_steps=3, **STATES))
+    assert f"device: '{tmp_path}/out/state/last-step00000002-state/optimizers.pt'" in str(caught.value)
 
 
 def test_a_full_disk_at_a_state_leaves_the_lora_and_the_state_before(

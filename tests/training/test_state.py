@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from library import __version__
 from library.errors import InputError
-from library.training.state import TrainingState, load_training_state, read_state, require_options, save_state
+from library.plain_text import for_shell
+from library.training.saved_state import read_state
+from library.training.state import TrainingState, load_training_state, require_options, save_state
 
 Optimizer = torch.optim.AdamW
 
@@ -76,6 +79,40 @@ def test_files_of_two_states_are_not_mixed_and_a_missing_one_is_named(tmp_path: 
     (path / "optimizers.pt").write_bytes((other / "optimizers.pt").read_bytes())
     (path / "proxy.safetensors").unlink()
     with pytest.raises(InputError, match="'optimizers.pt', 'proxy.safetensors' differ from what was saved"):
+        read_state(str(path))
+
+
+def test_a_half_state_is_refused_with_the_whole_ones_beside_it_as_options_the_newest_first(tmp_path: Path) -> None:
+    whole, half, newer, damaged = (tmp_path / "state" / f"it's {name}-state" for name in ("old", "half", "new", "bad"))
+    for age, path in enumerate((newer, half, damaged, whole)):
+        save_state(path, small_state(age), done=age, options={}, inputs={"split": "s"}, checks=[])
+        os.utime(path / "state.json", (0, 1_000_000 - age))
+    (half / "optimizers.pt").unlink()
+    (damaged / "lora.safetensors").write_bytes(b"")
+    offered = (
+        f"; whole states near it, the newest first: {', '.join(for_shell(['--resume', p]) for p in (newer, whole))}"
+    )
+    with pytest.raises(InputError, match="'optimizers.pt' differ from what was saved") as caught:
+        read_state(str(half))
+    assert str(caught.value).endswith(offered)
+    (half / "state.json").unlink()
+    with pytest.raises(InputError, match="is not a state folder of this suite") as caught:
+        read_state(str(half))
+    assert str(caught.value).endswith(offered)
+    moments_changed(whole, wrong_shape)  # found while loading
+    with pytest.raises(InputError, match="has the shape") as caught:
+        load(whole)
+    assert str(caught.value).endswith(f"the newest first: {for_shell(['--resume', newer])}")
+
+
+@pytest.mark.parametrize("lost", ["lora.safetensors", "proxy.safetensors", "optimizers.pt"])
+def test_a_state_of_an_earlier_version_is_refused_where_a_file_is_missing(tmp_path: Path, lost: str) -> None:
+    path = saved(tmp_path)
+    moments_changed(path, lambda moving: None)
+    (path / lost).unlink()
+    with pytest.raises(
+        InputError, match=f"'{lost}' differ from what was saved.*; no whole state lies in it or near it"
+    ):
         read_state(str(path))
 
 

@@ -115,7 +115,7 @@ def test_a_finished_run_says_so_and_changes_nothing(flags, tmp_path: Path, capsy
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()}
     with pytest.raises(InputError) as caught:
         PLoRA.main(flags(resume=out))
-    assert f"states that lie there: '{out}/state/last-s" in str(caught.value).replace(str(out.resolve()), str(out))
+    assert f"the newest first: --resume {out.resolve()}/state/last-s" in str(caught.value)
     half = out / "state/last-step00000002-state"
     assert PLoRA.main(flags(max_train_steps=4, resume=half)) == 0
     assert "resumed after step 2 of 4" in capsys.readouterr().out
