@@ -100,18 +100,23 @@ def _check_legacy(path: str | Path, name: str) -> None:
     with open_regular(path, name) as file:
         data = file.read(MOST_PICKLE)
     at = 0
+    stored: dict[str, int] = {}  # bytes of the values, by storage
     for number in range(LEGACY_PICKLES):
-        at += check_pickle(data[at:], lambda key: whole)
+        at += check_pickle(data[at:], lambda key: whole, stored)
         if number == 0 and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in data[:at]:
             raise UnfitPickleError("it is a pickle that torch.save did not write")
+    behind = whole - at - sum(stored.values())
+    if behind > MIB:  # torch writes a few bytes before each tensor, and nothing after the last
+        raise UnfitPickleError(f"{behind // MIB} MiB stand behind its tensors, which torch.save does not write")
 
 
-def check_pickle(data: bytes, bytes_of: Callable[[str], int]) -> int:
+def check_pickle(data: bytes, bytes_of: Callable[[str], int], stored: dict[str, int] | None = None) -> int:
     """Work out what a pickle would build.
 
     Args:
         data: begins with the pickle.
         bytes_of: size of a storage's record by its key; negative where there is none.
+        stored: takes the bytes that the pickle states of each storage, by its key.
 
     Returns:
         Number of its bytes.
@@ -120,7 +125,7 @@ def check_pickle(data: bytes, bytes_of: Callable[[str], int]) -> int:
         UnfitPickleError: see ``read_pickle``.
         ValueError: pickletools' error of a damaged pickle.
     """
-    machine = _Machine(bytes_of)
+    machine = _Machine(bytes_of, {} if stored is None else stored)
     end = 0
     for step, (code, argument, position) in enumerate(pickletools.genops(data)):
         end = (position or 0) + 1
@@ -139,7 +144,8 @@ def check_pickle(data: bytes, bytes_of: Callable[[str], int]) -> int:
 class _Machine:
     """The stack and the memo of pickle, with nodes in place of objects."""
 
-    def __init__(self, bytes_of: Callable[[str], int]) -> None:
+    def __init__(self, bytes_of: Callable[[str], int], stored: dict[str, int]) -> None:
+        self.stored = stored
         self.bytes_of = bytes_of
         self.stack: list[Node] = []
         self.marks: list[int] = []
@@ -217,6 +223,7 @@ class _Machine:
             raise UnfitPickleError("its pickle is damaged")
         if not 0 <= said[4] * width <= self.bytes_of(said[2]):
             raise UnfitPickleError(f"its record {said[2][:40]} is missing or shorter than stated")
+        self.stored[said[2]] = said[4] * width
         return Node("storage", said[4], [])
 
 

@@ -156,6 +156,15 @@ def saved(value: Any, legacy: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def test_an_old_checkpoint_with_much_behind_its_tensors_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A sparse file of 3 GiB: hashing it whole would take minutes."""
+    file = tmp_path / "a.pt"
+    file.write_bytes(saved({"a": torch.zeros(3, 5)}, legacy=True))
+    os.truncate(file, 3 << 30)
+    with pytest.raises(InputError, match="3071 MiB stand behind its tensors"):
+        read_pickle(file, "a.pt", "give another")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_torch_saves_is_read_bit_for_bit(tmp_path: Path, legacy: bool) -> None:
     module = torch.nn.Linear(3, 4)
