@@ -88,6 +88,8 @@ TRAINING = (
     Row("state/<any>-state/average.safetensors", BY_TRAINERS, "the average of the weights, with ema_decay", NEVER),
     Row("state/<any>-state/optimizers.pt", BY_TRAINERS, "moments of both optimizers", NEVER),
     Row("state/<any>-state/state.json", BY_TRAINERS, "step, options (folders among them), hash of the split", NEVER),
+    Row("state/<any>-teachers/", BY_TRAINERS, "teachers of a distillation, removed at the end of the run (`distill_keep_teachers` leaves them)", NEVER),
+    Row("state/<any>-teachers/teacher-<number>.safetensors", BY_TRAINERS, "one teacher's parameters in fp32: it knows its members by heart", NEVER),
     Row("tensorboard/", BY_TRAINERS, "records of TensorBoard", NEVER),
     Row("tensorboard/events.out.tfevents.*", BY_TRAINERS, EVENTS, NEVER),
     Row("tensorboard/<any>/", BY_TRAINERS, "the same, with log_prefix", NEVER),

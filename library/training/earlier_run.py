@@ -91,7 +91,7 @@ def clear_earlier(folder: OutputFolder) -> None:
 
 def sweep(folder: OutputFolder) -> None:
     """Remove what killed runs left under temporary names; the folder's lock is held, so nobody writes them now."""
-    for place in (folder.path, folder.samples(), folder.path / "state"):
+    for place in (folder.path, folder.samples(), folder.path / "state", folder.teachers()):
         if not place.is_dir() or place.is_symlink():
             continue
         for path in place.iterdir():
