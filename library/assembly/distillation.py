@@ -31,9 +31,10 @@ class DistillPlan:
 
     def summary(self, rules: DistillRules) -> str:
         """The teachers in one line."""
+        epochs = f"{rules.distill_teacher_epochs} epoch{'s' if rules.distill_teacher_epochs != 1 else ''}"
         return (
-            f"distillation: {rules.distill_folds} teachers, one after another, each {rules.distill_teacher_epochs} "
-            f"epochs over the members outside its fold ({self.total_steps()} steps in all)"
+            f"distillation: {rules.distill_folds} teachers, one after another, each {epochs} "
+            f"over the members outside its fold ({self.total_steps()} steps in all)"
         )
 
 
