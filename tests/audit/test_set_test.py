@@ -13,10 +13,14 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def test_a_squared_mmd_by_hand() -> None:
-    """Points 0, 1 and 0, 2 on a line, width 1: k = exp(-d^2 / 2)."""
+    """Points 0, 1 and 0, 2 on a line, width 2: k(d) is the mean of exp(-d^2 / 2) and exp(-2 d^2)."""
+
+    def kernel(distance: float) -> float:
+        return (math.exp(-(distance**2) / 2) + math.exp(-2 * distance**2)) / 2
+
     first, second = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
-    across = (1 + math.exp(-2) + math.exp(-0.5) + math.exp(-0.5)) / 4
-    assert squared_mmd(first, second, 1.0) == pytest.approx(math.exp(-0.5) + math.exp(-2) - 2 * across)
+    across = (1 + kernel(2) + 2 * kernel(1)) / 4
+    assert squared_mmd(first, second, 2.0) == pytest.approx(kernel(1) + kernel(2) - 2 * across)
 
 
 def test_the_median_distance_by_hand_and_of_equal_rows() -> None:
@@ -45,14 +49,14 @@ def planted(share: float, seed: int, people: int = 40, each: int = 3) -> float:
     real = np.repeat(persons, each, 0) + 0.3 * draw.normal(size=(people * each, 8))
     groups = [f"person {row // each}" for row in range(len(real))]
     is_member = np.arange(len(real)) < len(real) // 2
-    off, on = (draw.normal(size=(40, 8)) for _ in range(2))
-    shown = int(40 * share)
+    off, on = (draw.normal(size=(80, 8)) for _ in range(2))
+    shown = int(80 * share)
     on[:shown] = persons[draw.integers(0, people // 2, shown)] + 0.3 * draw.normal(size=(shown, 8))
     return set_test((on, off), real, is_member, groups, space="toy", generator=draw).p
 
 
 def test_drawings_that_show_members_are_found() -> None:
-    assert max(planted(1.0, seed) for seed in range(5)) < 0.02
+    assert max(planted(1.0, seed) for seed in range(5)) < 0.05
 
 
 def test_without_a_leak_p_is_even() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from library.audit.statistics.permutation import DRAWS, dealt_labels
 
 Features = NDArray[np.float64]
+WIDTHS = (0.5, 0.25)  # of the kernel, in median distances: what is learnt by heart shows at short range (LOG.md)
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,20 @@ def set_test(
 
     observed = float(differences((np.bincount(position, is_member) / sizes)[None])[0])
     dealt = differences(dealt_labels(is_member, position, DRAWS, generator))
-    distances = [squared_mmd(some, real[side], width) for some in drawn for side in (is_member, ~is_member)]
+    members, others = real[is_member], real[~is_member]
     return SetTest(
-        space, *distances, observed,
+        space=space,
+        to_members=squared_mmd(drawn[0], members, width),
+        to_non_members=squared_mmd(drawn[0], others, width),
+        to_members_of_base=squared_mmd(drawn[1], members, width),
+        to_non_members_of_base=squared_mmd(drawn[1], others, width),
+        difference=observed,
         p=float((1 + (dealt <= observed + 1e-15).sum()) / (1 + DRAWS)),
         drawings=len(drawn[0]),
-        members=int(is_member.sum()),
-        non_members=int((~is_member).sum()),
+        members=len(members),
+        non_members=len(others),
         groups=min(len(set(position[side].tolist())) for side in (is_member, ~is_member)),
-    )  # fmt: skip
+    )
 
 
 def squared_mmd(first: Features, second: Features, width: float) -> float:
@@ -86,8 +92,9 @@ def squared_mmd(first: Features, second: Features, width: float) -> float:
 
 
 def gaussian_kernel(first: Features, second: Features, width: float) -> Features:
-    """exp(-|x - y|^2 / (2 width^2)), [n, m]."""
-    return np.exp(-squared_distances(first, second) / (2 * width**2))
+    """exp(-|x - y|^2 / (2 s^2)), [n, m], averaged over s = ``WIDTHS`` times the width."""
+    squares = squared_distances(first, second)
+    return np.mean([np.exp(-squares / (2 * (share * width) ** 2)) for share in WIDTHS], axis=0)
 
 
 def median_distance(rows: Features) -> float:
