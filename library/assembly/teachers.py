@@ -89,7 +89,7 @@ class Lesson:
         began = time.monotonic()
         self._look(0, log)
         for step in self._steps():
-            losses.append(self._step(step)["adaptation_loss"])
+            losses.append(self.step(step)["adaptation_loss"])
             if self.guard.is_lost():
                 raise RunStopped(f"{self.name}: {self.guard.report(step + 1, {'adaptation_loss': losses[-1]})}")
             end = self._course().end
@@ -116,7 +116,7 @@ class Lesson:
             yield step
             step += 1
 
-    def _step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, float]:
         """One optimizer step of a plain LoRA."""
         run, accelerator, config = self.run, self.run.accelerator, self.run.config
         seed_modules(self.key, step, accelerator.process_index)
@@ -181,7 +181,7 @@ def _open_lesson(training: Training, teachers: Teachers, teacher: int) -> Lesson
     )
     state = _open_state(training, plan)
     rules = pick(config, StopRules)
-    validation = None if rules.target_auc is None else _validation(training, teachers, teacher, game, state)
+    validation = None if rules.target_auc is None else lesson_validation(training, teachers, teacher, game, state)
     name = f"teacher {teacher + 1} of {len(teachers.plan.plans)}"
     return Lesson(run, name, key, game, state, plan, validation, rules, FiniteGuard())
 
@@ -208,7 +208,9 @@ def _open_state(training: Training, plan: TrainingPlan) -> TrainingState:
     return TrainingState(run.network, prepared, schedule, game.proxy, game.attacker, accelerator.scaler, None)
 
 
-def _validation(training: Training, teachers: Teachers, teacher: int, game: Game, state: TrainingState) -> Validation:
+def lesson_validation(
+    training: Training, teachers: Teachers, teacher: int, game: Game, state: TrainingState
+) -> Validation:
     """Passes over the aux sides as this teacher sees them: its own fold of the members is held out, too."""
     config, split = training.run.config, training.run.split.sizes()
     images = game.members.images_per_step() / training.run.accelerator.num_processes

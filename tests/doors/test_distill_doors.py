@@ -28,7 +28,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
     def watch(at: str = "", step: int = 0, what: Callable[[], object] | None = None) -> list[str]:
         trained: list[str] = []
-        honest = Lesson._step
+        honest = Lesson.step
 
         def watched(self: Lesson, number: int) -> dict[str, float]:
             trained.append(self.name)
@@ -37,7 +37,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
                 what()
             return figures
 
-        monkeypatch.setattr(Lesson, "_step", watched)
+        monkeypatch.setattr(Lesson, "step", watched)
         return trained
 
     return watch
@@ -131,7 +131,7 @@ def test_teachers_work_with_several_datasets_and_public_pictures(flags, tmp_path
 def test_with_a_target_each_teacher_stops_at_its_own_gap(flags, tmp_path: Path, capsys) -> None:
     """Its own fold is held out for it: the aux members that it learns from, against all others."""
     sides: list[tuple[int, int]] = []
-    honest = teacher_room._validation
+    honest = teacher_room.lesson_validation
 
     def watched(*arguments: Any) -> Any:
         found = honest(*arguments)
@@ -140,7 +140,7 @@ def test_with_a_target_each_teacher_stops_at_its_own_gap(flags, tmp_path: Path, 
 
     run = {**TAUGHT, "distill_teacher_epochs": 2, "target_auc": 0.95, "aux_loss_every_n_steps": 1, "max_train_steps": 6}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_room, "_validation", watched)
+        patch.setattr(teacher_room, "lesson_validation", watched)
         assert PLoRA.main(flags(**run)) == 0
     assert len(sides) == 3 and all(sum(pair) == 8 and pair[0] < 4 < pair[1] for pair in sides)
     told = capsys.readouterr()

@@ -142,14 +142,14 @@ def taught(model_folder: Path, pictures: Path):
 def test_no_teacher_answers_for_a_group_that_it_was_trained_on(taught, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each teacher really was shown, against whom it really was asked about."""
     shown: dict[str, set[str]] = {}
-    step = Lesson._step
+    step = Lesson.step
 
     def watched(self: Lesson, number: int) -> dict[str, float]:
         for batch in self.game.members.of_step(number):
             shown.setdefault(self.name, set()).update(self.game.pictures.examples[row].group for row in batch.indices)
         return step(self, number)
 
-    monkeypatch.setattr(Lesson, "_step", watched)
+    monkeypatch.setattr(Lesson, "step", watched)
     training = taught()
     game, asked = training.game, {}
     goal = Teachers.goal
