@@ -1,7 +1,7 @@
 """The teachers of a distillation: trained one after another before the first step, kept in the run's state folder."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from library.privacy.proxy_history import ProxyHistory
 from library.progress import clock
 from library.rules import pick
 from library.seeding import StreamKey, seed_modules
-from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
 from library.training.device import agreed
 from library.training.interruption import FiniteGuard, StopSignal
 from library.training.optimization.lr_schedulers import ScheduleRules, build_schedule
@@ -31,11 +30,11 @@ from library.training.optimization.optimizer_step import take_step
 from library.training.optimization.optimizers import OptimizerRules, build_optimizer
 from library.training.run_log import Recorder
 from library.training.state import TrainingState, fill_raw, restored
+from library.training.teacher_files import read_teacher, teacher_file, write_teacher
 from library.training.training_plan import TrainingPlan
 from networks import protocol
 
 WARMUP = 0.05  # of a teacher's steps, in which its learning rate rises
-FIGURE = "figure "  # begins the names of figures in a teacher's file
 
 
 def teach(training: Training, log: Recorder, stop: StopSignal) -> None:
@@ -58,11 +57,12 @@ def teach(training: Training, log: Recorder, stop: StopSignal) -> None:
     with restored(run.network):
         for teacher in range(count):
             if (file := found[teacher]) is not None:
-                teachers.weights[teacher], figures = _read(run, file)
+                weights, figures = read_teacher(file, run.network, _fingerprint(run))
             else:
-                teachers.weights[teacher], figures = _open_lesson(training, teachers, teacher).run_through(log, stop)
+                weights, figures = _open_lesson(training, teachers, teacher).run_through(log, stop)
                 if run.accelerator.is_main_process:
-                    _write(run, teacher, teachers.weights[teacher], figures)
+                    write_teacher(teacher_file(run.folder.teachers(), teacher), weights, _fingerprint(run), figures)
+            teachers.weights[teacher] = {name: value.to(run.accelerator.device) for name, value in weights.items()}
             if scaler is not None:
                 scaler.load_state_dict(untouched)  # the student begins with the scale that it has without teachers
             if training.done == 0:
@@ -232,41 +232,13 @@ def lesson_validation(
     )
 
 
-def _file(folder: Path, teacher: int) -> Path:
-    return folder / f"teacher-{teacher + 1}.safetensors"
-
-
 def _finished(run: Run, teacher: int) -> Path | None:
     """The file of a teacher that is trained, in the run's folder or beside the state that is resumed."""
     own = run.folder.teachers()
     places = [own, *([Path(run.config.resume).resolve().parent / own.name] if run.config.resume else [])]
-    return next((_file(place, teacher) for place in places if _file(place, teacher).exists()), None)
+    return next((file for place in places if (file := teacher_file(place, teacher)).exists()), None)
 
 
 def _fingerprint(run: Run) -> str:
     """What the teachers of a run depend on, under its key."""
     return run.key.fingerprint(repr((sorted(run.options.items()), sorted(run.inputs().items()))))
-
-
-def _write(run: Run, teacher: int, weights: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:
-    """Keep a teacher; the file is its owner's alone."""
-    private_folder(run.folder.teachers().parent)
-    folder = private_folder(run.folder.teachers())
-    stated = {"run": _fingerprint(run), "tensors": state_fingerprint(weights)}
-    stated |= {f"{FIGURE}{name}": repr(value) for name, value in figures.items()}
-    write_tensors(_file(folder, teacher), weights, stated)
-
-
-def _read(run: Run, file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A teacher that was trained before, on the network's device. Raises: InputError for a damaged or strange file."""
-    way_out = "remove it, and this teacher is trained anew, with the same result"
-    try:
-        tensors, stated = read_tensors(file)
-    except InputError as error:
-        raise InputError(f"{error.messages[0]}; {way_out}") from error
-    if stated.get("tensors") != state_fingerprint(tensors):
-        raise InputError(f"'{file}' is not as it was written; {way_out}")
-    if stated.get("run") != _fingerprint(run):
-        raise InputError(f"'{file}' is a teacher of another run (options, members or model differ); {way_out}")
-    figures = {name.removeprefix(FIGURE): float(text) for name, text in stated.items() if name.startswith(FIGURE)}
-    return {name: value.to(run.accelerator.device) for name, value in tensors.items()}, figures

@@ -166,6 +166,9 @@ def test_a_damaged_teacher_and_one_of_another_run_are_refused(flags, tmp_path: P
     write_tensors(file, tensors, {**stated, "run": "0" * 64})
     with pytest.raises(InputError, match="teacher-2.safetensors' is a teacher of another run"):
         PLoRA.main(more)
+    write_tensors(file, tensors, {**stated, "figure teacher_loss": "walrus"})
+    with pytest.raises(InputError, match="teacher-2.safetensors' states a figure that is no number"):
+        PLoRA.main(more)
     file.unlink()
     assert PLoRA.main(more) == 0
 
