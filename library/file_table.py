@@ -90,6 +90,8 @@ TRAINING = (
     Row("state/<any>-state/first_falls.safetensors", BY_TRAINERS, "how far each aux picture's error had fallen in the first validation pass", NEVER),
     Row("state/<any>-state/optimizers.pt", BY_TRAINERS, "moments of both optimizers", NEVER),
     Row("state/<any>-state/state.json", BY_TRAINERS, "step, options (folders among them), hash of the split", NEVER),
+    Row("state/<any>-teachers/", BY_TRAINERS, "teachers of a distillation, removed at the end of the run (`distill_keep_teachers` leaves them)", NEVER),
+    Row("state/<any>-teachers/teacher-<number>.safetensors", BY_TRAINERS, "one teacher's parameters in fp32: it knows its members by heart", NEVER),
     Row("tensorboard/", BY_TRAINERS, "records of TensorBoard", NEVER),
     Row("tensorboard/events.out.tfevents.*", BY_TRAINERS, EVENTS, NEVER),
     Row("tensorboard/<any>/", BY_TRAINERS, "the same, with log_prefix", NEVER),

@@ -1,5 +1,6 @@
 """The game between the LoRA and the proxy attacker: whose turn sees which pictures, under which noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from library.assembly.contexts import Contexts
+from library.assembly.distillation import Teachers, member_groups
 from library.data.batches import AuxCycle, Batch, MemberBatches, Pictures
 from library.diffusion.denoising import Denoiser
 from library.diffusion.loss import LossRules, adaptation_loss
@@ -35,6 +37,7 @@ class GameRules:
     attack_draws: int  # (timestep, noise) pairs per image that the proxy sees at once
     gain_starts: str  # at_once, or above_chance: once a check of the proxy is above chance
     gain_limit: float | None
+    distill_folds: int  # teachers; 0 = none
 
     def images_per_side(self) -> int:
         """Aux images of each side in an attacker step."""
@@ -46,13 +49,14 @@ class GameRules:
         Args:
             images: of the LoRA step.
         """
+        taught = images * self.attack_draws if self.distill_folds else 0.0  # one teacher answers for each picture
         if not self.k_steps:
-            return images, 0.0
+            return images, taught
         trained = images * self.attack_draws * (2 if self.separate_noise else 1)
         attacked = 2 * self.k_steps * self.images_per_side() * self.attack_draws
         if self.proxy_input == "error_map":
-            return trained, attacked
-        return trained, 2 * attacked + images * self.attack_draws  # each once more with the LoRA off
+            return trained, attacked + taught
+        return trained, 2 * attacked + images * self.attack_draws + taught  # each once more with the LoRA off
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,13 @@ class Look:
     batch: Batch  # every picture ``attack_draws`` times
     scaled: Tensor  # [B * K, C, h, w] latents
     draw: Draw
-    difference: Tensor  # [B * K, C, h, w] prediction - target, with gradient to the LoRA
+    prediction: Tensor  # [B * K, C, h, w] with gradient to the LoRA
+    target: Tensor  # [B * K, C, h, w] true noise or velocity
+    goal: Tensor  # [B * K, C, h, w] what L compares the prediction with: the target, or what teachers say of a member
+
+    def difference(self) -> Tensor:
+        """Prediction - target: its square is the error that every attacker sees, taught or not."""
+        return self.prediction - self.target
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Game:
     key: StreamKey
     rules: GameRules
     noise: NoiseRules
+    teachers: Teachers | None  # of a cross-fitted distillation
     loss: LossRules  # of L alone; the proxy sees the squared error as it is, or compared with the LoRA's absence
 
     def attacker_turn(self, step: int) -> dict[str, float]:
@@ -129,13 +140,14 @@ class Game:
         """L and CE of a training batch, each []: one UNet pass feeds both unless ``separate_noise`` asks for two.
 
         CE is the mean over the batch's members; exactly 0 where no attacker plays or counts yet, and where
-        no member is in the batch.
+        no member is in the batch. With teachers, L compares a member's prediction with theirs; CE stays about the true
+        error, which is what an auditor computes.
         """
         use = (step, part, self.accelerator.process_index)
-        look = self._look(batch, "members", *use)
+        look = self._look(batch, "members", *use, taught=self.teachers is not None)
         shown, scheduler = look.batch, self.denoiser.scheduler
         adaptation = adaptation_loss(
-            look.difference, look.draw.timesteps, scheduler, self.loss, shown.weights, shown.mask
+            look.prediction - look.goal, look.draw.timesteps, scheduler, self.loss, shown.weights, shown.mask
         )
         if not self._gain_counts() or not batch.is_member.any():  # regularisation images are public
             return adaptation, torch.zeros_like(adaptation)
@@ -154,22 +166,42 @@ class Game:
     def evidence(self, look: Look) -> Tensor:
         """What the proxy sees of a look, with gradient to the LoRA: error maps [B, C, h, w], or evidence [B, K, F]."""
         if self.rules.proxy_input == "error_map":
-            return look.difference.square()
+            return look.difference().square()
         with torch.no_grad(), switched_off(self.network):
-            off = log_errors(self._difference(look.batch, look.scaled, look.draw, off=True).square())
-        on = log_errors(look.difference.square())
+            without = self._prediction(look.batch, look.scaled, look.draw, off=True)
+            off = log_errors((without - look.target).square())
+        on = log_errors(look.difference().square())
         seen = calibrated_evidence(on, off, look.draw.timesteps, self.denoiser.timestep_count())
         return seen.unflatten(0, (-1, self.rules.attack_draws))
 
-    def _look(self, batch: Batch, *purpose: str | int) -> Look:
-        """One pass under fresh noise; every draw comes from this purpose's stream."""
+    def _look(self, batch: Batch, *purpose: str | int, taught: bool = False) -> Look:
+        """One pass under fresh noise; every draw comes from this purpose's stream.
+
+        Args:
+            taught: teachers are asked first, under the same timestep, noise and caption.
+        """
         shown = batch.repeated(self.rules.attack_draws)
         generator = stream(self.key, "noise", *purpose)
         scaled = self.denoiser.scaled(shown.latents(generator))
         draw = draw_noise(self.noise, scaled, self.denoiser.timestep_count(), generator)
-        return Look(shown, scaled, draw, self._difference(shown, scaled, draw))
+        target = self.denoiser.target(scaled, draw)
+        goal = self._goal(shown, scaled, draw, target) if taught else target
+        return Look(shown, scaled, draw, self._prediction(shown, scaled, draw), target, goal)
 
-    def _difference(self, batch: Batch, scaled: Tensor, draw: Draw, *, off: bool = False) -> Tensor:
-        """Prediction - target [B, C, h, w]; ``off``: the network is switched off."""
+    def _goal(self, batch: Batch, scaled: Tensor, draw: Draw, target: Tensor) -> Tensor:
+        """What teachers that never saw a member predict of it, and the target of any other picture, [B, C, h, w]."""
+        assert self.teachers is not None
+        groups = member_groups(self.pictures.training_set)
+
+        def predict(places: Sequence[int]) -> Tensor:
+            some = list(places)
+            extra = None if draw.perturbation is None else draw.perturbation[some]
+            part = Draw(draw.timesteps[some], draw.noise[some], extra)
+            return self._prediction(batch.picked(some), scaled[some], part)
+
+        return self.teachers.goal(target, [groups[index] for index in batch.indices], predict)
+
+    def _prediction(self, batch: Batch, scaled: Tensor, draw: Draw, *, off: bool = False) -> Tensor:
+        """The model's prediction [B, C, h, w]; ``off``: the network is switched off."""
         with self.accelerator.autocast():
-            return self.denoiser.difference(scaled, self.contexts.of(batch, off=off), draw)
+            return self.denoiser.prediction(scaled, self.contexts.of(batch, off=off), draw)

@@ -11,6 +11,7 @@ from library import leftovers, tensor_files
 from library.assembly.previews import Painter
 from library.assembly.run import Run
 from library.assembly.step_flops import mfu_of_one
+from library.assembly.teachers import teach
 from library.assembly.training import Training
 from library.data.split_file import write_split
 from library.diffusion.memory import AdviceRules, out_of_memory_explained
@@ -26,6 +27,7 @@ from library.training import earlier_run, messages, sample_folder
 from library.training.checkpoint_schedule import KeepRule
 from library.training.checkpoint_writer import CheckpointWriter
 from library.training.interruption import StopSignal
+from library.training.output_folder import step_number
 from library.training.run_log import Recorder
 from library.training.trackers import LogRules
 from library.training.training_curve import write_curve
@@ -59,7 +61,10 @@ class Outputs:
         return self.log.speed.waiting(fetch, *arguments)
 
     def start(self) -> None:
-        """The validation pass and the previews of the untouched base, where the run is fresh."""
+        """The teachers, where there are any; the validation pass and previews of the untouched base of a fresh run."""
+        if self.training.game.teachers is not None and self.run.config.resume is None:
+            self.checkpoints.write_state(step_number(0), 0)  # what a stop among the teachers goes on from
+        teach(self.training, self.log, self.stop)
         if self.training.done == 0:
             self.log.epoch(0, 0, self.training.validate(0, 0, self.log.announce))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
@@ -98,7 +103,17 @@ class Outputs:
         self.checkpoints.finish(done, kept)
         self.previews.show("final", done if kept is None else kept, self.log)
         self.draw()
+        self._dismiss_teachers()
         return 1 if kept is None else 0
+
+    def _dismiss_teachers(self) -> None:
+        """Remove the teachers, which hold what they learnt by heart, and the state before the first step."""
+        run = self.run
+        if self.training.game.teachers is None or not run.accelerator.is_main_process:
+            return
+        tensor_files.remove_folder(run.folder.state(step_number(0)))
+        if not run.config.distill_keep_teachers:
+            tensor_files.remove_folder(run.folder.teachers())
 
     def draw(self) -> None:
         """Loss and attacker so far, as a picture in the folder."""
@@ -131,6 +146,8 @@ class Outputs:
         done, door, resumed = self.progress, self.run.door, self.run.config.resume
         try:
             yield
+        except RunStopped as stopped:
+            raise RunStopped(f"{stopped}\n{self.checkpoints.way_on(door, resumed)}") from None
         except KeyboardInterrupt:
             way_on = self.checkpoints.way_on(door, resumed)
             raise RunStopped(f"ended in the middle of things after step {done.done}, as asked\n{way_on}") from None

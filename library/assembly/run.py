@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from library.assembly.distillation import DistillPlan, plan_distillation, require_swap
 from library.assembly.game import GameRules
 from library.assembly.opening import Opening
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
@@ -26,6 +27,7 @@ from library.diffusion.prompt_files import Prompt
 from library.errors import Faults, InputError
 from library.options import resolve, write
 from library.options.declarations import Config
+from library.privacy.distillation import DistillRules, require_groups
 from library.privacy.gap import StopRules, course_of, require_visible
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
@@ -111,7 +113,9 @@ class Run:
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
         config, uses = self.config, self.training_set.member_uses()
         plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
-        done = self.resumed["done"]
+        done, taught = self.resumed["done"], self.distillation()
+        if taught is not None:
+            plan = f"{plan}\n{taught.summary(pick(config, DistillRules))}"
         goes_on = f"\nresumed after step {done} of {self.plan.total_steps}" if done else ""
         return f"{sides}\n{plan}\n{self.validation().summary()}{goes_on}"
 
@@ -128,6 +132,14 @@ class Run:
             cost=step_cost(images, rules, gradient_checkpointing=config.gradient_checkpointing),
             one_exposure=self.plan.one_exposure(self.training_set.member_uses()),
         )
+
+    def distillation(self) -> DistillPlan | None:
+        """The teachers of the run; None without distillation."""
+        rules = pick(self.config, DistillRules)
+        if not rules.distill_folds:
+            return None
+        accumulation, processes = self.config.gradient_accumulation_steps, self.accelerator.num_processes
+        return plan_distillation(self.training_set, rules, self.key, accumulation=accumulation, processes=processes)
 
     def forecast(self, arguments: Sequence[str]) -> str:
         """What ``--dry_run`` prints: memory, and every option with its origin.
@@ -264,6 +276,8 @@ def _injected(
     injected = protocol.inject(rules, model, device, resolve.weight_options(options.door, config))
     if config.target_auc is not None or config.proxy_input == "calibrated":
         require_switch(injected[0], config.network_module)
+    if config.distill_folds:
+        require_swap(injected[0], config.network_module)
     return injected
 
 
@@ -271,6 +285,8 @@ def _split_of(config: Config, found: Sources, resumed: Mapping[str, Any], fresh_
     """The sides, with enough aux pictures for the attacker."""
     split = open_split(pick(config, SplitRules), found.candidates, found.outsiders, fresh_secret)
     split.require_aux((config.attack_batch_size or config.train_batch_size) if config.k_steps else 1)
+    if config.distill_folds:
+        require_groups(config.distill_folds, len({one.group for one in split.members()}))
     if config.target_auc is not None:
         groups = [len({one.group for one in split.sides[side]}) for side in ("members-aux", "non-members-aux")]
         require_visible(config.target_auc, *groups)

@@ -5,7 +5,7 @@ from library.diffusion.flops import CHECKPOINTED_STEP, STEP, forward_flops, peak
 
 
 def mfu_of_one(game: Game, gradient_checkpointing: bool) -> float:
-    """Share of all GPUs' peak that one member image a second takes, attacker's passes included; 0 = not known.
+    """Share of all GPUs' peak that one member image a second takes, attacker and teachers included; 0 = not known.
 
     Text encoder, validation passes and previews are not counted, so the true share is a little higher.
     """
@@ -16,6 +16,7 @@ def mfu_of_one(game: Game, gradient_checkpointing: bool) -> float:
     latent = game.pictures.shape(0)[1:]
     forward = forward_flops(unet, (latent[0], latent[1]), game.denoiser.text_encoder.config.hidden_size)
     passes = CHECKPOINTED_STEP if gradient_checkpointing else STEP
+    passes += 1 if rules.distill_folds else 0
     if rules.k_steps:
         passes *= 2 if rules.separate_noise else 1
         attacked = 2 * rules.k_steps * rules.images_per_side()

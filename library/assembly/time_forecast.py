@@ -29,9 +29,10 @@ def time_forecast(run: Run) -> str:
         times = measured(run)
     except torch.OutOfMemoryError:
         return "time: not measured, because one batch does not fit into the GPU's memory now"
-    steps, looks = seconds_of_steps(run, times), seconds_of_looks(run, times)
+    steps, looks, taught = seconds_of_steps(run, times), seconds_of_looks(run, times), seconds_of_teachers(run, times)
+    teachers = f"{spoken(taught)} for the teachers, " if taught else ""
     return (
-        f"time, from timed passes on this machine: {spoken(steps + looks)} ({spoken(steps)} for "
+        f"time, from timed passes on this machine: {spoken(steps + looks + taught)} ({teachers}{spoken(steps)} for "
         f"{run.plan.total_steps - run.resumed['done']} steps, {spoken(looks)} for validation and previews; "
         "encoding is not counted)"
     )
@@ -82,6 +83,12 @@ def seconds_of_steps(run: Run, times: PassTimes) -> float:
     trained, asked = rules.passes(config.gradient_accumulation_steps * rules.train_batch_size)
     seconds = trained / rules.train_batch_size * times.training + asked * times.asking
     return (run.plan.total_steps - run.resumed["done"]) * seconds
+
+
+def seconds_of_teachers(run: Run, times: PassTimes) -> float:
+    """Of all teachers of a distillation, as if none were finished and none stopped early; 0 without distillation."""
+    plan = run.distillation()
+    return 0.0 if plan is None else plan.total_steps() * run.config.gradient_accumulation_steps * times.training
 
 
 def seconds_of_looks(run: Run, times: PassTimes) -> float:

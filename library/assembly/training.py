@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from library.assembly.contexts import open_contexts
+from library.assembly.distillation import Teachers
 from library.assembly.game import Game, GameRules, LossRules, NoiseRules
 from library.assembly.pictures import EncodingRules, encode_pictures
 from library.assembly.run import Run
@@ -21,7 +22,7 @@ from library.rules import pick
 from library.seeding import seed_modules
 from library.training.interruption import FiniteGuard
 from library.training.optimization.optimizer_step import take_step
-from library.training.state import TrainingState, load_training_state
+from library.training.state import TrainingState, copied_tensors, load_training_state
 from networks import protocol
 
 
@@ -141,6 +142,7 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         latent_scale=model.vae.config.scaling_factor,
         clip_skip=config.clip_skip,
     )
+    plan = run.distillation()
     members = MemberBatches(
         pictures,
         accumulation=config.gradient_accumulation_steps,
@@ -163,5 +165,6 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         key=key,
         rules=rules,
         noise=pick(config, NoiseRules),
+        teachers=None if plan is None else Teachers(plan, run.network, copied_tensors(run.network)),
         loss=pick(config, LossRules),
     )

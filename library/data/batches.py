@@ -1,5 +1,6 @@
 """Batches as pure functions of key, epoch and step: members for the LoRA, aux cycles for the attacker."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,20 @@ class Batch:
             indices=tuple(index for index in self.indices for _ in range(times)),
         )
 
+    def picked(self, places: Sequence[int]) -> "Batch":
+        """The pictures at some places of the batch, in this order."""
+        some = list(places)
+        return Batch(
+            mean=self.mean[some],
+            std=self.std[some],
+            tokens=self.tokens[some],
+            token_weights=None if self.token_weights is None else self.token_weights[some],
+            is_member=self.is_member[some],
+            weights=self.weights[some],
+            mask=None if self.mask is None else self.mask[some],
+            indices=tuple(self.indices[place] for place in some),
+        )
+
 
 class Pictures:
     """The pictures of a run as the model sees them; methods take their indices in the training set."""
@@ -78,6 +93,15 @@ class Pictures:
         self.static_captions = all(is_static(one.caption, one.subset.captions) for one in self.examples)
         plain = [plain_caption(one.caption, one.subset.captions) for one in self.examples]
         self._plain, self._plain_weights = tokenize(plain)
+
+    def in_training(
+        self, training_set: TrainingSet, *, steps_per_epoch: int, total_steps: int, key: StreamKey
+    ) -> "Pictures":
+        """The same encoded pictures in another training, with other uses, length and random draws."""
+        other = copy.copy(self)
+        other.training_set, other.steps_per_epoch, other.total_steps = training_set, steps_per_epoch, total_steps
+        other.key = key
+        return other
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Latent shape [C, h, w] of a picture."""

@@ -36,22 +36,27 @@ class Denoiser:
     def difference(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
         """Prediction - target, [B, C, h, w] fp32; its square is the error map of arXiv 2402.11989 eq. 1.
 
-        The target is noise or velocity, as the model predicts; it does not include a perturbation of the input.
-
         Args:
             scaled: [B, C, h, w] scaled latents.
             context: [B, T, D].
         """
+        return self.prediction(scaled, context, draw) - self.target(scaled, draw)
+
+    def prediction(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
+        """What the model predicts, [B, C, h, w] fp32; the arguments are those of ``difference``."""
         device = self.unet.device
         scaled, timesteps, noise = scaled.to(device), draw.timesteps.to(device), draw.noise.to(device)
         added = noise if draw.perturbation is None else noise + draw.perturbation.to(device)
         noisy = self.scheduler.add_noise(scaled, added, timesteps)
-        prediction = self.unet(noisy.to(self.unet.dtype), timesteps, context.to(device)).sample
+        return self.unet(noisy.to(self.unet.dtype), timesteps, context.to(device)).sample.float()
+
+    def target(self, scaled: Tensor, draw: Draw) -> Tensor:
+        """Noise or velocity, as the model predicts, [B, C, h, w] fp32; without a perturbation of the input."""
+        device = self.unet.device
+        scaled, timesteps, noise = scaled.to(device), draw.timesteps.to(device), draw.noise.to(device)
         if self.scheduler.config.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(scaled, noise, timesteps)
-        else:
-            target = noise
-        return prediction.float() - target.float()
+            return self.scheduler.get_velocity(scaled, noise, timesteps).float()
+        return noise.float()
 
     def timestep_count(self) -> int:
         """Length of the noise schedule, 1000 for Stable Diffusion."""

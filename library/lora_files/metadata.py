@@ -38,6 +38,7 @@ PRIVACY_SETTINGS = (
     "gain_limit",
     "ema_decay",
 )
+DISTILLATION = ("distill_folds", "distill_teacher_epochs")  # stated only of a LoRA that teachers have taught
 
 
 def is_allowed(name: str) -> bool:
@@ -118,7 +119,8 @@ def privacy_facts(
         verdict: "proxy beat chance", "undefended" (the proxy never did) or "plain" (no attacker).
         base_fingerprint: hash of the base model's files, so that an audit can recognise another base model.
     """
-    settings = {name: options[name] for name in PRIVACY_SETTINGS if options.get(name) is not None}
+    stated = PRIVACY_SETTINGS + (DISTILLATION if options.get("distill_folds") else ())
+    settings = {name: options[name] for name in stated if options.get(name) is not None}
     facts = {
         "method": method,
         **settings,

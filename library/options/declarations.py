@@ -154,6 +154,9 @@ class Config:
     gain_starts: str = option("privacy", "at_once", "when the MI gain counts. above_chance: once a validation pass finds the proxy above chance", choices=("at_once", "above_chance"), kohya="not in kohya")
     target_auc: float | None = option("privacy", None, "stop before the aux members can be told from the aux non-members better than this (0.5..1): AUC of the calibrated loss; the file holds the weights that learnt most at or below it; unset: the planned length", above=0.5, most=0.99, kohya="not in kohya")
     target_decay: float = option("privacy", 0.25, "length of the final decay of the learning rate that target_auc begins, as a share of the steps before it; 0 = stop at once", least=0, most=1, kohya="not in kohya")
+    distill_folds: int = option("privacy", 0, "cross-fitted distillation: so many teacher LoRAs are trained, each without one fold of the members (whole groups), and the LoRA learns of each member what the teacher predicts that never saw it, never the true noise; 0 = off", least=0, most=1000, kohya="not in kohya")
+    distill_teacher_epochs: int = option("privacy", 8, "epochs of each teacher over the members outside its fold; its learning rate rises and falls to zero within them; with target_auc at most so many", least=1, kohya="not in kohya")
+    distill_keep_teachers: bool = option("privacy", False, "leave the teachers in the run's state folder at its end; they hold what they learnt by heart, so never share them", shapes_weights=False, kohya="not in kohya")
 
     learning_rate: float = option("optimizer", 2e-6, "learning rate of the parts whose unet_lr or text_encoder_lr is unset", least=0)
     unet_lr: float | None = option("optimizer", None, "learning rate of the UNet's LoRA", least=0)

@@ -198,6 +198,11 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
             "k_steps 0 switches the attacker off, but param_alpha is "
             f"{config.param_alpha}; set k_steps = 1 or param_alpha = 0"
         )
+    if config.distill_folds == 1:
+        faults.add(
+            "distill_folds 1: the one teacher would be trained without any member; set 2 or more (4 to 8 are usual), "
+            "or 0 for no distillation"
+        )
     if config.k_steps == 0:
         for name, value in (("proxy_input", "error_map"), ("attack_draws", 1), ("gain_starts", "at_once")):
             if getattr(config, name) != value:

@@ -50,7 +50,8 @@ def check_earlier(folder: OutputFolder, *, overwrite: bool, resume: bool) -> Non
 def make_folder(folder: OutputFolder, *, clear: bool) -> None:
     """Make the folder, sweep it, and rename earlier audits; ``clear`` removes an earlier run first."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    sweep(folder.path, OUTPUT_DIR, within=("", "sample", "state"), age=0)  # the folder's lock is held
+    places = ("", "sample", "state", folder.teachers().relative_to(folder.path).as_posix())
+    sweep(folder.path, OUTPUT_DIR, within=places, age=0)  # the folder's lock is held
     if clear:
         clear_earlier(folder)
     set_audits_aside(folder)

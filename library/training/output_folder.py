@@ -48,6 +48,10 @@ class OutputFolder:
         """A resumable state."""
         return self.path / "state" / f"{self.output_name}{number}-state"
 
+    def teachers(self) -> Path:
+        """The teachers of a distillation, while the run needs them; private."""
+        return self.path / "state" / f"{self.output_name}-teachers"
+
     def tensorboard(self) -> Path:
         """TensorBoard records."""
         return self.path / "tensorboard"

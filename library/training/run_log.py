@@ -100,7 +100,7 @@ class Recorder:
         self.tensorboard: str | None = None  # its folder, where it is written
         if not active:
             return
-        if done:
+        if self.log.exists():
             self._forget_after(done)
         self.file = LogFile(self.log)
         self._trackers = open_trackers(rules, folder, done)
@@ -149,6 +149,17 @@ class Recorder:
             self._bar.write(
                 f"target_auc: the learning rate falls to zero from here on; the run ends after step {steps}"
             )
+
+    def teacher(self, number: int, count: int, figures: dict[str, float]) -> None:
+        """Record what became of one teacher of a distillation."""
+        if not self.active:
+            return
+        self._write({"step": 0, "epoch": 0, "teacher": number, **figures})
+        text = f"teacher {number} of {count}: {figures['teacher_steps']:.0f} steps, loss {figures['teacher_loss']:.4g}"
+        if "teacher_learnt" in figures:
+            text += f"; kept after step {figures['teacher_kept_step']:.0f}, learnt {figures['teacher_learnt']:.1%} "
+            text += f"(pictures it never saw), AUC {figures['teacher_auc']:.3f}"
+        self._bar.write(text)
 
     def announce(self, what: str, place: int, count: int) -> None:
         """Show in the bar what the run does between two steps, and how far it is: ``previews 3 of 8``."""
@@ -201,7 +212,7 @@ class Recorder:
 
     def _forget_after(self, done: int) -> None:
         """Remove records that a resumed run will write again."""
-        kept = [record for record in read_records(self.log) if record["step"] <= done] if self.log.exists() else []
+        kept = [record for record in read_records(self.log) if record["step"] <= done] if done else []
         write_whole(self.log, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 

@@ -50,7 +50,7 @@ class TrainingState:
     def keep(self) -> None:
         """Keep the network as it is shown now, in place of what was kept before."""
         with self.shown():
-            self.kept.update({name: value.clone() for name, value in raw_tensors(self.network).items()})
+            self.kept.update(copied_tensors(self.network))
 
     @contextmanager
     def shown_as_kept(self) -> Iterator[None]:
@@ -59,12 +59,9 @@ class TrainingState:
             if not self.kept:
                 yield
                 return
-            present = {name: value.clone() for name, value in raw_tensors(self.network).items()}
-            fill_raw(self.network, self.kept)
-            try:
+            with restored(self.network):
+                fill_raw(self.network, self.kept)
                 yield
-            finally:
-                fill_raw(self.network, present)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -252,6 +249,21 @@ def _finite_tensors(file: Path) -> dict[str, Tensor]:
 def raw_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers unchanged, including those that LyCORIS leaves out of ``state_dict()`` or rewrites."""
     return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+
+
+def copied_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """``raw_tensors`` as they are now; what happens to the module later does not change them."""
+    return {name: value.clone() for name, value in raw_tensors(module).items()}
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Whatever is filled into the module meanwhile, it has its own tensors again afterwards, bit for bit."""
+    present = copied_tensors(module)
+    try:
+        yield
+    finally:
+        fill_raw(module, present)
 
 
 def fill_raw(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -217,6 +217,9 @@ def test_with_weights_at_hand_the_figures_carry_their_proper_names(drawn):
     assert "CLIP" in facts["prompt-image agreement"] and facts["image quality"].startswith("FID and KID with Inception")
     attack = next(one for one in found["findings"] if one["name"] == "drawings")
     assert "cosine by DINOv2" in attack["chosen"] and attack["members"] == 4
+    as_sets = found["set_level_test"]
+    assert (as_sets["drawings"], as_sets["members"], as_sets["non_members"]) == (16, 4, 4) and 0 < as_sets["p"] <= 1
+    assert "16 drawings of captions of both sides, against 4 members and 4 pictures held out" in text
     assert "2048-d, last mean pool" in text and "768-d, mean over places of Mixed_6e" in text
 
 

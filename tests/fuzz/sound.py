@@ -17,7 +17,8 @@ from library.data.examples import Example
 from library.data.split import draw_split
 from library.data.split_file import write_split
 from library.options.declarations import Config
-from library.training.state import TrainingState, save_state
+from library.training.state import TrainingState, copied_tensors, save_state
+from library.training.teacher_files import teacher_file, write_teacher
 from tests.helpers import data_toy, ldm_layout, tiny
 from tests.helpers.keys import secret_of
 
@@ -99,6 +100,14 @@ def state(with_checksums: bool) -> Path:
         rest = {name: value for name, value in content.items() if name not in ("files", "checksum")}
         (path / "state.json").write_text(json.dumps(rest))
     return path
+
+
+@cache
+def teacher() -> Path:
+    """A teacher of a distillation."""
+    file = teacher_file(SCRATCH / "state" / "last-teachers", 0)
+    write_teacher(file, copied_tensors(trained(0).network), "run", {"teacher_steps": 3.0})
+    return file
 
 
 @cache

@@ -26,6 +26,7 @@ from library.options.resolve import read_config, typed_settings
 from library.training.run_log import learning_summary
 from library.training.saved_state import read_state
 from library.training.state import load_training_state
+from library.training.teacher_files import read_teacher
 from library.training.trackers import read_tracker_config
 from tests.fuzz import sound
 from tests.helpers import data_toy, keys, tiny
@@ -294,6 +295,9 @@ WAYS = [
     way_of_state("optimizers.pt", "pickle"),
     way_of_state("lora.safetensors", "tensors"),
     way_of_state("proxy.safetensors", "tensors"),
+    WayIn("teacher", "teacher-1.safetensors", "tensors",
+          lambda folder: sound.copied(sound.teacher(), folder / "teacher-1.safetensors"),
+          lambda folder: read_teacher(folder / "teacher-1.safetensors", sound.trained(1).network, "run")),
     WayIn("log", "log.jsonl", "jsonl",
           lambda folder: write(folder, "log.jsonl", "".join(json.dumps(line) + "\n" for line in LOG)),
           lambda folder: learning_summary(folder / "log.jsonl")),

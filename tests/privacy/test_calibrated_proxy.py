@@ -85,7 +85,7 @@ def test_an_opponent_stays_one_though_later_checks_raise_the_bar() -> None:
 def rules(**changed: Any) -> GameRules:
     plain = {"train_batch_size": 4, "k_steps": 1, "attack_batch_size": 3, "attack_eval_draws": 2, "proxy_mode": "eval",
              "separate_noise": False, "proxy_input": "error_map", "attack_draws": 1, "gain_starts": "at_once",
-             "gain_limit": None}  # fmt: skip
+             "gain_limit": None, "distill_folds": 0}  # fmt: skip
     return GameRules(**{**plain, **changed})
 
 
@@ -93,10 +93,12 @@ def rules(**changed: Any) -> GameRules:
     ("changed", "trained", "asked"),
     [
         ({"k_steps": 0}, 8, 0),
+        ({"k_steps": 0, "distill_folds": 4}, 8, 8),  # one teacher answers for each picture
         ({}, 8, 6),  # 2 sides x 3
         ({"k_steps": 2, "separate_noise": True}, 16, 12),
         ({"proxy_input": "calibrated"}, 8, 2 * 6 + 8),  # all of them once more with the LoRA off
         ({"proxy_input": "calibrated", "attack_draws": 5}, 40, 5 * (2 * 6 + 8)),
+        ({"proxy_input": "calibrated", "attack_draws": 5, "distill_folds": 4}, 40, 5 * (2 * 6 + 8 + 8)),
     ],
 )
 def test_the_passes_of_a_step_are_counted(changed: dict[str, Any], trained: float, asked: float) -> None:

@@ -138,12 +138,16 @@ def test_the_dry_run_forecasts_the_time(flags, capsys) -> None:
 
 
 def test_the_forecast_counts_every_pass() -> None:
-    """10 steps of 2 passes at 3 s, and 2 x 4 images at .5 s; 4 validations of 6 images x 2 draws; 2 previews of 5."""
+    """10 steps of 2 passes at 3 s, and 2 x 4 images at .5 s; 4 validations of 6 images x 2 draws; 2 previews of 5.
+
+    Teachers: 30 steps of 2 passes at 3 s.
+    """
     config = SimpleNamespace(
         gradient_accumulation_steps=2, aux_loss_every_n_epochs=1, aux_loss_every_n_steps=None, attack_eval_draws=2,
         sample_every_n_epochs=None, sample_every_n_steps=None, sample_at_first=True, train_batch_size=4, k_steps=1,
         attack_batch_size=None, separate_noise=False, proxy_mode="eval", gain_limit=None,
         proxy_input="error_map", attack_draws=1, gain_starts="at_once",
+        distill_folds=0,
     )  # fmt: skip
     from library.assembly.validation_plan import ValidationPlan
     from library.training.training_plan import TrainingPlan
@@ -155,6 +159,10 @@ def test_the_forecast_counts_every_pass() -> None:
     times = time_forecast.PassTimes(training=3.0, asking=0.5)
     assert time_forecast.seconds_of_steps(run, times) == 10 * (2 * 3.0 + 8 * 0.5)
     assert time_forecast.seconds_of_looks(run, times) == (4 * 6 * 2 + 2 * 10) * 0.5
+    run.distillation = lambda: None
+    assert time_forecast.seconds_of_teachers(run, times) == 0
+    run.distillation = lambda: SimpleNamespace(total_steps=lambda: 30)
+    assert time_forecast.seconds_of_teachers(run, times) == 30 * 2 * 3.0
 
 
 def test_a_preview_sheet_names_its_rows_and_columns(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from library.audit.queries.audited_model import AuditedModel, moved_along
 from library.audit.queries.run_queries import AnswerFolders, Effort, Stages, fill
 from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.image_distances import frechet_distance, kernel_distance
+from library.audit.statistics.set_test import SetTest, set_test
 from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
-from library.seeding import stream
+from library.seeding import numpy_stream, stream
 
 POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
 THUMB = 48  # pixels of the drawing that is kept for the risk list
@@ -48,6 +49,7 @@ class Drawings:
     quality: Mapping[str, float]
     facts: Mapping[str, str]  # sampler, networks, layers, counts
     nearest: Mapping[str, NDArray[np.uint8]]  # [3, THUMB, THUMB] by hash of the picture: the nearest drawing
+    set_test: SetTest | None = None
 
 
 def starting_noise(identity: str, draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -167,7 +169,19 @@ def drawings_of(
         "prompt-image agreement": agreement,
     }
     nearest = {subset.pixels[row]: on["nearest"][row].astype(np.uint8) for row in range(len(rows))}
-    return Drawings(found, drawing_quality(on, off, real, is_member, subset.groups), facts, nearest)
+    quality_figures = drawing_quality(on, off, real, is_member, subset.groups)
+    return Drawings(found, quality_figures, facts, nearest, set_test_of(on, off, real, subset, seed))
+
+
+def set_test_of(on: AnswerArrays, off: AnswerArrays, real: AnswerArrays, subset: Candidates, seed: int) -> SetTest:
+    """All drawings against the members and against the pictures held out, as sets, in the best space that is there."""
+    if "perceptual" in real:
+        name, pictures, space = "perceptual", real["perceptual"].astype(np.float64), perceptual.NAME
+    else:
+        name, pictures, space = "drawn", on["real"].astype(np.float64), "the VAE's space"
+    drawn = [records[name].astype(np.float64).reshape(-1, pictures.shape[1]) for records in (on, off)]
+    generator = numpy_stream(seed, "set-level test")
+    return set_test((drawn[0], drawn[1]), pictures, subset.is_member, subset.groups, space=space, generator=generator)
 
 
 def drawing_quality(

@@ -17,6 +17,7 @@ from library.audit.report.wording import TITLES, area
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.gain import gains
 from library.audit.statistics.permutation import p_number
+from library.audit.statistics.set_test import SetTest
 from library.audit.targets.candidate_table import Candidates
 from library.audit.targets.provenance import Provenance
 from library.incoming.files import file_hash
@@ -73,6 +74,7 @@ class AuditResult:
     passes: Mapping[str, int]  # UNet passes per picture, by attack
     nearest: Mapping[str, NDArray[np.uint8]]  # nearest drawing [3, h, w] by hash of the picture
     file: AuditedFile
+    set_test: SetTest | None = None  # where drawings were made
     alias: str = "LoRA"  # in place of the label, which is a folder's name, wherever others may read it
 
     @property
@@ -119,6 +121,7 @@ def audit_result_of(
         passes={attack.name: attack.passes(answers.plan) for attack in ATTACKS},
         nearest=drawn.nearest if drawn else {},
         file=file,
+        set_test=drawn.set_test if drawn else None,
         alias=names[1],
     )
 

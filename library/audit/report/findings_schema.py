@@ -14,6 +14,7 @@ from library.audit.report.paired_differences import Pair
 from library.audit.report.verdict import Verdict
 from library.audit.statistics.findings import Finding
 from library.audit.statistics.one_run_epsilon import OneRunBound
+from library.audit.statistics.set_test import SetTest
 
 PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean"}
 VERDICTS = ("leak", "no evidence", "invalid")
@@ -45,6 +46,7 @@ KEYS: Mapping[str, Any] = {  # of the file, in its order
     "epsilon_is_valid": bool,
     "epsilon_doubt": str,
     "dataset_level_p": float,
+    "set_level_test": SetTest | None,
     "auc_by_timestep": Mapping[str, Sequence[tuple[float, float, float]]],
     "utility": Mapping[str, float],
     "images": Mapping[str, int],
@@ -76,6 +78,8 @@ MEANINGS = {  # by key, or by class and field
     "epsilon_is_valid": "whether a fair coin put each group in or out, so that the bounds are valid",
     "epsilon_doubt": "why not; empty where they are",
     "dataset_level_p": "one-sided Welch test by group: was the collection as a whole used?",
+    "set_level_test": "drawings of both sides' captions against the members and against the others, as sets; null "
+    "without drawings",
     "auc_by_timestep": "timestep, AUC with the LoRA, AUC without, for three kinds of score",
     "utility": "what was learnt of held-out pictures (`held_out_gain`) and what of members alone (`learnt_by_heart`), "
     "each with its 95 % interval (`_low`, `_high`) and number of pictures; fit: losses as a share of the base model's; "
@@ -136,6 +140,17 @@ MEANINGS = {  # by key, or by class and field
     "Pair.against": "label of the reference",
     "Pair.difference": "AUC of this LoRA minus the reference's",
     "Pair.interval": "95 %, paired over the same pictures",
+    "SetTest.space": "network or space of the features",
+    "SetTest.to_members": "squared MMD of the drawings to the members, LoRA on",
+    "SetTest.to_non_members": "the same to the pictures held out",
+    "SetTest.to_members_of_base": "squared MMD of the base's drawings to the members",
+    "SetTest.to_non_members_of_base": "the same to the pictures held out",
+    "SetTest.difference": "to members minus to others, LoRA on minus base; below 0: the LoRA comes nearer to members",
+    "SetTest.p": "permutation over groups, one-sided; 1e-4 is the smallest that 10,000 draws can give",
+    "SetTest.drawings": "of each of LoRA and base",
+    "SetTest.members": "pictures compared with",
+    "SetTest.non_members": "pictures compared with",
+    "SetTest.groups": "groups of the side that has fewer",
     "OneRunBound.guesses": "how many of the surest guesses count",
     "OneRunBound.correct": "how many of them are right",
     "OneRunBound.canaries": "tested pictures, or groups of them, whose coin was thrown",

@@ -48,6 +48,7 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         "epsilon_is_valid": not evaluation.epsilon_doubt,
         "epsilon_doubt": evaluation.epsilon_doubt,
         "dataset_level_p": evaluation.dataset_p,
+        "set_level_test": None if result.set_test is None else asdict(result.set_test),
         "auc_by_timestep": {name: [list(row) for row in rows] for name, rows in evaluation.profiles.items()},
         "utility": dict(result.utility),
         "images": {side: sides.count(side) for side in sorted(set(sides))},

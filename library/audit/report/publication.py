@@ -28,8 +28,8 @@ KEPT = (  # keys of findings.json
     "schema_version", "suite", "date", "checkpoint_sha256", "label", "method", "settings", "exposures_per_image",
     "defended", "verdict", "primary", "worst", "p_max_over_attacks", "findings", "findings_with_a_shadow",
     "paired_differences", "controls",
-    "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dataset_level_p", "utility",
-    "images", "groups_tested", "facts",
+    "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dataset_level_p",
+    "set_level_test", "utility", "images", "groups_tested", "facts",
 )  # fmt: skip
 FACTS = (
     "profile", "LoRA", "inclusion", "torch", "drawings", "black box", "image quality", "prompt-image agreement",
@@ -82,6 +82,7 @@ def shareable(result: AuditResult) -> AuditResult:
         result,
         label=result.alias,
         evaluation=coarse,
+        set_test=two_digits(result.set_test),
         utility={name: two_digits(value) for name, value in result.utility.items() if _may_be_told(name)},
         facts={name: text for name, text in result.facts.items() if name in FACTS},
         nearest={},
@@ -147,7 +148,7 @@ def shareable_page(one: AuditResult, others: Sequence[AuditResult]) -> str:
         html.figures([*attack_figures(one), *comparison_figures(others)]),
         *report_page.attack_table(one),
     ]
-    parts += report_page.learnt_section(one) + report_page.quality_section(one)
+    parts += report_page.learnt_section(one) + report_page.quality_section(one) + report_page.set_section(one)
     parts += report_page.controls_section(one) + report_page.epsilon_section(one)
     parts += report_page.explanations()
     note = (

@@ -59,6 +59,7 @@ def report_html(result: AuditResult, together: Sequence[AuditResult], exposed: S
     parts += (
         learnt_section(result)
         + quality_section(result)
+        + set_section(result)
         + controls_section(result)
         + epsilon_section(result)
         + explanations()
@@ -234,6 +235,29 @@ def quality_section(result: AuditResult) -> list[str]:
         html.heading("Image quality"),
         html.paragraph(text, small=True),
         html.table(("figure", "LoRA on", "LoRA off"), rows),
+    ]
+
+
+def set_section(result: AuditResult) -> list[str]:
+    """Whether the drawings as a set come nearer to the members as a set."""
+    found = result.set_test
+    if found is None:
+        return []
+    nearer = "nearer to the members" if found.difference < 0 else "no nearer to the members"
+    text = (
+        f"{found.drawings} drawings of captions of both sides, against {found.members} members and {found.non_members} "
+        f"pictures held out, in features of {found.space}: with the LoRA they come {nearer} than the base's do "
+        f"({p_text(found.p)}, one-sided, labels dealt out to whole groups). A LoRA that teachers have taught can pass "
+        "the attacks on single pictures and fail this test (arXiv 2502.02970). It does not move the verdict."
+    )
+    rows = [
+        ("members", f"{found.to_members:.4g}", f"{found.to_members_of_base:.4g}"),
+        ("held out", f"{found.to_non_members:.4g}", f"{found.to_non_members_of_base:.4g}"),
+    ]
+    return [
+        html.heading("Set-level test"),
+        html.paragraph(text, small=True),
+        html.table(("squared MMD of the drawings to", "LoRA on", "LoRA off"), rows),
     ]
 
 

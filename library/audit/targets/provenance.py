@@ -44,7 +44,7 @@ def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pr
         settings["network_dim"] = metadata["ss_network_dim"]
     alpha, exposures = (_figure(stated, name) for name in ("param_alpha", "exposures_per_image"))
     method = stated["method"] if stated.get("method") in METHODS else "another trainer"
-    defended = None if alpha is None else alpha > 0
+    defended = None if alpha is None else alpha > 0 or bool(_figure(stated, "distill_folds"))
     if method == "DPLoRA":
         defended = True
     shapes = {name: value.new_zeros(value.shape) for name, value in tensors.items() if not name.endswith("alpha")}
