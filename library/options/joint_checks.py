@@ -48,7 +48,7 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     _check_model(config, together)
     _check_network_args(config, together)
     _check_data(config, together)
-    _check_privacy(config, together) if door in PRIVATE else _check_game(door, config, together)
+    _check_privacy(config, together, faults.about) if door in PRIVATE else _check_game(door, config, together)
     _check_loss(config, together)
     _check_schedule(config, together)
     _check_saving(config, together)
@@ -213,8 +213,12 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
         )
 
 
-def _check_privacy(config: Config, faults: Faults) -> None:
-    """What the accounting of DP-SGD needs."""
+def _check_privacy(config: Config, faults: Faults, about: set[str]) -> None:
+    """What the accounting of DP-SGD needs.
+
+    Args:
+        about: options whose values cannot be used.
+    """
     target, noise = config.dp_target_epsilon, config.dp_noise_multiplier
     if target is None and noise is None:
         faults.add(
@@ -225,6 +229,8 @@ def _check_privacy(config: Config, faults: Faults) -> None:
             f"dp_target_epsilon {target:g} and dp_noise_multiplier {noise:g} exclude each other: one follows from the "
             "other; leave one out"
         )
+    if (target is None) == (noise is None):
+        about.update(("dp_target_epsilon", "dp_noise_multiplier"))
     if config.network_module != "networks.lora":
         faults.add(
             f"network_module {config.network_module}: DPLoRA reads gradients of networks.lora's factors; use that"

@@ -85,7 +85,8 @@ def calibrated_noise(target_epsilon: float, sampling_rate: float, delta: float, 
     if (least := epsilon(high)) > target_epsilon:
         raise InputError(
             f"dp_target_epsilon {target_epsilon:g} cannot be reached in {steps} steps at delta {delta:g}: "
-            f"noise multiplier {high:g} still spends {math.ceil(1000 * least) / 1000:g}; give at least that, or train fewer steps"
+            f"noise multiplier {high:g} still spends {math.ceil(1000 * least) / 1000:g}; give at least that, or train "
+            "fewer steps"
         )
     if (most := epsilon(low)) <= target_epsilon:
         raise InputError(
