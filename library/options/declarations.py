@@ -157,7 +157,7 @@ class Config:
     dp_target_epsilon: float | None = option("dp", None, "epsilon that the whole run may spend: it sets the noise (or give dp_noise_multiplier)", above=0, doors=PRIVATE)
     dp_noise_multiplier: float | None = option("dp", None, "standard deviation of the noise on the summed gradients, in clipping norms (or give dp_target_epsilon); 0 = clipping alone, epsilon is infinite", least=0, most=200, doors=PRIVATE)
     dp_delta: float | None = option("dp", None, "delta of the guarantee, below 1 / units of privacy; unset: the power of ten at or below 1 / (10 units)", above=0, most=0.5, doors=PRIVATE)
-    dp_max_grad_norm: float = option("dp", 1.0, "norm to which the gradient of each unit of privacy is clipped; about the median of log.jsonl's unit_gradient_norm", above=0, doors=PRIVATE)
+    dp_max_grad_norm: float = option("dp", 0.01, "norm to which the gradient of each unit of privacy is clipped; about the median of log.jsonl's unit_gradient_norm", above=0, doors=PRIVATE)
     dp_batch_size: int = option("dp", 64, "units of privacy (the split's groups, or single pictures) of an optimizer step on average; each enters by a coin of its own", least=1, doors=PRIVATE)
     dp_draws: int = option("dp", 4, "(timestep, noise) pairs of each picture that a unit's loss is averaged over before clipping; costs time and memory, and no privacy", least=1, most=64, doors=PRIVATE)
 

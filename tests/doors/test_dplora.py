@@ -1,5 +1,6 @@
 """Differentially private runs: gradients of units, noise once a step, the accounting in files and on the way."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -49,6 +50,7 @@ def private_flags(flags, pictures: Path, tmp_path: Path):
 def opened(arguments: list[str]) -> tuple[Training, PrivateSteps]:
     """A run before its first step."""
     training = open_training(open_run(resolve.read_options("DPLoRA", arguments)))
+    training.run.lock.release()
     return training, training.private()
 
 
@@ -335,3 +337,19 @@ def test_two_processes_train_the_lora_of_one(private_flags, tmp_path: Path) -> N
         assert torch.allclose(two[name], value, atol=1e-6), name
     logs = [records(tmp_path / name) for name in ("one", "two")]
     assert [record["units"] for record in logs[0]] == [record["units"] for record in logs[1]]
+
+
+def test_the_door_is_one_page_and_has_the_shape_of_the_others() -> None:
+    """Beside what a step is, and the attacker's absence, its statements are those of PLoRA.py."""
+    root = Path(__file__).parent.parent.parent
+
+    def statements(door: str) -> list[str]:
+        text = (root / f"{door}.py").read_text()
+        assert text.count("\n") <= 70
+        (main,) = [part for part in ast.parse(text).body if isinstance(part, ast.FunctionDef)]
+        (outputs,) = [part for part in main.body if isinstance(part, ast.With)]
+        outputs.body = outputs.body[1:]
+        return [ast.dump(part) for part in main.body[1:]]
+
+    one, other = statements("PLoRA"), statements("DPLoRA")
+    assert len(one) == len(other) and sum(left != right for left, right in zip(one, other, strict=True)) == 1
