@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from library.data.privacy_units import PrivacyUnits, privacy_units
+from library.assembly.privacy_units import PrivacyUnits, privacy_units
 from library.data.training_set import TrainingSet
 from library.errors import InputError
 from library.privacy.dp.accounting import (
@@ -20,6 +20,10 @@ from library.privacy.dp.accounting import (
 )
 from library.seeding import StreamKey
 from library.training.training_plan import TrainingPlan
+
+# Options that name what a run's fingerprints recognise wherever it lies
+FINGERPRINTED = ("train_data_dir", "nonmember_data_dir", "in_json", "dataset_config", "group_by", "split_file",
+                 "pretrained_model_name_or_path", "vae")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,19 @@ class PrivacyPlan:
         """UNet passes over one image in a step, on average."""
         return self.rules.dp_batch_size * self.units.mean_size() * self.rules.dp_draws
 
-    def key(self, key: StreamKey, options: Mapping[str, Any], inputs: Mapping[str, str]) -> StreamKey:
+    def key(self, key: StreamKey, options: Mapping[str, Any], inputs: Mapping[str, str], start: str) -> StreamKey:
         """The key of sampling and noise: of the split's secret and of all that makes this run another than its next.
 
         The same noise under two runs that differ in a picture, or in an option, would cancel out of their difference.
+
+        Args:
+            inputs: fingerprints of pictures, captions and model, in place of the folders where they lie.
+            start: fingerprint of the network before its first step.
         """
-        told = json.dumps([options, inputs, self.spending().facts()], sort_keys=True)
+        rest = {name: value for name, value in options.items() if name not in FINGERPRINTED}
+        told = json.dumps(
+            [rest, inputs, start, self.spending().facts(), [list(unit) for unit in self.units.indices]], sort_keys=True
+        )
         return StreamKey(key.derived("differential privacy", hashlib.sha256(told.encode()).hexdigest()), key.seed)
 
     def summary(self, plan: TrainingPlan, done: int, numbers: int) -> str:

@@ -79,7 +79,7 @@ class PrivateSteps:
     def _losses(self, batch: Batch, step: int) -> Tensor:
         """[B] mean adaptation loss of each picture over its draws, with gradient to the LoRA."""
         game, draws = self.game, self.plan.rules.dp_draws
-        scaled, draw = self._draws(batch, step)
+        scaled, draw = self.draws_of(batch, step)
         with game.accelerator.autocast():
             context = game.contexts.of(batch).repeat_interleave(draws, dim=0)
             difference = game.denoiser.difference(scaled, context, draw)
@@ -88,7 +88,7 @@ class PrivateSteps:
         rows = adaptation_losses(difference, draw.timesteps, scheduler, game.loss, shown.weights, mask)
         return rows.unflatten(0, (-1, draws)).mean(dim=1)
 
-    def _draws(self, batch: Batch, step: int) -> tuple[Tensor, Draw]:
+    def draws_of(self, batch: Batch, step: int) -> tuple[Tensor, Draw]:
         """Scaled latents [B * K, C, h, w], and K timesteps and noises of each picture from a stream of its own."""
         game, count = self.game, self.plan.rules.dp_draws
         scaled: list[Tensor] = []

@@ -38,6 +38,7 @@ from library.privacy.gap import StopRules, course_of, require_visible
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
+from library.tensor_files import state_fingerprint
 from library.trainers import PRIVATE
 from library.training import earlier_run, messages, output_folder, state, trackers
 from library.training.device import agreed, open_accelerator, settle_threads
@@ -86,6 +87,7 @@ class Run:
     resumed: Mapping[str, Any]  # steps done and the proxy's checks; 0 and none for a fresh run
     optimization: Optimization
     privacy: PrivacyPlan | None  # of a differentially private run
+    private_key: StreamKey | None  # of its sampling and noise
 
     def say(self, *lines: str) -> None:
         """Tell the person, once for all processes."""
@@ -228,12 +230,14 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
     (network, stated), (plan, undivided) = injected, lengths
     settle_threads(accelerator.device, resumed.get("threads"))
     warn_of_near_duplicates(split)
+    weights = resolve.weight_options(options.door, config)
+    private_key = privacy.key(key, weights, inputs, state_fingerprint(network.state_dict())) if privacy else None
     everybody = [*split.in_order(), *found.regularisation]
     warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
     return Run(
         door=options.door,
         config=config,
-        options=resolve.weight_options(options.door, config),
+        options=weights,
         accelerator=accelerator,
         folder=folder,
         lock=lock,
@@ -250,6 +254,7 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
         resumed=resumed,
         optimization=optimization,
         privacy=privacy,
+        private_key=private_key,
     )
 
 

@@ -96,9 +96,8 @@ class Training:
     def private(self) -> PrivateSteps:
         """The steps of DP-SGD, in a run that has a privacy plan."""
         run = self.run
-        assert run.privacy is not None
-        key = run.privacy.key(run.key, run.options, run.inputs())
-        return open_private_steps(run.privacy, self.game, trained_parameters(self.state.optimizer), key)
+        assert run.privacy is not None and run.private_key is not None
+        return open_private_steps(run.privacy, self.game, trained_parameters(self.state.optimizer), run.private_key)
 
     def take_private_step(self, step: int, seen: Sequence[Tensor]) -> dict[str, float]:
         """Step the optimizer with the noisy gradient, whatever the units' losses are; returns the figures of the step.
