@@ -105,8 +105,8 @@ def _explain_left_out(  # noqa: PLR0913  one key with all that decides what is s
         notices.idle(name, entry, VALUES_WITHOUT_EFFECT[name][str(entry.value)], with_value=True)
     elif name in Config.__dataclass_fields__:
         used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
-        reason = f" ({NOT_PRIVATE[name]})" if door in PRIVATE and name in NOT_PRIVATE else ""
-        faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}{reason}")
+        why_not = f" ({NOT_PRIVATE[name]})" if door in PRIVATE and name in NOT_PRIVATE else ""
+        faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}{why_not}")
     elif reason := _reason_without_effect(name, given):
         if not (is_off and (isinstance(entry.value, (bool, str, list)) or name in READ_ONLY_WITH)):
             notices.idle(name, entry, reason)

@@ -15,7 +15,7 @@ from library.trainers import PRIVATE
 
 METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
 FRESH_PICTURES = ("color_aug", "random_crop", "face_crop_aug_range")  # change the picture at every use
-WITHOUT_THE_GAME = {"param_alpha": 0.0, "k_steps": 0}  # of a door without an attacker: no option of it says so
+WITHOUT_THE_GAME: dict[str, Any] = {"param_alpha": 0.0, "k_steps": 0}  # of a door without an attacker
 FOR_WANDB = ("log_tracker_name", "log_tracker_config", "wandb_run_name")
 
 

@@ -15,6 +15,7 @@ import torch.multiprocessing as processes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import audit
 import DPLoRA
 from library.assembly.private_steps import PrivateSteps
 from library.assembly.run import open_run
@@ -312,6 +313,17 @@ def test_the_shipped_configs_are_read() -> None:
     root = Path(__file__).parent.parent.parent
     config = read_config("DPLoRA", ["--config_file", str(root / "configs/dplora_demo.toml")], lambda text: None)
     assert config.dp_target_epsilon == 8 and config.k_steps == 0 and config.param_alpha == 0
+
+
+@pytest.mark.slow
+def test_an_audit_knows_a_private_lora_and_lets_it_be_stamped(private_flags, tmp_path: Path) -> None:
+    assert DPLoRA.main(private_flags(max_train_steps=2, output_name="anna")) == 0
+    flags = ["--cache_dir", str(tmp_path / "cache"), "--target_fpr", "0.4", "--stamp"]
+    assert audit.main([str(tmp_path / "out"), *flags]) == 0
+    findings = json.loads((tmp_path / "out/audit/findings.json").read_text())
+    assert findings["method"] == "DPLoRA" and findings["settings"]["dp_unit"] == "group"
+    with safe_open(tmp_path / "out" / "anna.safetensors", "pt") as file:
+        assert file.metadata()["ss_privacy_dp_delta"] == "0.01"
 
 
 def run_in_process(rank: int, arguments: list[str], port: int) -> None:
