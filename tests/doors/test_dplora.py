@@ -317,13 +317,15 @@ def test_the_shipped_configs_are_read() -> None:
 
 @pytest.mark.slow
 def test_an_audit_knows_a_private_lora_and_lets_it_be_stamped(private_flags, tmp_path: Path) -> None:
-    assert DPLoRA.main(private_flags(max_train_steps=2, output_name="anna")) == 0
+    folder = tiny.write_pictures(tmp_path / "many", 48)
+    alone = {"train_data_dir": folder, "group_by": "none"}
+    assert DPLoRA.main(private_flags(max_train_steps=2, output_name="anna", **alone)) == 0
     flags = ["--cache_dir", str(tmp_path / "cache"), "--target_fpr", "0.4", "--stamp"]
     assert audit.main([str(tmp_path / "out"), *flags]) == 0
     findings = json.loads((tmp_path / "out/audit/findings.json").read_text())
-    assert findings["method"] == "DPLoRA" and findings["settings"]["dp_unit"] == "group"
+    assert findings["method"] == "DPLoRA" and findings["settings"]["dp_unit"] == "picture"
     with safe_open(tmp_path / "out" / "anna.safetensors", "pt") as file:
-        assert file.metadata()["ss_privacy_dp_delta"] == "0.01"
+        assert file.metadata()["ss_privacy_dp_delta"] == "0.001"
 
 
 def run_in_process(rank: int, arguments: list[str], port: int) -> None:
