@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-BY_TRAINERS, BY_AUDIT, BY_COMPARE = "PLoRA, SPLoRA", "audit", "compare"
+BY_TRAINERS, BY_AUDIT, BY_COMPARE = "PLoRA, SPLoRA, DPLoRA", "audit", "compare"
 NEVER = "never"
 CONFIG_HEADER = "# resolved options of "  # the first words of a run's config.toml
 # What a word in a pattern stands for; a star stands for any part of a name, two stars for whole folders

@@ -65,6 +65,23 @@ def numpy_stream(key: int | str | StreamKey, *purpose: str | int) -> np.random.G
     return np.random.default_rng(stream_seed(key, *purpose))
 
 
+def uniforms(key: StreamKey, count: int, *purpose: str | int) -> np.ndarray:
+    """[count] numbers in [0, 1), 53 bits each, from SHAKE-256 under the key.
+
+    For draws on which a proof of privacy rests; the generators of torch and numpy are predictable from their output.
+    """
+    raw = hashlib.shake_256(key.derived(*purpose)).digest(8 * count)
+    return (np.frombuffer(raw, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(key: StreamKey, count: int, *purpose: str | int) -> np.ndarray:
+    """[count] standard normal numbers from ``uniforms`` (Box and Muller, 1958), at most 8.6 in size."""
+    pairs = (count + 1) // 2
+    both = uniforms(key, 2 * pairs, *purpose)
+    radius, angle = np.sqrt(-2 * np.log1p(-both[:pairs])), 2 * np.pi * both[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
 def permutation(count: int, key: int | StreamKey, *purpose: str | int) -> list[int]:
     """The numbers 0 .. count - 1 in an order drawn from the stream."""
     return torch.randperm(count, generator=stream(key, *purpose)).tolist()

@@ -117,7 +117,7 @@ def zeros_for(reading: Reading, batch: int) -> list[Tensor]:
 
 
 def per_picture_gradient(module: nn.Module, inputs: Tensor, grad: Tensor, batch: int) -> Tensor:
-    """[B, *weight] gradient of the weight for each picture; rows of one picture (caption pieces) follow each other."""
+    """[B, *weight] gradient of the weight for each picture; its rows (caption pieces, draws) follow each other."""
     if isinstance(module, nn.Linear):
         rows, columns = grad.reshape(batch, -1, grad.shape[-1]), inputs.reshape(batch, -1, inputs.shape[-1])
         return torch.einsum("bto,bti->boi", rows, columns)
@@ -126,7 +126,8 @@ def per_picture_gradient(module: nn.Module, inputs: Tensor, grad: Tensor, batch:
         if isinstance(padding, str) or module.groups != 1:
             raise ValueError(f"a factor with padding {padding!r} and {module.groups} groups cannot be read")
         patches = nn.functional.unfold(inputs, module.kernel_size, dilation, padding, stride)  # [B, i*k*k, L]
-        return torch.einsum("bol,bil->boi", grad.flatten(2), patches).reshape(batch, *module.weight.shape)
+        rows = torch.einsum("bol,bil->boi", grad.flatten(2), patches)
+        return rows.reshape(batch, -1, *module.weight.shape).sum(1)
     if isinstance(module, nn.GroupNorm):
         normed = nn.functional.group_norm(inputs, module.num_groups, eps=module.eps)
         return (normed * grad).reshape(batch, -1, *normed.shape[1:]).flatten(3).sum((1, 3))

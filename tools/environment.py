@@ -16,6 +16,7 @@ NEEDED = {
     "torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate",
     "safetensors": "safetensors", "toml": "toml", "tensorboard": "tensorboard", "PIL": "pillow", "tqdm": "tqdm",
     "peft": "peft", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy",
+    "dp_accounting": "dp-accounting",
     "huggingface_hub": "huggingface_hub", "tokenizers": "tokenizers",
 }  # fmt: skip
 SHOWN = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")

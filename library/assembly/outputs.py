@@ -66,7 +66,8 @@ class Outputs:
             self.checkpoints.write_state(step_number(0), 0)  # what a stop among the teachers goes on from
         teach(self.training, self.log, self.stop)
         if self.training.done == 0:
-            self.log.epoch(0, 0, self.training.validate(0, 0, self.log.announce))
+            if self.training.validation is not None:
+                self.log.epoch(0, 0, self.training.validate(0, 0, self.log.announce))
             self.previews.show("base", 0, self.log, wanted=self.run.config.sample_at_first)
         self.progress.is_between_steps = False
 
@@ -76,7 +77,8 @@ class Outputs:
         self.progress.done, self.progress.is_between_steps = done, True
         epoch = plan.epoch_of(done - 1)
         self.log.step(done, epoch, figures)
-        if done == end or self.training.validation.plan.is_due(done):
+        looks = self.training.validation
+        if looks is not None and (done == end or looks.plan.is_due(done)):
             self.log.epoch(done, epoch, self.training.validate(done, epoch, self.log.announce))
             self.log.ends_after(self.training.course().end)
         self.keep_folder()
@@ -178,7 +180,9 @@ class Outputs:
         if not self.run.accelerator.is_main_process:
             return ""
         folder, history = self.run.folder, self.training.game.history
-        lines = [self.log.summary(), history.verdict()]
+        privacy, done = self.run.privacy, self.progress.done
+        validated = self.training.validation is not None
+        lines = [self.log.summary(validated=validated), history.verdict() if privacy is None else privacy.verdict(done)]
         if self.training.stop_rules.target_auc is not None:
             lines.append(gap.verdict(self.training.stop_rules, history.gaps, self.run.plan.total_steps))
         if self.log.tensorboard:
@@ -205,6 +209,7 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
         metadata=lambda done: lora_metadata(run, training.game.history, done),
         checks=training.game.history.checks,
         gaps=training.game.history.gaps,
+        spending=None if run.privacy is None else run.privacy.spending().facts(),
         chosen_by_target=config.target_auc is not None,
         active=is_main,
     )
@@ -223,7 +228,7 @@ def open_outputs(run: Run, training: Training) -> Iterator[Outputs]:
                 pick(config, LogRules),
                 total=training.course().end,
                 done=training.done,
-                images_per_step=training.game.members.images_per_step(),
+                images_per_step=training.images_per_step(),
                 mfu_of_one=mfu_of_one(training.game, config.gradient_checkpointing),
                 active=is_main,
             )
@@ -243,7 +248,7 @@ def write_head(run: Run) -> None:
 
 def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:
     """What a LoRA file says of itself after ``done`` steps."""
-    config, model, uses = run.config, run.model, run.training_set.member_uses()
+    config, model, uses = run.config, run.model, run.uses()
     rules = pick(config, metadata.FileRules)
     network = metadata.network_facts(
         rules, run.stated, run.size, model.version(), model.scheduler.config.prediction_type, model.file_hashes
@@ -252,8 +257,9 @@ def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:
         run.door,
         run.options,
         exposures=run.plan.exposures(done, uses),
-        verdict=history.word(),
+        verdict=history.word() if run.privacy is None else "differentially private",
         base_fingerprint=model.fingerprint,
+        guarantee={} if run.privacy is None else run.privacy.metadata(done),
     )
     own_words = metadata.full_facts(rules, len(uses), run.plan.total_steps)
     full = config.metadata == "full"

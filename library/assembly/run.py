@@ -11,6 +11,14 @@ from library.assembly.distillation import DistillPlan, plan_distillation, requir
 from library.assembly.game import GameRules
 from library.assembly.opening import Opening
 from library.assembly.pictures import CaptionLengthRules, warn_of_cut_captions
+from library.assembly.privacy_plan import (
+    PrivacyPlan,
+    PrivacyRules,
+    plan_privacy,
+    require_spending,
+    steps_of_an_epoch,
+    units_of,
+)
 from library.assembly.validation_plan import ValidationPlan, ValidationRules, plan_validation, step_cost
 from library.data import dataset_config
 from library.data.duplicates import warn_of_near_duplicates
@@ -32,6 +40,8 @@ from library.privacy.gap import StopRules, course_of, require_visible
 from library.privacy.proxy_history import ProxyHistory
 from library.rules import pick
 from library.seeding import StreamKey, seed_published
+from library.tensor_files import state_fingerprint
+from library.trainers import PRIVATE
 from library.training import earlier_run, messages, output_folder, saved_state, state, trackers
 from library.training.device import agreed, open_accelerator, settle_threads
 from library.training.optimization.average import Average, begin_average
@@ -78,6 +88,8 @@ class Run:
     undivided: Undivided  # the same steps in kohya
     resumed: Mapping[str, Any]  # steps done and the proxy's checks; 0 and none for a fresh run
     optimization: Optimization
+    privacy: PrivacyPlan | None  # of a differentially private run
+    private_key: StreamKey | None  # of its sampling and noise
 
     def say(self, *lines: str) -> None:
         """Tell the person, once for all processes."""
@@ -111,16 +123,23 @@ class Run:
         accumulation, processes = self.config.gradient_accumulation_steps, self.accelerator.num_processes
         batch = BatchSize(self.training_set.largest_batch(), accumulation, processes)
         sides = messages.split_summary(self.split.sizes(), self.split.inclusion)
+        done, looks = self.resumed["done"], self.validation()
+        goes_on = f"\nresumed after step {done} of {self.plan.total_steps}" if done else ""
+        if self.privacy is not None:
+            numbers = trained_numbers(self.optimization.optimizer)
+            return f"{sides}\n{self.privacy.summary(self.plan, done, numbers)}{goes_on}"
+        assert looks is not None
         config, uses = self.config, self.training_set.member_uses()
         plan = self.plan.summary(uses, batch, config.max_train_epochs, self.undivided, config.max_train_steps)
-        done, taught = self.resumed["done"], self.distillation()
+        taught = self.distillation()
         if taught is not None:
             plan = f"{plan}\n{taught.summary(pick(config, DistillRules))}"
-        goes_on = f"\nresumed after step {done} of {self.plan.total_steps}" if done else ""
-        return f"{sides}\n{plan}\n{self.validation().summary()}{goes_on}"
+        return f"{sides}\n{plan}\n{looks.summary()}{goes_on}"
 
-    def validation(self) -> ValidationPlan:
-        """When validation runs, and on how many pictures."""
+    def validation(self) -> ValidationPlan | None:
+        """When validation runs, and on how many pictures; never in a differentially private run."""
+        if self.privacy is not None:
+            return None
         config, rules = self.config, pick(self.config, GameRules)
         images = sum(self.training_set.uses) / self.plan.steps_per_epoch / self.accelerator.num_processes
         sides = self.split.sizes()
@@ -151,7 +170,7 @@ class Run:
             self.model,
             max(self.training_set.sizes),
             trained_numbers(self.optimization.optimizer),
-            self.training_set.largest_batch() * self.config.attack_draws,
+            self.images_of_a_pass(),
             pick(self.config, memory.MemoryRules),
         )
         drawn = self.config.split_file or self.config.split_secret_file or self.config.resume
@@ -164,6 +183,17 @@ class Run:
             )
         )
         return f"{note}{needed}\n{write.explained_toml(self.door, self.config, arguments)}"
+
+    def images_of_a_pass(self) -> int:
+        """Images that go through the UNet at once."""
+        if self.privacy is not None:
+            return self.config.train_batch_size * self.config.dp_draws
+        return self.training_set.largest_batch() * self.config.attack_draws
+
+    def uses(self) -> list[int]:
+        """Uses of each member in an epoch, for what is stated; DP-SGD knows no repeats."""
+        uses = self.training_set.member_uses()
+        return uses if self.privacy is None else [1] * len(uses)
 
 
 def open_run(options: resolve.ReadOptions) -> Run:
@@ -204,7 +234,9 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
     if model is None:
         attempt("network_weights and base_weights", protocol.check_files, pick(config, protocol.NetworkRules))
     training_set = attempt("sizes and steps", _training_set, config, split, found, model)
-    lengths = attempt("sizes and steps", _lengths, config, found, model, accelerator, training_set)
+    lengths = attempt("sizes and steps", _lengths, options, found, model, accelerator, training_set)
+    is_private = options.door in PRIVATE
+    privacy = attempt("the accounting", _privacy, config, training_set, lengths, resumed) if is_private else None
     inputs = _inputs(key, training_set, model)
     attempt("the state", state.require_inputs, resumed, inputs, place=config.resume)
     optimization = attempt("the learning rates", _open_optimization, config, injected, model, lengths)
@@ -212,12 +244,14 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
     (network, stated), (plan, undivided) = injected, lengths
     settle_threads(accelerator.device, resumed.get("threads"))
     warn_of_near_duplicates(split)
+    weights = resolve.weight_options(options.door, config)
+    private_key = privacy.key(key, weights, inputs, state_fingerprint(network.state_dict())) if privacy else None
     everybody = [*split.in_order(), *found.regularisation]
     warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
     return Run(
         door=options.door,
         config=config,
-        options=resolve.weight_options(options.door, config),
+        options=weights,
         accelerator=accelerator,
         folder=folder,
         lock=lock,
@@ -233,6 +267,8 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
         undivided=undivided,
         resumed=resumed,
         optimization=optimization,
+        privacy=privacy,
+        private_key=private_key,
     )
 
 
@@ -316,12 +352,32 @@ def _undivided(config: Config, found: Sources, multiple: int, processes: int) ->
 
 
 def _lengths(
-    config: Config, found: Sources, model: LatentDiffusion, accelerator: Accelerator, training_set: TrainingSet
+    options: resolve.ReadOptions,
+    found: Sources,
+    model: LatentDiffusion,
+    accelerator: Accelerator,
+    training_set: TrainingSet,
 ) -> tuple[TrainingPlan, Undivided]:
     """The length of the run, and what kohya would make of the same steps."""
-    processes = accelerator.num_processes
+    config, processes = options.config, accelerator.num_processes
     undivided = _undivided(config, found, model.side_multiple(), processes)
+    if options.door in PRIVATE:
+        per_epoch = steps_of_an_epoch(units_of(training_set, pick(config, PrivacyRules)), config.dp_batch_size)
+        return plan_training(per_epoch, config.max_train_steps, config.max_train_epochs), undivided
     return _planned(config, training_set, undivided, processes), undivided
+
+
+def _privacy(
+    config: Config,
+    training_set: TrainingSet,
+    lengths: tuple[TrainingPlan, Undivided],
+    resumed: Mapping[str, Any],
+) -> PrivacyPlan:
+    """Noise and accountant; those of the state where a run goes on."""
+    rules = pick(config, PrivacyRules)
+    planned = plan_privacy(rules, units_of(training_set, rules), lengths[0])
+    require_spending(config.resume, resumed, planned)
+    return planned
 
 
 def _planned(config: Config, training_set: TrainingSet, undivided: Undivided, processes: int) -> TrainingPlan:

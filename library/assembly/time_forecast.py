@@ -79,10 +79,12 @@ def seconds_of(one_pass: Callable[[], object]) -> float:
 
 def seconds_of_steps(run: Run, times: PassTimes) -> float:
     """Of all optimizer steps that are left: the LoRA's passes and the attacker's."""
-    config, rules = run.config, pick(run.config, GameRules)
+    config, rules, left = run.config, pick(run.config, GameRules), run.plan.total_steps - run.resumed["done"]
+    if run.privacy is not None:
+        return left * run.privacy.images_per_step() / run.training_set.largest_batch() * times.training
     trained, asked = rules.passes(config.gradient_accumulation_steps * rules.train_batch_size)
     seconds = trained / rules.train_batch_size * times.training + asked * times.asking
-    return (run.plan.total_steps - run.resumed["done"]) * seconds
+    return left * seconds
 
 
 def seconds_of_teachers(run: Run, times: PassTimes) -> float:
@@ -95,10 +97,10 @@ def seconds_of_looks(run: Run, times: PassTimes) -> float:
     """Of validation passes over both aux sides and of previews that are left, those before the first step included."""
     config, plan, done, looks = run.config, run.plan, run.resumed["done"], run.validation()
     left = range(done + 1, plan.total_steps + 1)
-    validations = sum(map(looks.is_due, left))
+    validations = 0 if looks is None else sum(map(looks.is_due, left))
     previews = 1 + sum(plan.is_due(step, config.sample_every_n_epochs, config.sample_every_n_steps) for step in left)
     if not done:
         validations, previews = validations + 1, previews + config.sample_at_first
-    asked = validations * (looks.members + looks.non_members) * looks.draws
+    asked = 0 if looks is None else validations * (looks.members + looks.non_members) * looks.draws
     asked += previews * sum(2 * prompt.steps for prompt in run.prompts)  # with the prompt and without
     return asked * times.asking

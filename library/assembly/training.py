@@ -1,6 +1,6 @@
 """A run from its first step on: latents, the game, and one step of what is optimised."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from library.assembly.contexts import open_contexts
 from library.assembly.distillation import Teachers
 from library.assembly.game import Game, GameRules, LossRules, NoiseRules
 from library.assembly.pictures import EncodingRules, encode_pictures
+from library.assembly.private_steps import PrivateSteps, open_private_steps
 from library.assembly.run import Run
 from library.assembly.validation import Validation
 from library.data.batches import AuxCycle, MemberBatches, Pictures
@@ -22,6 +23,7 @@ from library.rules import pick
 from library.seeding import seed_modules
 from library.training.interruption import FiniteGuard
 from library.training.optimization.optimizer_step import take_step
+from library.training.optimization.optimizers import trained_parameters
 from library.training.state import TrainingState, copied_tensors, load_training_state
 from networks import protocol
 
@@ -32,7 +34,7 @@ class Training:
 
     run: Run
     game: Game
-    validation: Validation
+    validation: Validation | None  # a differentially private run asks nothing of its pictures beside its steps
     state: TrainingState
     guard: FiniteGuard  # counts steps that were not finite
     done: int  # optimizer steps of the run that this one goes on from
@@ -61,6 +63,7 @@ class Training:
 
     def validate(self, done: int, epoch: int, announce: Callable[[str, int, int], object]) -> dict[str, Any]:
         """One validation pass; weights that a target of the AUC lets through, and that learnt most, are kept."""
+        assert self.validation is not None
         figures = self.validation.run(done, epoch, announce)
         if self.stop_rules.target_auc is not None and self.kept_after() == done:
             self.state.keep()
@@ -90,6 +93,36 @@ class Training:
         factor = self.course().rate_factor(step)
         limit = run.config.max_grad_norm
         return take_step(run.accelerator, self.state, limit, losses, self.guard, self._settle, factor)
+
+    def private(self) -> PrivateSteps:
+        """The steps of DP-SGD, in a run that has a privacy plan."""
+        run = self.run
+        assert run.privacy is not None and run.private_key is not None
+        return open_private_steps(run.privacy, self.game, trained_parameters(self.state.optimizer), run.private_key)
+
+    def take_private_step(self, step: int, seen: Sequence[Tensor]) -> dict[str, float]:
+        """Step the optimizer with the noisy gradient, whatever the units' losses are; returns the figures of the step.
+
+        Args:
+            step: counted from 0.
+            seen: of each pass of this process, [U, 2] losses and norms of the gradients of its units.
+        """
+        run = self.run
+        assert run.privacy is not None
+        stepped = take_step(run.accelerator, self.state, 0.0, self.no_losses(), self.guard, self._settle)
+        losses, norms = torch.cat([torch.zeros(0, 2), *seen]).T
+        is_finite = losses.isfinite() & norms.isfinite()
+        sums = torch.stack([losses[is_finite].sum(), norms[is_finite].sum(), is_finite.sum(), (~is_finite).sum()])
+        loss, norm, count, lost = run.accelerator.reduce(sums.to(run.accelerator.device), "sum").tolist()
+        figures = {"gradient_norm": stepped["gradient_norm"], "learning_rate": stepped["learning_rate"]}
+        figures |= {"units": count + lost, "epsilon": run.privacy.accountant.epsilon(step + 1)}
+        figures |= {"units_not_finite": lost} if lost else {}
+        return figures | ({"adaptation_loss": loss / count, "unit_gradient_norm": norm / count} if count else {})
+
+    def images_per_step(self) -> float:
+        """UNet passes over an image in a step of all processes, on average."""
+        privacy = self.run.privacy
+        return self.game.members.images_per_step() if privacy is None else privacy.images_per_step()
 
     def _settle(self) -> dict[str, float]:
         run = self.run
@@ -121,7 +154,8 @@ def _open_training(run: Run) -> Training:
         run.network, optimizer, parts.schedule, game.proxy, game.attacker, run.accelerator.scaler, parts.average
     )
     load_training_state(config.resume, state)
-    validation = Validation.of(game, state, run.validation())
+    looks = run.validation()
+    validation = None if looks is None else Validation.of(game, state, looks)
     return Training(run, game, validation, state, FiniteGuard(), run.resumed["done"], pick(config, StopRules))
 
 

@@ -27,7 +27,14 @@ class LossRules:
 def adaptation_loss(
     difference: Tensor, timesteps: Tensor, scheduler: Any, rules: LossRules, weights: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """L [] in kohya's order: per element, mask, mean over C, h, w, sample weight, weight by timestep, mean over B.
+    """L [], the mean of ``adaptation_losses`` over the batch."""
+    return adaptation_losses(difference, timesteps, scheduler, rules, weights, mask).mean()
+
+
+def adaptation_losses(
+    difference: Tensor, timesteps: Tensor, scheduler: Any, rules: LossRules, weights: Tensor, mask: Tensor | None
+) -> Tensor:
+    """[B] in kohya's order: per element, mask, mean over C, h, w, sample weight, weight by timestep.
 
     Args:
         difference: [B, C, h, w] prediction - target.
@@ -46,7 +53,7 @@ def adaptation_loss(
         scale_v_pred_loss_like_noise_pred=rules.scale_v_pred_loss_like_noise_pred,
         v_pred_like_loss=rules.v_pred_like_loss,
     )
-    return (elements.mean(dim=(1, 2, 3)) * (weights * by_timestep).to(elements.device)).mean()
+    return elements.mean(dim=(1, 2, 3)) * (weights * by_timestep).to(elements.device)
 
 
 def element_loss(difference: Tensor, timesteps: Tensor, scheduler: Any, rules: LossRules) -> Tensor:

@@ -107,7 +107,13 @@ def network_facts(
 
 
 def privacy_facts(
-    method: str, options: Mapping[str, Any], *, exposures: float, verdict: str, base_fingerprint: str
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    exposures: float,
+    verdict: str,
+    base_fingerprint: str,
+    guarantee: Mapping[str, str],
 ) -> dict[str, str]:
     """The ss_privacy_* keys that a training can state; an audit adds its figures.
 
@@ -116,14 +122,17 @@ def privacy_facts(
         options: the run's options; only privacy settings are stated.
         exposures: mean number of uses of each member, stated to one significant digit: a file's step number divided by
             the exact figure would give the number of members.
-        verdict: "proxy beat chance", "undefended" (the proxy never did) or "plain" (no attacker).
+        verdict: "proxy beat chance", "undefended" (the proxy never did), "plain" (no attacker) or "differentially
+            private".
         base_fingerprint: hash of the base model's files, so that an audit can recognise another base model.
+        guarantee: epsilon and what it rests on, of a differentially private training.
     """
     stated = PRIVACY_SETTINGS + (DISTILLATION if options.get("distill_folds") else ())
     settings = {name: options[name] for name in stated if options.get(name) is not None}
     facts = {
         "method": method,
         **settings,
+        **guarantee,
         "exposures_per_image": f"{float(f'{exposures:.0e}'):g}",
         "training": verdict,
         "base_fingerprint": base_fingerprint,

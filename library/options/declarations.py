@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.incoming.shapes import WIDEST
-from library.trainers import TRAINERS
+from library.trainers import GAME, PRIVATE, TRAINERS
 
 AUDIT = ("audit",)
 EVERYWHERE = (*TRAINERS, *AUDIT)
@@ -69,8 +69,8 @@ class Config:
 
     train_data_dir: str = option("data", "", "kohya parent folder with <repeats>_<class> children, or a flat folder with --flat_data_dir", doors=EVERYWHERE)
     nonmember_data_dir: str | None = option("data", None, "folder of non-members; unset: a share of the training pictures is held out", kohya="not in kohya", doors=EVERYWHERE)
-    reg_data_dir: str | None = option("data", None, "kohya parent folder of regularisation images; they are public and not part of the split", doors=EVERYWHERE)
-    prior_loss_weight: float = option("data", 1.0, "weight of a regularisation image in the adaptation loss", least=0)
+    reg_data_dir: str | None = option("data", None, "kohya parent folder of regularisation images; they are public and not part of the split", doors=(*GAME, *AUDIT))
+    prior_loss_weight: float = option("data", 1.0, "weight of a regularisation image in the adaptation loss", least=0, doors=GAME)
     in_json: str | None = option("data", None, "fine-tune metadata (JSON or JSONL) with the captions of train_data_dir", doors=EVERYWHERE)
     dataset_repeats: int = option("data", 1, "repeats of every picture of in_json or dataset_name", least=1, doors=EVERYWHERE)
     dataset_config: str | None = option("data", None, "TOML or JSON file with [general], [[datasets]], [[datasets.subsets]]; replaces train_data_dir, reg_data_dir and in_json", doors=EVERYWHERE)
@@ -137,33 +137,40 @@ class Config:
     network_train_unet_only: bool = option("network", False, "no LoRA in the text encoder")
     network_train_text_encoder_only: bool = option("network", False, "no LoRA in the UNet")
 
-    param_alpha: float = option("privacy", 0.05, "weight of the MI gain; the paper's lambda", least=0)
+    param_alpha: float = option("privacy", 0.05, "weight of the MI gain; the paper's lambda", least=0, doors=GAME)
     param_beta: float = option("privacy", 1.0, "additive constant of the ratio's denominator", least=0, doors=("SPLoRA",))
-    k_steps: int = option("privacy", 1, "attacker steps per LoRA step; 0 switches the attacker off (only with param_alpha 0)", least=0)
-    attack_lr: float = option("privacy", 1e-5, "learning rate of the proxy attacker (Adam)", above=0)
-    attack_weight_decay: float = option("privacy", 1e-4, "weight decay of the proxy attacker", least=0)
-    attack_dropout: float = option("privacy", 0.5, "dropout of the proxy attacker (0..1)", least=0, most=0.95)
-    attack_batch_size: int | None = option("privacy", None, "images per side in an attacker step; unset: train_batch_size", least=1)
-    attack_eval_draws: int = option("privacy", 4, "fixed (timestep, noise) draws per aux image in each validation pass", least=1, most=100, shapes_weights=False)
-    separate_noise: bool = option("privacy", False, "a second UNet pass with fresh noise for the gain, as in the released code")
-    update_order: str = option("privacy", "attacker_first", "who takes the first step: the proxy attacker or the LoRA", choices=("attacker_first", "lora_first"))
-    proxy_mode: str = option("privacy", "eval", "mode of the proxy in the LoRA's step; train leaves dropout on, as in the released code", choices=("eval", "train"))
-    gain_limit: float | None = option("privacy", None, "upper limit of an image's cross-entropy in nats (ln 2 = 0.6931 is chance); unset: no limit", above=0)
-    proxy_input: str = option("privacy", "error_map", "what the proxy attacker sees. error_map: the squared error, as in the paper; calibrated: the errors with the LoRA on and off under the same noise, and the timestep, as auditors do (one more pass without gradient)", choices=("error_map", "calibrated"), kohya="not in kohya")
-    attack_draws: int = option("privacy", 1, "(timestep, noise) pairs per image that the proxy sees at once; a LoRA step costs so many times as much (calibrated only)", least=1, most=64, kohya="not in kohya")
-    gain_starts: str = option("privacy", "at_once", "when the MI gain counts. above_chance: once a validation pass finds the proxy above chance", choices=("at_once", "above_chance"), kohya="not in kohya")
-    target_auc: float | None = option("privacy", None, "stop before the aux members can be told from the aux non-members better than this (0.5..1): AUC of the calibrated loss; the file holds the weights that learnt most at or below it; unset: the planned length", above=0.5, most=0.99, kohya="not in kohya")
-    target_decay: float = option("privacy", 0.25, "length of the final decay of the learning rate that target_auc begins, as a share of the steps before it; 0 = stop at once", least=0, most=1, kohya="not in kohya")
-    distill_folds: int = option("privacy", 0, "cross-fitted distillation: so many teacher LoRAs are trained, each without one fold of the members (whole groups), and the LoRA learns of each member what the teacher predicts that never saw it, never the true noise; 0 = off", least=0, most=1000, kohya="not in kohya")
-    distill_teacher_epochs: int = option("privacy", 8, "epochs of each teacher over the members outside its fold; its learning rate rises and falls to zero within them; with target_auc at most so many", least=1, kohya="not in kohya")
-    distill_keep_teachers: bool = option("privacy", False, "leave the teachers in the run's state folder at its end; they hold what they learnt by heart, so never share them", shapes_weights=False, kohya="not in kohya")
+    k_steps: int = option("privacy", 1, "attacker steps per LoRA step; 0 switches the attacker off (only with param_alpha 0)", least=0, doors=GAME)
+    attack_lr: float = option("privacy", 1e-5, "learning rate of the proxy attacker (Adam)", above=0, doors=GAME)
+    attack_weight_decay: float = option("privacy", 1e-4, "weight decay of the proxy attacker", least=0, doors=GAME)
+    attack_dropout: float = option("privacy", 0.5, "dropout of the proxy attacker (0..1)", least=0, most=0.95, doors=GAME)
+    attack_batch_size: int | None = option("privacy", None, "images per side in an attacker step; unset: train_batch_size", least=1, doors=GAME)
+    attack_eval_draws: int = option("privacy", 4, "fixed (timestep, noise) draws per aux image in each validation pass", least=1, most=100, shapes_weights=False, doors=GAME)
+    separate_noise: bool = option("privacy", False, "a second UNet pass with fresh noise for the gain, as in the released code", doors=GAME)
+    update_order: str = option("privacy", "attacker_first", "who takes the first step: the proxy attacker or the LoRA", choices=("attacker_first", "lora_first"), doors=GAME)
+    proxy_mode: str = option("privacy", "eval", "mode of the proxy in the LoRA's step; train leaves dropout on, as in the released code", choices=("eval", "train"), doors=GAME)
+    gain_limit: float | None = option("privacy", None, "upper limit of an image's cross-entropy in nats (ln 2 = 0.6931 is chance); unset: no limit", above=0, doors=GAME)
+    proxy_input: str = option("privacy", "error_map", "what the proxy attacker sees. error_map: the squared error, as in the paper; calibrated: the errors with the LoRA on and off under the same noise, and the timestep, as auditors do (one more pass without gradient)", choices=("error_map", "calibrated"), kohya="not in kohya", doors=GAME)
+    attack_draws: int = option("privacy", 1, "(timestep, noise) pairs per image that the proxy sees at once; a LoRA step costs so many times as much (calibrated only)", least=1, most=64, kohya="not in kohya", doors=GAME)
+    gain_starts: str = option("privacy", "at_once", "when the MI gain counts. above_chance: once a validation pass finds the proxy above chance", choices=("at_once", "above_chance"), kohya="not in kohya", doors=GAME)
+    target_auc: float | None = option("privacy", None, "stop before the aux members can be told from the aux non-members better than this (0.5..1): AUC of the calibrated loss; the file holds the weights that learnt most at or below it; unset: the planned length", above=0.5, most=0.99, kohya="not in kohya", doors=GAME)
+    target_decay: float = option("privacy", 0.25, "length of the final decay of the learning rate that target_auc begins, as a share of the steps before it; 0 = stop at once", least=0, most=1, kohya="not in kohya", doors=GAME)
+    distill_folds: int = option("privacy", 0, "cross-fitted distillation: so many teacher LoRAs are trained, each without one fold of the members (whole groups), and the LoRA learns of each member what the teacher predicts that never saw it, never the true noise; 0 = off", least=0, most=1000, kohya="not in kohya", doors=GAME)
+    distill_teacher_epochs: int = option("privacy", 8, "epochs of each teacher over the members outside its fold; its learning rate rises and falls to zero within them; with target_auc at most so many", least=1, kohya="not in kohya", doors=GAME)
+    distill_keep_teachers: bool = option("privacy", False, "leave the teachers in the run's state folder at its end; they hold what they learnt by heart, so never share them", shapes_weights=False, kohya="not in kohya", doors=GAME)
+
+    dp_target_epsilon: float | None = option("dp", None, "epsilon that the whole run may spend: it sets the noise (or give dp_noise_multiplier)", above=0, doors=PRIVATE)
+    dp_noise_multiplier: float | None = option("dp", None, "standard deviation of the noise on the summed gradients, in clipping norms (or give dp_target_epsilon); 0 = clipping alone, epsilon is infinite", least=0, most=200, doors=PRIVATE)
+    dp_delta: float | None = option("dp", None, "delta of the guarantee, below 1 / units of privacy; unset: the power of ten at or below 1 / (10 units)", above=0, most=0.5, doors=PRIVATE)
+    dp_max_grad_norm: float = option("dp", 0.01, "norm to which the gradient of each unit of privacy is clipped; about the median of log.jsonl's unit_gradient_norm", above=0, doors=PRIVATE)
+    dp_batch_size: int = option("dp", 64, "units of privacy (the split's groups, or single pictures) of an optimizer step on average; each enters by a coin of its own", least=1, doors=PRIVATE)
+    dp_draws: int = option("dp", 4, "(timestep, noise) pairs of each picture that a unit's loss is averaged over before clipping; costs time and memory, and no privacy", least=1, most=64, doors=PRIVATE)
 
     learning_rate: float = option("optimizer", 2e-6, "learning rate of the parts whose unet_lr or text_encoder_lr is unset", least=0)
     unet_lr: float | None = option("optimizer", None, "learning rate of the UNet's LoRA", least=0)
     text_encoder_lr: float | None = option("optimizer", None, "learning rate of the text encoder's LoRA", least=0)
     optimizer_type: str = option("optimizer", "AdamW", "kohya's name of an optimizer, a class of torch.optim, or the dotted path of a class in an installed package")
     optimizer_args: list[str] = option("optimizer", [], "key=value pairs for the optimizer, e.g. weight_decay=0.01 betas=0.9,0.99")
-    max_grad_norm: float = option("optimizer", 1.0, "gradient norm above which gradients are scaled down; 0 = never", least=0)
+    max_grad_norm: float = option("optimizer", 1.0, "gradient norm above which gradients are scaled down; 0 = never", least=0, doors=GAME)
     lr_scheduler: str = option("optimizer", "constant", "schedule of the learning rate", choices=(
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "adafactor",
         "piecewise_constant", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"))
@@ -176,7 +183,7 @@ class Config:
     lr_scheduler_num_cycles: int = option("optimizer", 1, "number of cycles of cosine_with_restarts", least=0)
     lr_scheduler_power: float = option("optimizer", 1.0, "exponent of polynomial", least=0)
 
-    ema_decay: float | None = option("optimizer", None, "decay of a moving average of the LoRA, e.g. 0.999; the files then hold the average; unset: no average", above=0, most=0.99999, kohya="not in kohya")
+    ema_decay: float | None = option("optimizer", None, "decay of a moving average of the LoRA, e.g. 0.999; the files then hold the average; unset: no average", above=0, most=0.99999, kohya="not in kohya", doors=GAME)
 
     loss_type: str = option("loss", "l2", "adaptation loss per element; the proxy always sees the squared error", choices=("l2", "l1", "huber", "smooth_l1"))
     huber_schedule: str = option("loss", "snr", "how the Huber threshold depends on the timestep", choices=("constant", "exponential", "snr"))
@@ -198,15 +205,15 @@ class Config:
     max_timestep: int | None = option("loss", None, "upper bound of the timesteps that training draws, exclusive (1..1000)", least=1, most=1000)
 
     train_batch_size: int = option("schedule", 1, "images per device and pass", least=1)
-    gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1)
+    gradient_accumulation_steps: int = option("schedule", 1, "passes per optimizer step", least=1, doors=GAME)
     max_train_steps: int = option("schedule", 1600, "optimizer steps", least=1, shapes_weights=False)
     max_train_epochs: int | None = option("schedule", None, "length in epochs; overrides max_train_steps if both are in the file, or both on the command line", least=1, shapes_weights=False)
-    keep_exposures: bool = option("schedule", False, "shorten max_train_steps so that each member is used as often as kohya would use it, although a share of the pictures is held out", shapes_weights=False, kohya="not in kohya")
+    keep_exposures: bool = option("schedule", False, "shorten max_train_steps so that each member is used as often as kohya would use it, although a share of the pictures is held out", shapes_weights=False, kohya="not in kohya", doors=GAME)
     mixed_precision: str = option("schedule", "no", "dtype of frozen weights and activations", choices=("no", "fp16", "bf16"), doors=EVERYWHERE)
-    torch_compile: bool = option("schedule", False, "compile the UNet's repeated blocks; every new bucket shape compiles again", shapes_weights=False)
-    dynamo_backend: str = option("schedule", "inductor", "backend of torch_compile", choices=("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tvm", "ipex"), shapes_weights=False)
+    torch_compile: bool = option("schedule", False, "compile the UNet's repeated blocks; every new bucket shape compiles again", shapes_weights=False, doors=GAME)
+    dynamo_backend: str = option("schedule", "inductor", "backend of torch_compile", choices=("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tvm", "ipex"), shapes_weights=False, doors=GAME)
     ddp_timeout: int | None = option("schedule", None, "minutes until processes stop waiting for each other", least=1, shapes_weights=False)
-    gradient_checkpointing: bool = option("schedule", False, "recompute activations: less memory, about 1.5 x the time", shapes_weights=False)
+    gradient_checkpointing: bool = option("schedule", False, "recompute activations: less memory, about 1.5 x the time", shapes_weights=False, doors=GAME)
     seed: int = option("schedule", 0, "distinguishes runs on one split; it need not be secret: every draw also depends on the split's secret", least=0, most=2**31 - 1, kohya="kohya: none, which draws a random seed; here the split's secret is random")
 
     output_dir: str | None = option("saving", None, "folder of the run; unset: a fresh dated folder under output/", shapes_weights=False)
@@ -246,9 +253,9 @@ class Config:
     sample_sampler: str = option("previews", "ddim", "sampler of the previews", shapes_weights=False, choices=(
         "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
         "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"))
-    aux_loss_share: float = option("previews", 0.1, "largest share of the training's UNet passes that validation passes take, where neither aux_loss_every_n_epochs nor aux_loss_every_n_steps is given: they come less often, and in a short run look at fewer pictures", least=0, most=1, kohya="not in kohya", shapes_weights=False)
-    aux_loss_every_n_epochs: int | None = option("previews", None, "epochs between validation passes: loss and the proxy's accuracy on both aux sides, at fixed timesteps and noise; unset: see aux_loss_share", least=1, kohya="not in kohya", shapes_weights=False)
-    aux_loss_every_n_steps: int | None = option("previews", None, "optimizer steps between further validation passes", least=1, kohya="not in kohya", shapes_weights=False)
+    aux_loss_share: float = option("previews", 0.1, "largest share of the training's UNet passes that validation passes take, where neither aux_loss_every_n_epochs nor aux_loss_every_n_steps is given: they come less often, and in a short run look at fewer pictures", least=0, most=1, kohya="not in kohya", shapes_weights=False, doors=GAME)
+    aux_loss_every_n_epochs: int | None = option("previews", None, "epochs between validation passes: loss and the proxy's accuracy on both aux sides, at fixed timesteps and noise; unset: see aux_loss_share", least=1, kohya="not in kohya", shapes_weights=False, doors=GAME)
+    aux_loss_every_n_steps: int | None = option("previews", None, "optimizer steps between further validation passes", least=1, kohya="not in kohya", shapes_weights=False, doors=GAME)
     log_with: str = option("previews", "tensorboard", "where figures are logged besides log.jsonl; wandb receives figures only", choices=("tensorboard", "wandb", "all"), shapes_weights=False, kohya="kohya: none, and no log without logging_dir; here a run always keeps its figures, in its own folder")
     log_prefix: str | None = option("previews", None, "write TensorBoard's files to a folder with this name and the date, below logging_dir", shapes_weights=False)
     log_tracker_name: str | None = option("previews", None, "project name at wandb; unset: private-lora", shapes_weights=False)

@@ -20,6 +20,7 @@ SECTIONS = {
     "split": "Members and non-members (not in kohya)",
     "network": "The LoRA",
     "privacy": "The proxy attacker and the objective (not in kohya)",
+    "dp": "Differential privacy (not in kohya)",
     "optimizer": "Learning rates and optimizer",
     "loss": "Noise and loss",
     "schedule": "Length, precision, memory",
@@ -36,7 +37,8 @@ Generated from `library/options/declarations.py` and `library/options/kohya.py` 
 Every option is a key of the TOML file that `--config_file` names (section headings are only for the reader) and a
 flag (`--name value`, with dashes or underscores; `--no-<switch>` undoes a switch of the file). A flag overrides the
 file. Names, units and defaults are those of kohya's `train_network.py` if it has the option; the column *kohya*
-states which defaults differ and why, and which options it does not have. **trainers** are `PLoRA.py` and `SPLoRA.py`.
+states which defaults differ and why, and which options it does not have. **trainers** are `PLoRA.py`, `SPLoRA.py` and
+`DPLoRA.py`.
 An unknown key, a wrong type, a value out of bounds or an option that would change the LoRA or its privacy and is not
 supported stops the run. All faults come in one round, with file and line, whatever finds them: options, dataset file,
 pictures, captions, split, state, output folder, base model, network, prompts, optimizer. What cannot be looked at

@@ -44,7 +44,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 UNKNOWN_AND_OFF = "unknown, and off"
 
 OFF_TEXTS = ("", "none", "null", "false", "0", "0.0")
-NOT_KOHYAS = ("privacy", "split", "audit", "run")  # sections of options that no file of kohya's has
+NOT_KOHYAS = ("privacy", "dp", "split", "audit", "run")  # sections of options that no file of kohya's has
 NEAR, VERY_NEAR = 0.6, 0.8  # likeness of two names, 1 = equal
 
 SDXL_NAMES = ("sdxl", "sd_xl", "stable-diffusion-xl", "sd-xl")

@@ -10,6 +10,7 @@ from library.lora_files.adapter_config import is_peft_folder
 from library.options.declarations import TRAINERS, Config
 from library.options.sources import with_origin
 from library.plain_text import plain
+from library.trainers import PRIVATE
 
 FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
 FILES = (
@@ -47,7 +48,7 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
     _check_model(config, together)
     _check_network_args(config, together)
     _check_data(config, together)
-    _check_game(door, config, together)
+    _check_privacy(config, together, faults.about) if door in PRIVATE else _check_game(door, config, together)
     _check_loss(config, together)
     _check_schedule(config, together)
     _check_saving(config, together)
@@ -215,6 +216,32 @@ def _check_game(door: str, config: Config, faults: Faults) -> None:
             f"attack_draws {config.attack_draws}: a proxy on error maps sees one pair at a time; set "
             'proxy_input = "calibrated", or attack_draws = 1'
         )
+
+
+def _check_privacy(config: Config, faults: Faults, about: set[str]) -> None:
+    """What the accounting of DP-SGD needs.
+
+    Args:
+        about: options whose values cannot be used.
+    """
+    target, noise = config.dp_target_epsilon, config.dp_noise_multiplier
+    if target is None and noise is None:
+        faults.add(
+            "dp_target_epsilon or dp_noise_multiplier is needed: what may the run spend, or how much noise it adds"
+        )
+    elif target is not None and noise is not None:
+        faults.add(
+            f"dp_target_epsilon {target:g} and dp_noise_multiplier {noise:g} exclude each other: one follows from the "
+            "other; leave one out"
+        )
+    if (target is None) == (noise is None):
+        about.update(("dp_target_epsilon", "dp_noise_multiplier"))
+    if config.network_module != "networks.lora":
+        faults.add(
+            f"network_module {config.network_module}: DPLoRA reads gradients of networks.lora's factors; use that"
+        )
+    if config.mixed_precision == "fp16":
+        faults.add('mixed_precision fp16 leaves steps out by what the pictures do to its scale; use "bf16" or "no"')
 
 
 def _check_loss(config: Config, faults: Faults) -> None:

@@ -17,6 +17,24 @@ from library.options.kohya import (
 )
 from library.options.notices import Notices
 from library.options.sources import COMMAND_LINE, Given
+from library.trainers import PRIVATE
+
+_CHOICE = "its figures of private pictures would choose the weights, which the accounting does not cover"
+# Why differentially private training does not take an option, where more is to be said than that it has no use for it
+NOT_PRIVATE = {
+    "target_auc": _CHOICE,
+    "ema_decay": "to choose between weights and their average by looking at pictures is outside the accounting",
+    **dict.fromkeys(
+        ("aux_loss_share", "aux_loss_every_n_epochs", "aux_loss_every_n_steps", "attack_eval_draws"),
+        f"a validation pass asks about private pictures outside the accounting: {_CHOICE}",
+    ),
+    "max_grad_norm": "gradients are clipped unit by unit; set dp_max_grad_norm",
+    "gradient_accumulation_steps": "a step has dp_batch_size units on average, in as many passes as it needs",
+    "reg_data_dir": "every picture of a step is a member's",
+    "gradient_checkpointing": "gradients are read from kept activations; lower train_batch_size or dp_draws",
+    "torch_compile": "gradients are read unit by unit, which compiled blocks do not allow",
+    "keep_exposures": "an epoch is as many steps as use each unit once on average",
+}
 
 
 def known_keys(door: str, given: dict[str, Given], faults: Faults, notices: Notices) -> dict[str, Given]:
@@ -87,7 +105,8 @@ def _explain_left_out(  # noqa: PLR0913  one key with all that decides what is s
         notices.idle(name, entry, VALUES_WITHOUT_EFFECT[name][str(entry.value)], with_value=True)
     elif name in Config.__dataclass_fields__:
         used_by = ", ".join(Config.__dataclass_fields__[name].metadata["doors"])
-        faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}")
+        why_not = f" ({NOT_PRIVATE[name]})" if door in PRIVATE and name in NOT_PRIVATE else ""
+        faults.add(f"{entry.origin}: option '{name}' has no meaning for {door}; it belongs to {used_by}{why_not}")
     elif reason := _reason_without_effect(name, given):
         if not (is_off and (isinstance(entry.value, (bool, str, list)) or name in READ_ONLY_WITH)):
             notices.idle(name, entry, reason)

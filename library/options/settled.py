@@ -11,9 +11,11 @@ from library.options.declarations import TRAINERS, Config
 from library.options.notices import Notices
 from library.options.sources import Given
 from library.options.values import leaves_unset, unequal_rates
+from library.trainers import PRIVATE
 
 METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
 FRESH_PICTURES = ("color_aug", "random_crop", "face_crop_aug_range")  # change the picture at every use
+WITHOUT_THE_GAME: dict[str, Any] = {"param_alpha": 0.0, "k_steps": 0}  # of a door without an attacker
 FOR_WANDB = ("log_tracker_name", "log_tracker_config", "wandb_run_name")
 
 
@@ -25,6 +27,8 @@ def settled(door: str, config: Config, given: Mapping[str, Given], notices: Noti
     """
     if door not in TRAINERS:
         return config
+    if door in PRIVATE:
+        config = dataclasses.replace(config, **WITHOUT_THE_GAME)
     rates = given.get("text_encoder_lr")
     if rates is not None and unequal_rates(rates) and config.text_encoder_lr is not None:
         notices.tell(

@@ -1,7 +1,7 @@
 """Writes a run's LoRA files, proxy and states when they are due."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class CheckpointWriter:
     metadata: Callable[[int], dict[str, str]]  # by optimizer steps done
     checks: list[Any]  # of the proxy, dataclasses; grows during the run
     gaps: list[Any]  # the same of the gap
+    spending: Mapping[str, float] | None  # of a differentially private run
     chosen_by_target: bool  # which weights the final LoRA has is known at the end only
     active: bool  # only the main process writes
 
@@ -122,5 +123,6 @@ class CheckpointWriter:
                 inputs=self.inputs,
                 checks=[dataclasses.asdict(check) for check in self.checks],
                 gaps=[dataclasses.asdict(gap) for gap in self.gaps],
+                spending=self.spending,
             )
         return str(place)

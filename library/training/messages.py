@@ -21,7 +21,7 @@ def show_library_messages(*, wanted: bool, level: str) -> None:
     logger = logging.getLogger("library")
     logger.handlers = [handler]
     logger.setLevel(level if wanted else logging.ERROR)
-    for name in ("transformers", "diffusers", "accelerate"):
+    for name in ("transformers", "diffusers", "accelerate", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

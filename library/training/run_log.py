@@ -127,6 +127,8 @@ class Recorder:
         self._track(done, "speed", speed)
         shown = [f"{short} {self._means.add(name, figures[name]):.3f}" for name, short in SHOWN.items()
                  if name in figures]  # fmt: skip
+        if "epsilon" in figures:
+            shown.append(f"epsilon {figures['epsilon']:.3g}")
         if "images_per_second" in speed:
             rate, left = speed["images_per_second"], self._bar.total - done
             seconds = left * self.speed.images_per_step / rate
@@ -178,9 +180,10 @@ class Recorder:
         """Send previews to TensorBoard only, with their number instead of the prompt."""
         self._tell(lambda tracker: tracker.pictures(done, images))
 
-    def summary(self) -> str:
-        """What the run learned, and its speed."""
-        return "\n".join(line for line in (learning_summary(self.log), self.speed.summary()) if line)
+    def summary(self, *, validated: bool) -> str:
+        """What the run learned, where there were validation passes, and its speed."""
+        learnt = learning_summary(self.log) if validated else ""
+        return "\n".join(line for line in (learnt, self.speed.summary()) if line)
 
     def _track(self, done: int, kind: str, figures: dict[str, Any]) -> None:
         """Send finite numbers to every tracker."""

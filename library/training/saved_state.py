@@ -31,6 +31,7 @@ CONTENT: Shape = Record(
     {"format": Whole(2, 2), "done": Whole(), "options": TableOf(Anything()), "checks": ListOf(CHECK)},
     {
         "gaps": ListOf(GAP),
+        "spending": Record({"noise_multiplier": Number(0), "sampling_rate": Number(0, 1), "delta": Number(0, 1)}),
         "threads": Whole(1),
         "version": Text(100),
         "files": TableOf(HEX, key=Text(255, r"\w[\w.-]*")),

@@ -94,6 +94,7 @@ def save_state(
     inputs: Mapping[str, str],
     checks: list[dict],
     gaps: Sequence[dict] = (),
+    spending: Mapping[str, float] | None = None,
 ) -> None:
     """Write a state folder under a temporary name, then rename it, so that it is never incomplete.
 
@@ -104,6 +105,7 @@ def save_state(
         options: the options that shape the weights.
         inputs: by the names of INPUTS; they reveal no picture, no caption and no key.
         checks, gaps: those of the proxy and of the gap so far.
+        spending: noise, sampling rate and delta of a differentially private run; with ``done`` they give its epsilon.
     """
     private_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
@@ -128,6 +130,7 @@ def save_state(
         hashes = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "version": __version__, "done": done, "options": options, **inputs}
         content |= {"checks": checks, "gaps": list(gaps), "files": hashes, "threads": torch.get_num_threads()}
+        content |= {} if spending is None else {"spending": dict(spending)}
         content["checksum"] = content_hash(content)
         write_whole(temporary / "state.json", json.dumps(content, indent=1) + "\n")
         before = rename_away(path) if path.exists() else None

@@ -56,7 +56,7 @@ def test_every_training_command_of_the_readme_is_understood(door: str, rest: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["PLoRA", "SPLoRA"])
+@pytest.mark.parametrize("door", ["PLoRA", "SPLoRA", "DPLoRA"])
 def test_a_launcher_passes_flags_on_and_returns_the_status(door: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     command = ["bash", str(ROOT / f"{door}.sh")]

@@ -351,6 +351,6 @@ def test_a_comparison_names_folders_and_doors_alone(tmp_path: Path) -> None:
         compare.main(["--config_file", str(tmp_path / "plan.toml")])
     lines = caught.value.messages
     assert sum("becomes a folder" in line for line in lines) == 4
-    assert sum("door must be one of PLoRA, SPLoRA, got" in line for line in lines) == 2
+    assert sum("door must be one of PLoRA, SPLoRA, DPLoRA, got" in line for line in lines) == 2
     assert sum("is not another run of this file" in line for line in lines) == 1
     assert not STEERING.search(str(caught.value).replace("\n", "")) and plain_text.plain(EVIL)[:4] == "a\\x1"

@@ -17,7 +17,10 @@ from library.options.write import explained_toml, resolved_toml
 from tests.helpers.kohya_flags import FLAGS
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
-CONFIGS = [(file, "SPLoRA" if "splora" in file.name else "PLoRA") for file in sorted(FOLDER.glob("*lora*.toml"))]
+CONFIGS = [
+    (file, "SPLoRA" if "splora" in file.name else "DPLoRA" if "dplora" in file.name else "PLoRA")
+    for file in sorted(FOLDER.glob("*lora*.toml"))
+]
 CONFIGS += [(FOLDER / f"{name}.toml", door) for name in ("pokemon", "celeba", "afhq") for door in ("PLoRA", "SPLoRA")]
 
 

