@@ -9,7 +9,7 @@ gpus=1                          # more than 1 starts one process per GPU through
 
 source ./setup.sh
 if [ "$gpus" -gt 1 ]; then
-    accelerate launch --multi_gpu --num_processes "$gpus" DPLoRA.py --config_file "$config" "$@"
+    exec accelerate launch --multi_gpu --num_processes "$gpus" DPLoRA.py --config_file "$config" "$@"
 else
-    python DPLoRA.py --config_file "$config" "$@"
+    exec "$python" DPLoRA.py --config_file "$config" "$@"
 fi

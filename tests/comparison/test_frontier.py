@@ -100,7 +100,7 @@ def test_the_worst_attack_is_one_for_all_splits() -> None:
 def audited(folder: Path, **utility: float) -> None:
     (folder / "audit").mkdir(parents=True)
     findings = {"findings": [{"name": "fusion"}], "utility": utility, "exposures_per_image": 6.0, "primary": "fusion",
-                "worst": "fusion", "settings": {"epsilon": 8.0}}  # fmt: skip
+                "worst": "fusion", "settings": {"dp_epsilon": 8.0}}  # fmt: skip
     (folder / "audit/findings.json").write_text(json.dumps(findings))
     with open(folder / "audit/scores.csv", "w", newline="") as file:
         rows = csv.writer(file)

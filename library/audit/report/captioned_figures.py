@@ -46,7 +46,7 @@ def roc_figures(result: AuditResult) -> list[str]:
 def attack_figures(result: AuditResult) -> list[str]:
     """What the attacks reach, and at which price: only aggregates, so a published page shows them too."""
     evaluation = result.evaluation
-    claimed = result.settings.get("epsilon")
+    claimed = result.settings.get("dp_epsilon")
     shadow = (
         "Blue diamonds: the same attack fitted on a shadow LoRA, by an attacker who knows no label of this one. "
         if evaluation.shadow_findings

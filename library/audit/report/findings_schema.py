@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from library.audit.report.dp_ceiling import Ceiling
 from library.audit.report.evaluation import Control
 from library.audit.report.json_csv import SCHEMA_VERSION
 from library.audit.report.most_shown import MostShown
@@ -45,6 +46,7 @@ KEYS: Mapping[str, Any] = {  # of the file, in its order
     "epsilon_lower_bounds": Sequence[OneRunBound],
     "epsilon_is_valid": bool,
     "epsilon_doubt": str,
+    "dp_ceiling": Ceiling | None,
     "dataset_level_p": float,
     "set_level_test": SetTest | None,
     "auc_by_timestep": Mapping[str, Sequence[tuple[float, float, float]]],
@@ -77,6 +79,7 @@ MEANINGS = {  # by key, or by class and field
     "epsilon_lower_bounds": "one-run bounds, by number of guesses",
     "epsilon_is_valid": "whether a fair coin put each group in or out, so that the bounds are valid",
     "epsilon_doubt": "why not; empty where they are",
+    "dp_ceiling": "what differential privacy leaves to any attack, where the file states it; else null",
     "dataset_level_p": "one-sided Welch test by group: was the collection as a whole used?",
     "set_level_test": "drawings of both sides' captions against the members and against the others, as sets; null "
     "without drawings",
@@ -136,6 +139,10 @@ MEANINGS = {  # by key, or by class and field
     "Control.name": "what is tested",
     "Control.auc": "must be at 0.5",
     "Control.interval": "95 %",
+    "Ceiling.epsilon": "as the file states it",
+    "Ceiling.delta": "as the file states it",
+    "Ceiling.auc": "largest AUC under that claim, where a fair coin put each unit in or out",
+    "Ceiling.exceeded_by": "names of attacks whose whole 95 % interval lies above: none, or the claim is wrong",
     "Pair.attack": "name of the attack",
     "Pair.against": "label of the reference",
     "Pair.difference": "AUC of this LoRA minus the reference's",

@@ -82,7 +82,7 @@ def read_point(folder: Path, title: str, split: int, *, is_plain: bool) -> Point
             worst=found["worst"],
             scores={name: (inside, outside) for name, (inside, outside) in scores.items()},
             groups=([row["group"] for row in sides[0]], [row["group"] for row in sides[1]]),
-            epsilon=found["settings"].get("epsilon"),
+            epsilon=found["settings"].get("dp_epsilon"),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"the audit of '{folder}' lacks {error}; audit it again with this version") from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from library.audit.attacks.registry import PRIMARY
 from library.audit.report.audit_result import AuditResult
+from library.audit.report.dp_ceiling import claimed_ceiling
 from library.audit.report.paired_differences import paired_differences
 from library.audit.report.wording import ACCESS, TITLES
 from library.audit.statistics.findings import Finding
@@ -47,6 +48,7 @@ def as_json(result: AuditResult, together: Sequence[AuditResult] = ()) -> dict[s
         "epsilon_lower_bounds": [asdict(bound) for bound in evaluation.epsilon],
         "epsilon_is_valid": not evaluation.epsilon_doubt,
         "epsilon_doubt": evaluation.epsilon_doubt,
+        "dp_ceiling": None if (ceiling := claimed_ceiling(result)) is None else asdict(ceiling),
         "dataset_level_p": evaluation.dataset_p,
         "set_level_test": None if result.set_test is None else asdict(result.set_test),
         "auc_by_timestep": {name: [list(row) for row in rows] for name, rows in evaluation.profiles.items()},

@@ -28,7 +28,7 @@ KEPT = (  # keys of findings.json
     "schema_version", "suite", "date", "checkpoint_sha256", "label", "method", "settings", "exposures_per_image",
     "defended", "verdict", "primary", "worst", "p_max_over_attacks", "findings", "findings_with_a_shadow",
     "paired_differences", "controls",
-    "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dataset_level_p",
+    "p_max_over_controls", "epsilon_lower_bounds", "epsilon_is_valid", "epsilon_doubt", "dp_ceiling", "dataset_level_p",
     "set_level_test", "utility", "images", "groups_tested", "facts",
 )  # fmt: skip
 FACTS = (

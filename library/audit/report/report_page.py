@@ -10,6 +10,7 @@ from library.audit.report import html
 from library.audit.report.advice import FOLDER, HEADLINES, what_now
 from library.audit.report.audit_result import AuditResult
 from library.audit.report.captioned_figures import captioned_figures, course_figures, epsilon_note
+from library.audit.report.dp_ceiling import claimed_ceiling
 from library.audit.report.figures import group_bars
 from library.audit.report.json_csv import as_json, scores_csv
 from library.audit.report.learnt import by_heart_text, gain_text, held_out_gain, percent, share_among
@@ -363,8 +364,10 @@ def epsilon_section(result: AuditResult) -> list[str]:
         "2411.12858): "
         f"p = {evaluation.dataset_p:.2g}."
     )
+    ceiling = claimed_ceiling(result)
     return [
         html.heading("Empirical epsilon"),
+        *([] if ceiling is None else [html.paragraph(ceiling.sentence())]),
         html.paragraph(epsilon_note(evaluation)),
         html.table(names.split(", "), rows),
         html.heading("Dataset-level test"),
