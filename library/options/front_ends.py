@@ -60,11 +60,9 @@ def say_the_same(name: str, one: Any, other: Any) -> bool:
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
     """The numbers that a value consists of, of two equal ones one; None for other values."""
-    items = value if isinstance(value, list) else str(value).split(",")
-    if isinstance(value, (bool, dict)) or len(items) > 2:
-        return None
     try:
-        return tuple(dict.fromkeys(float(item) for item in items))
+        items = value if isinstance(value, list) else str(value).split(",")
+        return None if len(items) > 2 else tuple(dict.fromkeys(float(item) for item in items))
     except (TypeError, ValueError, OverflowError):
         return None
 
