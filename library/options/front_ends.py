@@ -47,7 +47,24 @@ OFF_TEXTS = ("", "none", "null", "false", "0", "0.0")
 NOT_KOHYAS = ("privacy", "dp", "split", "audit", "run")  # sections of options that no file of kohya's has
 NEAR, VERY_NEAR = 0.6, 0.8  # likeness of two names, 1 = equal
 
+PAIRS = ("resolution", "skip_image_resolution", "face_crop_aug_range")  # "512", 512, "512,512" or [512, 512]
 SDXL_NAMES = ("sdxl", "sd_xl", "stable-diffusion-xl", "sd-xl")
+
+
+def say_the_same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of an option are one value, also in two forms: 512 and "512", a side and a pair of it."""
+    if type(one) is type(other) and name not in PAIRS:
+        return bool(one == other)
+    return bool(one == other) or (_numbers(one) == _numbers(other) and _numbers(one) is not None)
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """The numbers that a value consists of, of two equal ones one; None for other values."""
+    try:
+        items = value if isinstance(value, list) else str(value).split(",")
+        return None if len(items) > 2 else tuple(dict.fromkeys(float(item) for item in items))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def reads_as_off(value: Any) -> bool:

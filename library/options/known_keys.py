@@ -6,7 +6,7 @@ from typing import Any
 from library.errors import Faults, InputError, did_you_mean, nearest
 from library.options import front_ends
 from library.options.declarations import TRAINERS, Config, fields_of
-from library.options.front_ends import reads_as_off
+from library.options.front_ends import reads_as_off, say_the_same
 from library.options.kohya import (
     READ_ONLY_WITH,
     REFUSED,
@@ -43,7 +43,7 @@ def known_keys(door: str, given: dict[str, Given], faults: Faults, notices: Noti
     kept: dict[str, Given] = {}
 
     def keep(name: str, entry: Given) -> None:
-        if name in kept and kept[name].value != entry.value:
+        if name in kept and not say_the_same(name, kept[name].value, entry.value):
             also = f"contradicts {kept[name].origin}; leave one out"
             faults.add(f"{entry.origin}: {name} = {entry.value!r} {also}", about=name)
         kept[name] = entry

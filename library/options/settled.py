@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from library.errors import Faults
-from library.incoming.files import exists, is_file
+from library.errors import Faults, InputError
+from library.incoming.files import exists, read_text
 from library.options.declarations import TRAINERS, Config
 from library.options.notices import Notices
 from library.options.sources import Given
@@ -75,19 +75,28 @@ def _asking_subsets(config: Config) -> list[str]:
 
 
 def _previews(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
-    """A file of prompts that is absent or empty asks for nothing, where no preview is asked for."""
+    """A file of prompts that is absent or holds none asks for nothing, where no preview is asked for."""
     asked = config.sample_every_n_epochs or config.sample_every_n_steps or config.sample_at_first
     place = config.sample_prompts
     if not place or asked or "sample_prompts" not in given:
         return config
     file = Path(place)
-    if exists(file) and not (is_file(file) and file.stat().st_size == 0):
+    if exists(file) and not _holds_no_prompt(file):
         return config
-    state = "is empty" if exists(file) else "does not exist"
+    state = "holds no prompt" if exists(file) else "does not exist"
     notices.idle(
         "sample_prompts", given["sample_prompts"], f"'{place}' {state}, and no sample_every_* asks for a preview"
     )
     return dataclasses.replace(config, sample_prompts=None)
+
+
+def _holds_no_prompt(file: Path) -> bool:
+    """Whether a file is empty, or has blank lines, comments or an empty list alone."""
+    try:
+        lines = [line.strip() for line in read_text(file, f"'{file}'").splitlines()]
+    except InputError:
+        return False  # what is wrong is told where the prompts are read
+    return "".join(line for line in lines if not line.startswith("#")) in ("", "[]", "{}")
 
 
 def _trackers(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:

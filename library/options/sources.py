@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from library.errors import Faults, InputError, shown
 from library.incoming.files import read_text
 from library.incoming.texts import parse_toml
+from library.options.front_ends import say_the_same
 from library.toml_lines import lines_of_keys, without_repeats
 
 COMMAND_LINE = "command line"
@@ -125,7 +126,7 @@ def read_file(path: str, faults: Faults, notice: Callable[[str], None]) -> dict[
                     f"character{BACKSLASHES}",
                     about=name,
                 )
-            if name in given and given[name].value != entry:
+            if name in given and not say_the_same(name, given[name].value, entry):
                 faults.add(f"{where}: option '{name}' is given twice, also in {given[name].origin}", about=name)
             elif name in given:
                 notice(f"{where}: '{name}' is given twice with one value, also in {given[name].origin}")

@@ -11,14 +11,13 @@ from library.errors import Faults, did_you_mean, shown
 from library.incoming.files import unusable_name
 from library.incoming.shapes import LARGEST_WHOLE, WIDEST
 from library.options.declarations import Config
-from library.options.front_ends import is_our_own
+from library.options.front_ends import PAIRS, is_our_own
 from library.options.kohya import REFUSED_VALUES, ZERO_IS_UNSET
 from library.options.sources import COMMAND_LINE, SPOILED_PATH, Given
 
 TYPES = typing.get_type_hints(Config)
 SHARES = ("lr_warmup_steps", "lr_decay_steps", "token_warmup_step")  # steps, or a share of the run: 0.1 or "10%"
 SIZES = ("resolution", "skip_image_resolution")
-PAIRS = ("resolution", "skip_image_resolution", "face_crop_aug_range")  # "512", 512, "512,512" or [512, 512]
 
 
 def typed_values(given: Mapping[str, Given], faults: Faults) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from library.audit.queries.error_statistics import (
     residual_statistics,
 )
 from library.audit.queries.query_plan import FULL, LITE
+from library.tensor_files import write_tensors
 from networks.per_sample_gradients import GradientReader
 from tests.helpers.audit_toy import toy_model, toy_pictures
 
@@ -247,6 +248,23 @@ def test_a_damaged_shard_is_asked_again(tmp_path):
     fill_cache(AnswerCache(tmp_path / "store"), pictures, asker.passes, 1, lambda count: None)
     next((tmp_path / "store").iterdir()).write_bytes(b"half a file")
     assert len(AnswerCache(tmp_path / "store").missing([picture.key for picture in pictures])) == 1
+
+
+def test_a_flipped_bit_in_an_answer_is_found_told_and_asked_again(tmp_path, caplog):
+    store = AnswerCache(tmp_path / "store")
+    for number in range(2):
+        store.add([f"p{number}"], {"loss": torch.full((1, 4), 0.5)})
+    shard, _ = store.row_of["p1"]
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1  # of the last number: 0.5 becomes 0.50390625
+    shard.write_bytes(content)
+    assert AnswerCache(tmp_path / "store").missing(["p0", "p1"]) == [1]
+    assert f"the answers in '{shard}' are damaged and are asked again" in caplog.text
+
+
+def test_answers_of_a_version_without_checksums_are_read(tmp_path):
+    write_tensors(tmp_path / "old.safetensors", {"loss": torch.ones(1, 4)}, {"pictures": "p0"})
+    assert AnswerCache(tmp_path).gather(["p0"])["loss"].tolist() == [[1.0] * 4]
 
 
 def test_a_model_that_answers_nan_is_refused(tmp_path):

@@ -13,11 +13,14 @@ from PIL import Image, features
 from library.data.examples import open_picture
 from library.data.folders import caption_file, pictures_in
 from library.data.read_pictures import read_sources
+from library.data.split import draw_split
+from library.data.split_file import reuse_split, write_split
 from library.errors import InputError
 from library.incoming import pictures as pictures_gate
 from library.incoming.pictures import free_memory, open_image
 from tests.helpers import tiny
 from tests.helpers.data_toy import config, read
+from tests.helpers.keys import secret_of
 
 
 def told(folder: Path, **changed: object) -> list[str]:
@@ -146,6 +149,24 @@ def test_pictures_up_to_the_stated_area_are_passed_over_as_in_kohya(tmp_path: Pa
 
     found = read_sources(*pick_rules(config(dataset_config=str(tmp_path / "data.toml")))).candidates
     assert [sum(one.subset.dataset == place for one in found) for place in (0, 1)] == [2, 6]
+
+
+def test_pictures_whose_names_are_no_text_too_long_or_steer_a_terminal_are_read_and_found_again(tmp_path: Path) -> None:
+    """With the captions beside them, and in a split that is written and read."""
+    folder = os.fsencode(tiny.write_pictures(tmp_path, 12) / "1_zebrafolder")
+    names = [b"\xff\xfe seal", b"x" * 240, b"\x1b[31mrouge\n'\""]
+    for number, name in enumerate(names):
+        for ending in (b".png", b".txt"):
+            os.rename(folder + f"/quokka{number:03d}".encode() + ending, folder + b"/" + name + ending)
+    found = read(tmp_path).candidates
+    stems = {os.fsencode(one.path.stem): one.caption for one in found}
+    assert len(found) == 12 and [stems[name] for name in names] == [
+        f"walrus{number:03d}, ocelot picture" for number in range(3)
+    ]
+    drawn = draw_split(found, [], nonmember_share=0.5, aux_share=0.5, inclusion="fixed", secret=secret_of(1))
+    write_split(drawn, tmp_path / "split.json")
+    again = reuse_split(tmp_path / "split.json", found, secret_of(1))
+    assert again.sides == drawn.sides
 
 
 def test_windows_paths_in_metadata_are_read_as_paths_or_named_as_the_reason(tmp_path: Path, caplog) -> None:

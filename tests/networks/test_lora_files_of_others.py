@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from library.diffusion.model_files import load_model
 from library.lora_files.lora_file import LoraFile, read_lora
+from library.options.declarations import Config
+from library.rules import pick
 from library.seeding import stream
+from networks import protocol
 from networks.base_weights import merge_base_weights
 from tests.helpers.tiny import unet_output
 
@@ -122,6 +126,28 @@ def test_older_namings_are_the_same_lora(
     tensors |= {text_name(name): value for name, value in text.items()} if text_name else {}
     save_file(tensors, tmp_path / "x.safetensors")
     assert expect_same(model_folder, tmp_path / "x.safetensors", *wanted).kinds == {"LoRA"}
+
+
+@pytest.mark.parametrize("naming", ["diffusers", "attn_procs", "peft folder"])
+def test_a_training_starts_from_a_file_that_another_library_wrote(
+    model_folder: Path, tmp_path: Path, naming: str
+) -> None:
+    """With the file's ranks and alphas, and with those of the network where they are the same."""
+    model, unet, _ = adapted_parts(model_folder, lora_alpha=3)
+    file = tmp_path / "x.safetensors"
+    if naming == "peft folder":
+        file = tmp_path / "peft"
+        file.mkdir()
+        (file / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+        save_file({f"base_model.model.{name}": one for name, one in unet.items()}, file / "adapter_model.safetensors")
+    else:
+        rename = processors if naming == "attn_procs" else lambda name: f"unet.{name}"
+        save_file({rename(name): value for name, value in unet.items()}, file)
+    for chosen in ({"dim_from_weights": True}, {"network_dim": 3, "network_alpha": 3.0}):
+        rules = replace(pick(Config(), protocol.NetworkRules), network_weights=str(file), **chosen)
+        ours = load_model(str(model_folder))
+        protocol.inject(rules, ours, torch.device("cpu"), {})
+        assert (unet_output(ours.unet) - unet_output(model.unet)).norm() <= 1e-5 * unet_output(model.unet).norm()
 
 
 @pytest.mark.parametrize("numbered", [False, True], ids=["lora_te", "lora_te1"])

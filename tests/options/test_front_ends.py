@@ -266,6 +266,44 @@ def test_equal_keys_are_told_once_and_unequal_ones_are_a_fault(tmp_path: Path, f
     assert "not valid TOML" in refused(tmp_path, 'seed = "a#1"\nseed = "a#2"\n', flags(seed=None))[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other", "read_as"),
+    [("resolution", "512", '"512,512"', "512,512"), ("resolution", "[512, 640]", '"512, 640"', "512, 640"),
+     ("text_encoder_lr", "5e-5", "[5e-5, 5e-5]", 5e-5), ("clip_skip", "2", '"2"', 2)],
+)  # fmt: skip
+def test_a_key_given_twice_with_one_value_in_two_forms_is_one_key(
+    tmp_path: Path, flags, name: str, one: str, other: str, read_as: Any
+) -> None:
+    config, heard = read(tmp_path, f"[a]\n{name} = {one}\n[b]\n{name} = {other}\n", flags(**{name: None}))
+    assert getattr(config, name) == read_as
+    assert f"line 4, [b]: '{name}' is given twice with one value" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [("resolution", "512", '"512,640"'), ("output_name", '"01"', '"1"'), ("optimizer_args", '["1"]', '["1", "1"]')],
+)  # fmt: skip
+def test_a_key_given_twice_with_two_values_is_a_fault(tmp_path: Path, flags, name: str, one: str, other: str) -> None:
+    faults = refused(tmp_path, f"[a]\n{name} = {one}\n[b]\n{name} = {other}\n", flags(**{name: None}))
+    assert f"line 4, [b]: option '{name}' is given twice" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("p.txt", ""), ("p.txt", "\n  \n# a comment\n"), ("p.json", "[]\n"), ("p.toml", "# none\n")]
+)
+def test_a_file_without_a_prompt_is_passed_over_where_no_preview_is_asked_for(
+    tmp_path: Path, flags, file: str, text: str
+) -> None:
+    (tmp_path / file).write_text(text)
+    named = f'sample_prompts = "{tmp_path / file}"\n'
+    config, (told,) = read(tmp_path, named, flags())
+    assert config.sample_prompts is None
+    assert f"'{tmp_path / file}' holds no prompt, and no sample_every_* asks for a preview" in told
+    assert read(tmp_path, f"{named}sample_every_n_epochs = 1\n", flags())[0].sample_prompts is not None
+    (tmp_path / file).write_text("a walrus")
+    assert read(tmp_path, named, flags())[0].sample_prompts is not None
+
+
 def test_faults_of_option_network_argument_dataset_file_and_prompts_are_told_in_one_round(tmp_path, flags) -> None:
     dataset, prompts = tmp_path / "data.toml", tmp_path / "p.txt"
     dataset.write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nowhere"\nnum_repeat = 2\n')

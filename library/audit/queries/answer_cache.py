@@ -1,6 +1,7 @@
 """Answers on disk: shards of statistics, written whole, found again by picture, so a killed run resumes."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from library.errors import InputError
-from library.tensor_files import private_folder, read_tensors, write_tensors
+from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors
 
+logger = logging.getLogger(__name__)
 AnswerArrays = dict[str, NDArray[np.float32]]
 
 
@@ -20,9 +22,20 @@ def cache_key(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
+def checksum_of(pictures: str, records: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over a shard's pictures and answers."""
+    return hashlib.sha256(f"{pictures}\x1f{state_fingerprint(records)}".encode()).hexdigest()
+
+
 def pictures_of(shard: Path) -> list[str]:
-    """The pictures of a shard, in order. Raises: InputError for a shard that does not hold a row of each."""
+    """The pictures of a shard, in order; shards of earlier versions have no checksum.
+
+    Raises:
+        InputError: a shard that differs from its checksum, or does not hold a row of each picture.
+    """
     tensors, metadata = read_tensors(shard)
+    if metadata.get("checksum", "") not in ("", checksum_of(metadata.get("pictures", ""), tensors)):
+        raise InputError(f"'{shard}' differs from its checksum")
     pictures = metadata.get("pictures", "").split()
     if any(value.dim() == 0 or len(value) != len(pictures) for value in tensors.values()):
         raise InputError(f"'{shard}' does not hold one row for each of its {len(pictures)} pictures")
@@ -41,7 +54,8 @@ class AnswerCache:
             try:
                 pictures = pictures_of(shard)
             except InputError:
-                shard.unlink()  # damaged: its pictures are asked again
+                logger.warning("the answers in '%s' are damaged and are asked again", shard)
+                shard.unlink()
                 continue
             self._know(shard, pictures)
 
@@ -54,9 +68,10 @@ class AnswerCache:
 
     def add(self, pictures: Sequence[str], records: Mapping[str, Tensor]) -> None:
         """Write one shard (mode 0600)."""
-        name = hashlib.sha256(" ".join(pictures).encode()).hexdigest()[:24]
-        shard = self.folder / f"{name}.safetensors"
-        write_tensors(shard, records, {"pictures": " ".join(pictures)}, private=True)
+        names = " ".join(pictures)
+        shard = self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.safetensors"
+        facts = {"pictures": names, "checksum": checksum_of(names, records)}
+        write_tensors(shard, records, facts, private=True)
         self._know(shard, pictures)
 
     def gather(self, pictures: Sequence[str]) -> AnswerArrays:
