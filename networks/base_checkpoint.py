@@ -56,11 +56,20 @@ class BaseCheckpoint:
         stored = self.read(place.file, place.name)
         return stored if place.is_whole else stored[place.first : place.first + place.rows]
 
-    def slot(self, place: Place) -> Slot:
-        """What the file says of a place's tensor."""
-        return self.files[place.file][place.name]
+    def shape(self, lora_name: str, part: str = "weight") -> torch.Size | None:
+        """The shape of a layer's weight or bias; None where the layer has no bias."""
+        place = self.places[lora_name].get(part)
+        if place is None:
+            return None
+        stored = self.files[place.file][place.name].shape
+        return torch.Size(stored if place.is_whole else (place.rows, *stored[1:]))
 
-    def has_layers(self, lora_names: list[str], what: object) -> None:
+    def header(self, file: Path) -> dict[str, str]:
+        """The part of a file's metadata that its readers need: the library that it was written for."""
+        metadata = self.opened[file].metadata() or {}
+        return {"format": metadata["format"]} if metadata.get("format") == "pt" else {}
+
+    def check_layers(self, lora_names: list[str], what: object) -> None:
         """Raises: InputError for modules without a layer here."""
         strange = [name for name in lora_names if name not in self.places]
         if strange or not lora_names:

@@ -28,6 +28,11 @@ class Factors:
         """The number of directions."""
         return self.up.shape[1]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the layer is a convolution wider than 1 x 1."""
+        return len(self.shape) == 4 and self.shape[2:] != (1, 1)
+
     def product(self) -> Tensor:
         """The change; [*shape], fp32."""
         return (self.up.float() @ self.down.float() * self.scale).reshape(self.shape)
