@@ -134,7 +134,7 @@ def decomposed_factors(factors: Factors) -> Decomposition:
     """The same of a product of factors, at the cost of their rank: QR of both, then the r x r core between them."""
     left, upper = torch.linalg.qr(factors.up.double())  # [m, r] [r, r]
     right, lower = torch.linalg.qr(factors.down.double().T)  # [n, r] [r, r]
-    vectors, values, others = torch.linalg.svd(upper @ lower.T * factors.scale)
+    vectors, values, others = torch.linalg.svd(upper @ lower.T * factors.scale, full_matrices=False)
     root = values.sqrt()
     return Decomposition(left @ vectors * root, values, root[:, None] * (others @ right.T))
 
