@@ -33,10 +33,14 @@ class Flags(argparse.ArgumentParser):
         """Raises: InputError."""
         raise InputError(message)
 
+    def names(self) -> set[str]:
+        """The flags without dashes, positional ones left out."""
+        return {flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")}
+
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The options; dashes within a flag are taken for underscores. Raises: InputError, with every unknown flag."""
         words = [_underscored(word) for word in arguments]
-        known = {flag for action in self._actions for flag in action.option_strings}
+        known = {f"--{name}" for name in self.names()}
         faults = Faults()
         for word in words:
             flag = word.partition("=")[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 if not __package__:  # started as a script: the suite lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from torch import Tensor
 
 from library.errors import InputError
@@ -83,7 +84,7 @@ def checked_ratios(options: Namespace) -> list[float]:
 
 
 def merge_into_checkpoint(
-    loras: Sequence[LoraFile], ratios: Sequence[float], path: Path, options: Namespace, device: object
+    loras: Sequence[LoraFile], ratios: Sequence[float], path: Path, options: Namespace, device: torch.device
 ) -> None:
     """W + sum of ratio * change, tensor by tensor, with one rounding to the stored dtype.
 

@@ -116,8 +116,8 @@ def _what(key: str, text: str) -> str:
     leaves = list(_leaves(text))
     if any(leaf.startswith("data:image") for leaf in leaves):
         return "a picture"
-    for pattern, what in ((ADDRESS, "an address of mail or web"), (PATH, "paths or file names"), (TIME, "a time")):
-        if any(pattern.search(leaf) for leaf in leaves):
+    for content, what in ((ADDRESS, "an address of mail or web"), (PATH, "paths or file names"), (TIME, "a time")):
+        if any(content.search(leaf) for leaf in leaves):
             return what
     if all(PLAIN.fullmatch(leaf) for leaf in leaves) or (METHODS.fullmatch(key) and METHOD_VALUE.fullmatch(text)):
         return ""

@@ -104,7 +104,7 @@ def test_a_single_file_is_merged_and_extracted_under_its_own_names(tmp_path: Pat
     file, settings = single_file(tmp_path, monkeypatch, second)
     before = load_file(file)
     with open_base_checkpoint(file, settings) as checkpoint:
-        names = [*checkpoint.linear[:3], *checkpoint.linear[-4:], checkpoint.convolutions[0]]
+        names = [*checkpoint.linear[:3], *checkpoint.linear[-6:], checkpoint.convolutions[0]]
         tensors = {}
         for index, name in enumerate(names):
             shape = checkpoint.shape(name)
@@ -125,7 +125,7 @@ def test_a_single_file_is_merged_and_extracted_under_its_own_names(tmp_path: Pat
     after = load_file(tmp_path / "m.safetensors")
     assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
     changed = [name for name in after if not torch.equal(after[name], before[name])]
-    assert len(changed) == (len(names) - 1 if second else len(names))  # one matrix holds keys, values and queries
+    assert len(changed) == (len(names) - 2 if second else len(names))  # one matrix holds queries, keys, values
     call(extract_lora_from_models.main, model_org=file, model_tuned=tmp_path / "m.safetensors", dim=2, conv_dim=2,
          save_to=tmp_path / "x.safetensors")  # fmt: skip
     found = products(tmp_path / "x.safetensors")
@@ -199,7 +199,8 @@ def test_a_half_precision_lora_stays_one_and_its_dynamic_ranks_are_stated(loras,
 
 
 KINDS = {
-    "LoHa": lambda o, i: {"hada_w1_a": (o, 2), "hada_w1_b": (2, i), "hada_w2_a": (o, 2), "hada_w2_b": (2, i), "alpha": ()},
+    "LoHa": lambda o, i: {"hada_w1_a": (o, 2), "hada_w1_b": (2, i), "hada_w2_a": (o, 2), "hada_w2_b": (2, i),
+                          "alpha": ()},
     "LoKr": lambda o, i: {"lokr_w1": (2, 2), "lokr_w2_a": (o // 2, 2), "lokr_w2_b": (2, i // 2), "alpha": ()},
     "DoRA": lambda o, i: {"lora_down.weight": (2, i), "lora_up.weight": (o, 2), "dora_scale": (o, 1), "alpha": ()},
 }  # fmt: skip
@@ -327,7 +328,7 @@ def test_a_full_disk_leaves_no_file_and_every_input(loras, model_folder, tmp_pat
 @pytest.mark.parametrize(
     ("main", "words", "message"),
     [(resize_lora.main, "--model {a} --save_to x --new_rnk 2", "unknown option '--new_rnk'; did you mean '--new_rank'"),
-     (resize_lora.main, "--model {a} --save_to {out} --new_rank 9", "new_rank must be at most 4, the rank of the file, got 9"),
+     (resize_lora.main, "--model {a} --save_to {out} --new_rank 9", "must be at most 4, the rank of the file, got 9"),
      (resize_lora.main, "--model {a} --save_to {out} --new_rank 0", "new_rank must be above 0, got 0"),
      (resize_lora.main, "--model {a} --save_to {out} --dynamic_method sv_fro", "go together"),
      (resize_lora.main, "--model {a} --save_to {out} --dynamic_method sv_fro --dynamic_param 2", "at most 1, got 2"),
