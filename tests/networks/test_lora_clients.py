@@ -18,8 +18,10 @@ from library.rules import pick
 from networks.lora import create_network
 from tests.helpers.lora_files import CAPTION, FOLDER, LEAKING, PERSON
 
-SETTINGS = {"ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
-            "ss_lr_scheduler", "ss_network_args", "ss_learning_rate", "modelspec.sai_model_spec", "ss_privacy_method"}  # fmt: skip
+SETTINGS = {
+    "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_lr_scheduler",
+    "ss_network_args", "ss_learning_rate", "modelspec.sai_model_spec", "ss_privacy_method",
+}  # fmt: skip
 
 
 def test_every_key_that_tells_of_data_person_or_machine_is_named_with_its_kind() -> None:
