@@ -155,7 +155,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: when the file is missing, truncated or no safetensors file; values of a type that no file here has.
     """
-    with open_tensors(path) as file:
+    with open_tensors(path) as file, _readable(path):
         names = list(file.keys())  # the file object itself is not iterable
         return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
@@ -176,15 +176,23 @@ def slots(file: Any) -> dict[str, Slot]:
 def open_tensors(path: Path) -> Iterator[Any]:
     """An open safetensors file whose header is sound. Raises: InputError, see ``read_tensors``."""
     check_regular(path, f"'{path}'")
+    with _readable(path):
+        opened = safe_open(str(path), framework="pt")
+        kinds = {str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118  not a mapping
+        if strange := sorted(kinds - set(KINDS)):
+            raise InputError(f"'{path}' holds values of a kind that is not read here ({', '.join(strange)[:80]})")
+    with opened as file:  # what goes wrong in the caller's own work is not about this file
+        yield file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises: InputError for whatever safetensors says of a damaged file."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            kinds = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  not a mapping
-            if strange := sorted(kinds - set(KINDS)):
-                raise InputError(f"'{path}' holds values of a kind that is not read here ({', '.join(strange)[:80]})")
-            yield file
+        yield
     except InputError:
         raise
-    except Exception as error:  # of safetensors: a damaged header has many
+    except Exception as error:  # a damaged header has many
         raise InputError(
             f"'{path}' is no whole safetensors file ({shortest(error)}); fetch or export it again"
         ) from error

@@ -162,9 +162,9 @@ def report(facts: Mapping[str, Any]) -> None:
     print(f"metadata: {facts['metadata_keys']} keys, of which {len(facts['leaks'])} give something away")
     for leak in facts["leaks"]:
         print(plain(f"  LEAK {leak['key']}: {leak['gives_away']} ({leak['letters']} letters)"))
-    settings = len(facts["dropped_by_strip"]) - len(facts["leaks"])
-    if settings > 0:
-        print(f"  {settings} more keys are settings of a training, and not on the list of what may be shared")
+    settings = set(facts["dropped_by_strip"]) - {leak["key"] for leak in facts["leaks"]}
+    if settings:
+        print(f"  {len(settings)} more keys are settings of a training, and not on the list of what may be shared")
     if facts["leaks"]:
         print("  --strip SAVE_TO writes a copy without them")
 
