@@ -16,7 +16,7 @@ from library.lora_files.format import DTYPES
 from library.plain_text import plain
 from library.progress import counted
 from library.prompt_exit import run
-from networks.base_checkpoint import BaseCheckpoint, open_base_checkpoint
+from networks.checkpoints.layers import BaseCheckpoint, open_base_checkpoint
 from networks.command_line import Flags, check_output, check_positive, checked_device, write_result
 from networks.lora_targets import UNET_PREFIX
 from networks.low_rank import RankChoice, clamped, decomposed

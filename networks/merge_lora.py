@@ -18,8 +18,8 @@ from library.lora_files.lora_file import LoraFile, check_width
 from library.plain_text import plain
 from library.progress import counted
 from library.prompt_exit import run
-from networks.base_checkpoint import open_base_checkpoint
-from networks.checkpoint_writing import write_merged
+from networks.checkpoints.layers import open_base_checkpoint
+from networks.checkpoints.writing import write_merged
 from networks.command_line import (
     Flags,
     check_one_family,

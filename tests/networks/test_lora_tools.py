@@ -18,9 +18,10 @@ from library.lora_files.format import modules_of
 from library.lora_files.lora_file import read_lora
 from library.seeding import stream
 from library.tensor_files import Slot, open_tensors, slots, stream_tensors, tensor_hash
-from networks import check_lora_weights, checkpoint_writing, extract_lora_from_models, merge_lora, resize_lora
-from networks.base_checkpoint import open_base_checkpoint
+from networks import check_lora_weights, extract_lora_from_models, merge_lora, resize_lora
 from networks.base_weights import merge_base_weights
+from networks.checkpoints import writing
+from networks.checkpoints.layers import open_base_checkpoint
 from tests.helpers import ldm_layout
 from tests.helpers.lora_files import CAPTION, FOLDER, LEAKING, PERSON, filled_lora, with_metadata
 from tests.helpers.tiny import unet_output
@@ -319,7 +320,7 @@ def test_a_full_disk_leaves_no_file_and_every_input(loras, model_folder, tmp_pat
     def full(*given: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
-    monkeypatch.setattr(checkpoint_writing, "stream_tensors", full)
+    monkeypatch.setattr(writing, "stream_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         call(merge_lora.main, sd_model=model_folder, models=[loras["a"]], save_to=tmp_path / "m")
     assert list(tmp_path.iterdir()) == [] and bytes_of(model_folder) == before

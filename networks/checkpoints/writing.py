@@ -13,7 +13,7 @@ from library.errors import InputError
 from library.lora_files.format import DTYPES
 from library.progress import counted
 from library.tensor_files import Slot, stream_tensors
-from networks.base_checkpoint import BaseCheckpoint, Place
+from networks.checkpoints.layers import BaseCheckpoint, Place
 from networks.command_line import check_room
 from networks.weight_change import bias_change, weight_change
 
