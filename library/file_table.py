@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 BY_TRAINERS, BY_AUDIT, BY_COMPARE = "PLoRA, SPLoRA, DPLoRA", "audit", "compare"
+BY_TOOLS = "networks/"
 NEVER = "never"
 CONFIG_HEADER = "# resolved options of "  # the first words of a run's config.toml
 # What a word in a pattern stands for; a star stands for any part of a name, two stars for whole folders
@@ -157,6 +158,12 @@ PUBLISHED = (
     Row("report.html", BY_AUDIT, "the report without pictures, scores, groups and names", "yes"),
 )  # fmt: skip
 NUMBERED = (Row("<number>/", BY_AUDIT, "one LoRA of several, in the order of the call", "yes"),)
+TOOLS = (
+    Row("<name>.safetensors", BY_TOOLS, "a LoRA or a checkpoint; of the metadata of its sources only what may be shared, and no audit of them",
+        "like the LoRA that it was made of; audit a changed LoRA anew", private=False),
+    Row("<any>/", BY_TOOLS, "a merged checkpoint, where `sd_model` is a folder", "the same", private=False),
+    Row("<any>/**", BY_TOOLS, "what the folder of `sd_model` holds, with changed weights", "the same", private=False),
+)  # fmt: skip
 
 OUTPUT_DIR = Place("`output_dir`", "What a training writes. `audit/` lies in it, see below.", TRAINING, OUTPUT_INSIDE)
 AUDIT_DIR = Place(
@@ -200,6 +207,11 @@ TOKENIZERS = Place(
         Row("<any>/<any>", BY_TRAINERS, "its files", "as its licence says", private=False),
     ),
 )
+LORA_TOOLS = Place(
+    "`save_to` and `--strip` of the tools on LoRA files",
+    "[The tools](lora_tools.md) read files that were shared, or are to be, and leave them as they are.",
+    TOOLS,
+)
 PLACES = (
     OUTPUT_DIR,
     AUDIT_DIR,
@@ -210,4 +222,5 @@ PLACES = (
     COMPARE_SPLITS,
     LOGGING_DIR,
     TOKENIZERS,
+    LORA_TOOLS,
 )

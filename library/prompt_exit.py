@@ -1,5 +1,6 @@
-"""Ctrl-C in a door whose work is kept as it goes: it ends within seconds, with one line and no traceback."""
+"""How a door ends: its exit status after an error or a signal, and Ctrl-C where the work is kept as it goes."""
 
+import errno
 import os
 import signal
 import socket
@@ -7,13 +8,53 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 
-from library.plain_text import plain
+from library.errors import InputError, RunStopped
+from library.plain_text import plain, plain_lines, with_plain_streams
 
 GRACE = 2.0  # seconds in which what runs may end by itself
 STATUS = 130  # of a program that Ctrl-C ended
 Main = Callable[[list[str]], int]
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The machine's reasons for which a file cannot be written; any other OSError is a fault of the suite
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def run(main: Callable[[list[str]], int]) -> int:
+    """Run a door from the command line.
+
+    Returns:
+        What it returns; 2 after an input error, 130 after Ctrl-C, a signal, or a run that could not go on.
+    """
+
+    def door() -> int:
+        try:
+            return main(sys.argv[1:])
+        except InputError as error:
+            print(plain_lines(error), file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = f": '{plain(error.filename)}'" if error.filename else ""
+            print(f"stopped: {error.strerror}{place}", file=sys.stderr)
+            return 130
+        except RunStopped as error:
+            print(plain_lines(error), file=sys.stderr)
+            return 130
+        except KeyboardInterrupt:
+            print("stopped, as asked", file=sys.stderr)
+            return 130
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup and a door's own handler stay
+            signal.signal(number, _interrupt)
+    return with_plain_streams(door)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def interruptible(

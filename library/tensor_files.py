@@ -1,14 +1,16 @@
 """Files written whole or not at all, and safetensors with their metadata."""
 
 import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
@@ -19,7 +21,24 @@ from library.errors import InputError, shortest
 from library.incoming.files import check_regular
 
 # Of values, as the header calls them; the others cannot be compared or cast everywhere
-KINDS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL", "C64"}
+KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a safetensors header says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 def private_folder(path: Path) -> Path:
@@ -46,17 +65,26 @@ def write_whole(path: Path, data: bytes | str, private: bool = True) -> None:
     Raises:
         OSError: with the name of this file, not with that of the temporary one.
     """
+    with whole_file(path, private) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def whole_file(path: Path, private: bool) -> Iterator[IO[bytes]]:
+    """A file to be written piece by piece, which takes its name once all is on the disk; see ``write_whole``."""
     try:
-        _write_and_rename(path, data.encode() if isinstance(data, str) else data, private)
+        with _renamed_at_the_end(path, private) as file:
+            yield file
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _write_and_rename(path: Path, content: bytes, private: bool) -> None:
+@contextmanager
+def _renamed_at_the_end(path: Path, private: bool) -> Iterator[IO[bytes]]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if not private:
@@ -88,13 +116,46 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_whole(path, save(plain, dict(metadata)), private=private)
 
 
+def stream_tensors(
+    path: Path,
+    layout: Mapping[str, Slot],
+    value_of: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    private: bool = True,
+) -> None:
+    """Write a safetensors file whole, tensor by tensor, so that memory holds one of them at a time.
+
+    Args:
+        layout: every tensor; wider kinds of numbers come first, so that each tensor is aligned.
+        value_of: called once for each name, in the order of the file.
+    """
+    order = sorted(layout, key=lambda name: (-layout[name].dtype.itemsize, name))
+    kinds = {dtype: kind for kind, dtype in KINDS.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        slot, start = layout[name], end
+        end += slot.size
+        header[name] = {"dtype": kinds[slot.dtype], "shape": list(slot.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path, private) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            value = value_of(name).detach().cpu().contiguous()
+            if (value.dtype, tuple(value.shape)) != (layout[name].dtype, layout[name].shape):
+                raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, its slot {layout[name]}")
+            if value.numel():
+                file.write(value.flatten().view(torch.uint8).numpy().tobytes())
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file.
 
     Raises:
         InputError: when the file is missing, truncated or no safetensors file; values of a type that no file here has.
     """
-    with open_tensors(path) as file:
+    with open_tensors(path) as file, _readable(path):
         names = list(file.keys())  # the file object itself is not iterable
         return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
@@ -105,19 +166,33 @@ def tensor_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def slots(file: Any) -> dict[str, Slot]:
+    """What the header of an open safetensors file says of each tensor; no value is read."""
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    return {name: Slot(KINDS[str(one.get_dtype())], tuple(one.get_shape())) for name, one in found.items()}
+
+
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
     """An open safetensors file whose header is sound. Raises: InputError, see ``read_tensors``."""
     check_regular(path, f"'{path}'")
+    with _readable(path):
+        opened = safe_open(str(path), framework="pt")
+        kinds = {str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118  not a mapping
+        if strange := sorted(kinds - set(KINDS)):
+            raise InputError(f"'{path}' holds values of a kind that is not read here ({', '.join(strange)[:80]})")
+    with opened as file:  # what goes wrong in the caller's own work is not about this file
+        yield file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises: InputError for whatever safetensors says of a damaged file."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            kinds = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  not a mapping
-            if strange := sorted(kinds - KINDS):
-                raise InputError(f"'{path}' holds values of a kind that is not read here ({', '.join(strange)[:80]})")
-            yield file
+        yield
     except InputError:
         raise
-    except Exception as error:  # of safetensors: a damaged header has many
+    except Exception as error:  # a damaged header has many
         raise InputError(
             f"'{path}' is no whole safetensors file ({shortest(error)}); fetch or export it again"
         ) from error

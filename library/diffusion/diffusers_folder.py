@@ -1,5 +1,6 @@
 """Opens a model in diffusers layout, part by part; every wrong part is reported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,7 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
         InputError: models of another kind, by name; missing, damaged or misshapen parts, all at once.
     """
     tokenizer_folder = tokenizer_folder or folder / "tokenizer"
-    absent = [name for name in NEEDED if not is_folder(folder / name)]
-    absent += [] if is_folder(tokenizer_folder) else ["tokenizer"]
-    if absent:
-        raise InputError(
-            f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(absent)}"
-        )
+    check_parts(folder, [] if is_folder(tokenizer_folder) else ["tokenizer"])
     check_kind(folder)
     faults = Faults()
     unet = read_part(UNet2DConditionModel, folder / "unet", dtype, faults)
@@ -64,6 +60,15 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
         file_hashes={},
         family=family_of_unet(unet.config),
     )
+
+
+def check_parts(folder: Path, absent: Sequence[str] = ()) -> None:
+    """Raises: InputError when a part has no folder, or is named as absent already."""
+    lacking = [*(name for name in NEEDED if not is_folder(folder / name)), *absent]
+    if lacking:
+        raise InputError(
+            f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(lacking)}"
+        )
 
 
 def check_kind(folder: Path) -> None:

@@ -37,18 +37,9 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     checkpoint = with_text_model_names(file, read_checkpoint(file))
     family = family_of_file(file, checkpoint)
     folder = config_folder or family.settings
-    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+    unet, vae, text_encoder = unfilled_parts(folder)
     faults = Faults()
-    try:
-        weights = converted(unet, vae, text_encoder, checkpoint, family)
-    except KeyError as error:
-        raise InputError(f"'{file}' lacks {error} and possibly more; the file is incomplete, fetch it again") from error
-    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # of diffusers' key maps
-        raise InputError(
-            f"'{file}' has tensors of shapes that no {family.name} model has ({shortest(error)})"
-        ) from error
+    weights = converted(file, (unet, vae, text_encoder), checkpoint, family)
     for name, (part, state) in weights.items():
         fill(part, state, f"'{file}', {name}", faults)
     faults.raise_if_any()
@@ -65,15 +56,36 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     )
 
 
+def unfilled_parts(folder: Path) -> tuple[Any, Any, Any]:
+    """UNet, VAE and text encoder from their settings, with weights that are still to be read."""
+    return (
+        UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
+        AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
+        CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+    )
+
+
 def converted(
-    unet: Any, vae: Any, text_encoder: Any, checkpoint: Mapping[str, Tensor], family: Family
+    file: Path, parts: tuple[Any, Any, Any], checkpoint: Mapping[str, Tensor], family: Family
 ) -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """Each part with its tensors from a file, under diffusers' names. Raises: KeyError for some missing tensors."""
-    return {
-        "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
-        "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
-        "text encoder": (text_encoder, family.text_encoder_tensors(text_encoder, checkpoint)),
-    }
+    """UNet, VAE and text encoder, each with its tensors from a file under diffusers' names.
+
+    Raises:
+        InputError: tensors that are missing, or of shapes that diffusers' key maps do not take.
+    """
+    unet, vae, text_encoder = parts
+    try:
+        return {
+            "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
+            "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
+            "text encoder": (text_encoder, family.text_encoder_tensors(text_encoder, checkpoint)),
+        }
+    except KeyError as error:
+        raise InputError(f"'{file}' lacks {error} and possibly more; the file is incomplete, fetch it again") from error
+    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # of diffusers' key maps
+        raise InputError(
+            f"'{file}' has tensors of shapes that no {family.name} model has ({shortest(error)})"
+        ) from error
 
 
 def with_text_model_names(file: Path, checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:

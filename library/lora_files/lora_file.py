@@ -12,7 +12,7 @@ from library.incoming.files import is_file, is_folder, open_regular
 from library.lora_files import adapter_config
 from library.lora_files.format import KINDS, factors_agree, kind_of, modules_of
 from library.lora_files.other_names import kohya_named, other_family, rank_of, renamed
-from library.tensor_files import read_tensors
+from library.tensor_files import read_tensors, tensor_hash
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
@@ -45,6 +45,16 @@ def read_lora(path: Path) -> LoraFile:
         faults.add(f"'{path}' {fault}")
     faults.raise_if_any()
     return LoraFile(path, tensors, metadata, kinds_of(tensors))
+
+
+def check_hash(lora: LoraFile) -> None:
+    """Raises: InputError when a file states sshs_model_hash and its tensors have another."""
+    stated = lora.metadata.get("sshs_model_hash")
+    if stated and not is_folder(lora.path) and stated != (found := tensor_hash(read_tensors(lora.path)[0])):
+        raise InputError(
+            f"'{lora.path}' is not what was saved: its header states the hash {stated[:12]}, its tensors have "
+            f"{found[:12]}; fetch it again, or write a copy with the right hash (check_lora_weights.py --strip)"
+        )
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -1,16 +1,13 @@
 """From a TOML file and flags to one Config, and the faults that were found on the way, with file and line."""
 
 import dataclasses
-import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
-from library.errors import Faults, InputError, RunStopped
+from library.errors import Faults
 from library.options.declarations import Config, fields_of
 from library.options.help_text import help_text
 from library.options.joint_checks import check_together
@@ -20,10 +17,8 @@ from library.options.notices import Notices
 from library.options.settled import settled
 from library.options.sources import Given, read_file, read_flags
 from library.options.values import TYPES, leaves_unset, typed_values
-from library.plain_text import plain, plain_lines, with_plain_streams
-
-# The machine's reasons for which a file cannot be written; any other OSError is a fault of the suite
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+from library.plain_text import plain
+from library.prompt_exit import run as run  # the doors say resolve.run
 
 
 def tell(text: str) -> None:
@@ -150,39 +145,3 @@ def weight_options(door: str, config: Config) -> dict[str, Any]:
     if config.target_auc is not None or config.gain_starts != "at_once":
         names += VALIDATION  # then what a validation pass finds decides how the run goes on
     return {name: getattr(config, name) for name in names}
-
-
-def run(main: Callable[[list[str]], int]) -> int:
-    """Run a door from the command line.
-
-    Returns:
-        What it returns; 2 after an input error, 130 after Ctrl-C, a signal, or a run that could not go on.
-    """
-
-    def door() -> int:
-        try:
-            return main(sys.argv[1:])
-        except InputError as error:
-            print(plain_lines(error), file=sys.stderr)
-            return 2
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            place = f": '{plain(error.filename)}'" if error.filename else ""
-            print(f"stopped: {error.strerror}{place}", file=sys.stderr)
-            return 130
-        except RunStopped as error:
-            print(plain_lines(error), file=sys.stderr)
-            return 130
-        except KeyboardInterrupt:
-            print("stopped, as asked", file=sys.stderr)
-            return 130
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup and a door's own handler stay
-            signal.signal(number, _interrupt)
-    return with_plain_streams(door)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -144,7 +144,7 @@ def test_every_tensor_of_a_file_of_the_published_size_finds_its_place(family) ->
     assert family_of_file(Path("file"), tensors) is family_of_unet(unet.config) is family
     assert text_encoder.config.hidden_size == family.context_width == unet.config.cross_attention_dim
     faults = Faults()
-    for part, state in single_file.converted(unet, vae, text_encoder, tensors, family).values():
+    for part, state in single_file.converted(Path("x"), (unet, vae, text_encoder), tensors, family).values():
         fill(part, state, "file", faults)
     faults.raise_if_any()
 

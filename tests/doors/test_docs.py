@@ -1,17 +1,21 @@
 """The documents: what they link to, the files and options they name, and the walks through the code."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from library.options.declarations import Config
+from networks import check_lora_weights, extract_lora_from_models, merge_lora, resize_lora
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
 ROOMS = "library|networks|tools|docs|configs|tests|demo|benchmarks"
 OWN_FLAGS = {"config_file", "checks", "cases", "way"}  # of every door; of tests/run.sh; of tests.fuzz
+LORA_TOOLS = (check_lora_weights, extract_lora_from_models, merge_lora, resize_lora)
 STAND_INS = {"name", "no_"}  # "--name value" and "--no-<switch>" in docs/options.md
 PROMPT_FLAGS = {"n", "w", "h", "d", "l", "s", "ss"}  # inside a line of a prompts file, explained in docs/options.md
 
@@ -42,9 +46,23 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page: Path) -> No
 def test_every_flag_that_a_page_names_is_an_option(page: Path) -> None:
     flags = {flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text_of(page))}
     known = {*Config.__dataclass_fields__, *OWN_FLAGS}
+    if page.name in ("lora_tools.md", "files.md"):
+        known |= {name for tool in LORA_TOOLS for name in tool.flags().names()}
     if page.name == "options.md":
         known |= STAND_INS | PROMPT_FLAGS
     assert sorted(flags - known) == []
+
+
+@pytest.mark.parametrize("tool", LORA_TOOLS, ids=lambda tool: tool.__name__.rpartition(".")[2])
+def test_every_command_of_the_page_of_tools_is_one_that_the_tool_reads(tool: ModuleType) -> None:
+    """Each tool has one; its options parse, and none of the tool's own is left undescribed."""
+    page = text_of(ROOT / "docs/lora_tools.md")
+    name = tool.__name__.rpartition(".")[2]
+    commands = re.findall(rf"^python networks/{name}\.py (.+?)(?<!\\)$", page, re.MULTILINE | re.DOTALL)
+    assert commands
+    for command in commands:
+        assert tool.flags().read(shlex.split(command.replace("\\\n", " ")))
+    assert [flag for flag in tool.flags().names() - {"help"} if f"`{flag}`" not in page] == []
 
 
 def test_the_readme_is_short_and_its_first_code_block_is_the_two_commands() -> None:

@@ -1,0 +1,58 @@
+"""LoRA files of the tiny model with every factor away from zero, and files of another trainer's metadata."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from library.diffusion.model_files import load_model
+from library.lora_files.format import write_lora
+from library.seeding import stream
+from networks.lora import create_network
+
+CAPTION, FOLDER, PERSON = "walrus at dusk", "10_zebrafolder", "Quokka Wombat"
+LEAKING = {
+    "ss_v2": "False", "ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_network_dim": "4",
+    "ss_network_alpha": "3.0", "ss_network_args": "{}", "ss_learning_rate": "0.0001", "ss_lr_scheduler": "cosine",
+    "ss_tag_frequency": json.dumps({FOLDER: {CAPTION: 3}}),
+    "ss_dataset_dirs": json.dumps({FOLDER: {"n_repeats": 10, "img_count": 7}}),
+    "ss_datasets": json.dumps([{"subsets": [{"image_dir": f"/home/me/{FOLDER}"}]}]),
+    "ss_output_name": "quokka", "ss_sd_model_name": "v1-5.safetensors", "ss_training_started_at": "1700000000.25",
+    "ss_session_id": "1234", "ss_seed": "42", "ss_num_train_images": "7", "ss_training_comment": PERSON,
+    "modelspec.title": PERSON, "modelspec.author": PERSON, "modelspec.date": "2026-11-29T10:11:12",
+    "modelspec.trigger_phrase": CAPTION, "modelspec.thumbnail": "data:image/jpeg;base64,AAAA",
+    "ot_config": json.dumps({"concepts": [{"path": f"C:\\pictures\\{FOLDER}"}]}),
+    "prompt": CAPTION, "ssmd_keywords": CAPTION, "ss_extra": f"D:\\{FOLDER}\\a.png", "ss_person": PERSON,
+    "software": json.dumps({"repo": "https://example.org/quokka"}), "modelspec.sai_model_spec": "1.0.1",
+    "ss_privacy_note": PERSON, "ss_privacy_method": "PLoRA",
+}  # fmt: skip
+
+
+def filled_lora(
+    model_folder: Path, file: Path, *, seed: int = 1, rank: int = 4, alpha: float = 3.0, precision: str = "float",
+    parts: tuple[bool, bool] = (True, True), **arguments: str,
+) -> Path:  # fmt: skip
+    """A LoRA whose every module does something.
+
+    Args:
+        parts: whether it has a text encoder, and a UNet.
+    """
+    model = load_model(str(model_folder))
+    network = create_network(1.0, rank, alpha, None, model.text_encoder, model.unet, **arguments)
+    network.apply_to(model.text_encoder, model.unet, *parts)
+    with torch.no_grad():
+        for index, lora in enumerate(network.modules_of_both()):
+            lora.lora_up.weight.copy_(0.3 * torch.randn(lora.lora_up.weight.shape, generator=stream(seed, index)))
+            down = lora.lora_down.weight
+            down.copy_(0.3 * torch.randn(down.shape, generator=stream(seed, index, "down")))
+    write_lora(file, network.state_dict(), {"modelspec.sai_model_spec": "1.0.1", "ss_v2": "False"}, precision)
+    return file
+
+
+def with_metadata(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """A file as another trainer leaves it."""
+    save_file(dict(tensors), file, metadata=dict(metadata))
+    return file
