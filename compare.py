@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from library import leftovers
-from library.audit.report.comparison_table import comparison_rows, markdown, read_findings
 from library.errors import Faults, InputError
 from library.file_table import COMPARE_DIR
 from library.incoming.files import is_file, read_bytes, read_text
@@ -21,25 +20,26 @@ from library.options.comparison_plan import read_plan
 from library.options.notices import Notices
 from library.plain_text import plain
 
-# library.tensor_files imports torch, which takes seconds: functions import it when they write a file
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
     """Train, audit, and write the tables; finished LoRAs of an earlier call are kept. Returns the audit's status."""
     plan, output = read_plan(arguments)
+    from library.audit.report.comparison.comparison_files import write_frontier
+
     started, repeats = time.monotonic(), plan["compare"].get("repeats", 1)
-    places = [output] if repeats == 1 else [output / f"split-{number}" for number in range(1, repeats + 1)]
+    places = [output if repeats == 1 else output / f"split-{number}" for number in range(1, repeats + 1)]
     status = max(compare_on_one_split(plan, place) for place in places)
     if any(run.get("curve") for run in plan["runs"]):
-        write_frontier(plan["runs"], output, places)
+        print(write_frontier(plan["runs"], output, places))
     print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     return status
 
 
 def compare_on_one_split(plan: dict[str, Any], output: Path) -> int:
     """Train, audit, and write the table of one split; returns the audit's status."""
-    from library.tensor_files import write_whole
+    from library.audit.report.comparison.comparison_files import write_table
 
     leftovers.sweep(output, COMPARE_DIR, within=[""])
     trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
@@ -47,47 +47,13 @@ def compare_on_one_split(plan: dict[str, Any], output: Path) -> int:
     for run in plan["runs"]:
         if "checkpoint_of" in run:
             take_checkpoint(run, output)
-    folders = [output / run["name"] for run in plan["runs"]]
-    status = audit_all(folders, plan["audit"])
-    named = zip(map(title_of, plan["runs"]), folders, strict=True)
-    rows = comparison_rows({title: read_findings(folder) for title, folder in named})
-    table = markdown(rows)
-    write_whole(output / "table.md", table)
-    write_whole(output / "table.json", json.dumps(rows, indent=1) + "\n")
-    print(f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}")
+    status = audit_all([output / run["name"] for run in plan["runs"]], plan["audit"])
+    print(write_table(plan["runs"], output))
     return status
 
 
-def write_frontier(runs: list[dict[str, Any]], output: Path, places: list[Path]) -> None:
-    """Held-out gain against leak over all splits, beside plain LoRA's own curve: table, figures, picture."""
-    from library.audit.report import frontier
-    from library.tensor_files import write_whole
-
-    rows = frontier.frontier_rows(
-        [
-            frontier.read_point(place / run["name"], title_of(run), number, is_plain=bool(run.get("curve")))
-            for number, place in enumerate(places, 1)
-            for run in runs
-        ]
-    )
-    table = f"{frontier.frontier_table(rows)}\n{frontier.answer(rows)}"
-    write_whole(output / "frontier.md", table)
-    write_whole(output / "frontier.json", json.dumps(frontier.frontier_json(rows), indent=1) + "\n")
-    write_whole(output / "frontier.svg", frontier.frontier_figure(rows) + "\n")
-    print(f"\n{table}\n{output / 'frontier.md'}, {output / 'frontier.json'}, {output / 'frontier.svg'}")
-
-
-def title_of(run: dict[str, Any]) -> str:
-    """What a run is called in the tables."""
-    return str(run.get("title", run["name"]))
-
-
 def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> int:
-    """Run the audit of all LoRAs in one process; returns 0, or what ``fail_above`` says of them (3, 4).
-
-    Raises:
-        InputError: the audit fails.
-    """
+    """Run the audit of all LoRAs in one process; returns 0, or what ``fail_above`` says (3, 4). Raises: InputError."""
     options = [word for name, value in audit_options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
     status = subprocess.run(command, check=False).returncode
@@ -114,7 +80,7 @@ def train_all(runs: list[dict[str, Any]], output: Path, jobs: int) -> None:
                     raise InputError(f"training '{name}' stopped; see {output / name}.txt")
                 mark_finished(next(run for run in runs if run["name"] == name), output, notes[name])
                 print(f"trained {plain(name)}", flush=True)
-    finally:  # whatever stops the comparison stops its trainings too; each saves what it has
+    finally:  # whatever stops the comparison stops its trainings, too
         for process in at_work.values():
             process.terminate()
 
@@ -136,11 +102,7 @@ def start_training(run: dict[str, Any], output: Path, split: Path | None) -> sub
 
 
 def mark_finished(run: dict[str, Any], output: Path, note: str | None = None) -> None:
-    """Note with which settings a training came to its end.
-
-    Args:
-        note: of its start; None: the files that it names are read now.
-    """
+    """Note with which settings a training came to its end; without a note of its start the files are read now."""
     from library.tensor_files import write_whole
 
     write_whole(output / f"{run['name']}.trained.json", note or note_of(run))

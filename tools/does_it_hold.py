@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from library.audit.report.frontier import Figure, Row, Z, answer, frontier_table
+from library.audit.report.comparison.frontier import Figure, Row, Z, answer, frontier_table
 from library.errors import InputError
 from library.incoming.files import read_text
 

@@ -9,8 +9,9 @@ import pytest
 import toml
 
 import compare
-from library.audit.report.comparison_table import COLUMNS, comparison_rows, markdown, read_findings
+from library.audit.report.comparison.comparison_table import COLUMNS, comparison_rows, markdown, read_findings
 from library.errors import InputError
+from library.options.resolve import read_config
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -78,6 +79,15 @@ def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
     assert kinds == ["PLoRA", "lora", "PLoRA", "PLoRA", "PLoRA", "SPLoRA"] and output == Path("output/compare_demo")
     configs = [toml.load(ROOT / run["config_file"]) for run in plan["runs"] if "config_file" in run]
     assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
+
+
+@pytest.mark.parametrize("name", ["compare_demo", "frontier_demo", "stopping_demo"])
+def test_every_run_of_a_shipped_comparison_is_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan, _ = compare.read_plan(["--config_file", f"configs/{name}.toml"])
+    for run in plan["runs"]:
+        if "checkpoint_of" not in run:
+            assert read_config(run["door"], compare.own_flags(run), lambda text: None).train_data_dir == "demo/images"
 
 
 def test_an_early_checkpoint_becomes_an_output_folder_of_its_own(tmp_path):

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 import compare
-from library.audit.report import frontier
-from library.audit.report.frontier import Figure, Point, below_curve, curve_of, frontier_rows, pooled, read_point
+from library.audit.report.comparison import frontier
+from library.audit.report.comparison.frontier import (
+    Figure,
+    Point,
+    below_curve,
+    curve_of,
+    frontier_rows,
+    pooled,
+    read_point,
+)
 from library.audit.statistics.metrics import Scores
 from library.errors import InputError
 
@@ -81,6 +89,7 @@ def test_the_table_says_who_is_off_the_curve_and_who_is_on_the_front() -> None:
     told = frontier.answer(list(rows.values()))
     assert "**better** leaks less than plain LoRA" in told and "**worse** leaks *more*" in told and "far" not in told
     assert "No defence" in frontier.answer([row for title, row in rows.items() if title != "better"])
+    assert "none can be held against it" in frontier.answer([rows["plain 6"], rows["far"]])
     table = frontier.frontier_table(list(rows.values())).splitlines()
     assert len({line.count("|") for line in table}) == 1 and "| outside | outside |" in table[-1]
     assert "better 45% at 0." in frontier.frontier_figure(list(rows.values()))

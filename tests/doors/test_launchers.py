@@ -29,6 +29,7 @@ DOCUMENTED = sorted(
         (door, rest.strip())
         for file in (ROOT / "docs/gpu_box.md", *(ROOT / "configs").glob("*.toml"))
         for door, rest in re.findall(r"^(?:#   )?bash (\w+)\.sh( --[^#\n(]*)", file.read_text(), re.MULTILINE)
+        if door != "compare"  # its plans are read in tests/comparison
     }
 )
 

@@ -19,7 +19,7 @@ import compare
 import PLoRA
 from library import plain_text
 from library.audit.report import html
-from library.audit.report.comparison_table import markdown
+from library.audit.report.comparison.comparison_table import markdown
 from library.audit.report.figures import Stop, exposure_figure
 from library.errors import Faults, InputError, shortened
 from library.options import resolve, write
@@ -98,7 +98,7 @@ def test_a_page_shows_text_and_runs_none() -> None:
 
 
 def test_a_figure_reads_no_formulas_in_names() -> None:
-    stop = Stop(1.0, 0.5, 0.4, 0.6, 1.0, 1.0)
+    stop = Stop(1.0, 0.5, 0.4, 0.6, (0.3, 0.2, 0.4), 0.35)
     named = {f"$\\frac{{$ {EVIL}": [stop], "</text><script>--><b>": [stop]}
     drawn = exposure_figure(named, known=True)
     assert drawn.startswith("<svg ") and "<script" not in drawn and "<b>" not in drawn

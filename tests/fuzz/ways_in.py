@@ -10,7 +10,7 @@ import torch
 import PLoRA
 from library.audit.queries.answer_cache import AnswerCache
 from library.audit.queries.run_queries import read_index
-from library.audit.report.comparison_table import read_findings
+from library.audit.report.comparison.comparison_table import read_findings
 from library.audit.targets.candidates import find_candidates, read_pictures
 from library.audit.targets.lora_runs import find_runs
 from library.audit.targets.provenance import read_adapter

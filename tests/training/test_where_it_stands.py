@@ -154,7 +154,7 @@ def test_the_forecast_counts_every_pass() -> None:
 
     plan = TrainingPlan(4, 10)
     looks = ValidationPlan(plan, 1, None, members=2, non_members=4, draws=2, training_cost=1.0)
-    run: Any = SimpleNamespace(config=config, plan=plan, resumed={"done": 0}, validation=lambda: looks,
+    run: Any = SimpleNamespace(config=config, plan=plan, resumed={"done": 0}, validation=lambda: looks, privacy=None,
                                prompts=[SimpleNamespace(steps=5)])  # fmt: skip
     times = time_forecast.PassTimes(training=3.0, asking=0.5)
     assert time_forecast.seconds_of_steps(run, times) == 10 * (2 * 3.0 + 8 * 0.5)

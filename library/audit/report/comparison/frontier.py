@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from library.audit.report.comparison_table import read_findings
+from library.audit.report.comparison.comparison_table import read_findings
 from library.audit.report.svg import LINES, QUIET, TEXT, canvas, inline
 from library.audit.statistics.intervals import bootstrap_aucs
 from library.audit.statistics.metrics import Scores, auc
@@ -272,7 +272,9 @@ def _answers(rows: Sequence[Row]) -> Iterator[str]:
             f"* **{row.title}** leaks less than plain LoRA of the same held-out gain: worst attack "
             f"{row.below_worst.text('+.3f')}, over {row.splits} splits."
         )
-    if not clear:
+    if all(row.below_worst is None for row in rows):
+        yield "* No other training lies within plain LoRA's own curve here, so none can be held against it."
+    elif not clear:
         yield "* **No defence lies above plain LoRA's own curve** with an interval clear of zero."
     worse = [
         row for row in rows if row.below_worst is not None and row.below_worst.value - Z * row.below_worst.error > 0
