@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     )
     sets, found = candidates.candidate_sets_of(runs, config.target_fpr), []
     for run in runs:
-        subject = Subject(run, config, *provenance.read_adapter(run.lora), sets[run.lora])
+        subject = Subject(run, config, *provenance.read_adapter(run.lora), sets[run.lora], None)
         index = run.answer_index(subject.plan.name)
         answers = read_answers(*read_index(index, subject.shelf, subject.origin.fingerprint), subject.plan)
         everybody = subject.candidate_set.candidates

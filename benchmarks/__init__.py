@@ -1,0 +1,1 @@
+"""Measurements beside the tests: each is a command, and none is timed by CI."""
