@@ -39,6 +39,7 @@ PRIVACY_SETTINGS = (
     "ema_decay",
 )
 DISTILLATION = ("distill_folds", "distill_teacher_epochs")  # stated only of a LoRA that teachers have taught
+GUARANTEE = ("dp_epsilon", "dp_delta", "dp_unit", "dp_noise_multiplier", "dp_max_grad_norm")  # of DPLoRA alone
 
 
 def is_allowed(name: str) -> bool:

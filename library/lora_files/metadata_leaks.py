@@ -8,7 +8,7 @@ from typing import Any
 
 from library.errors import InputError
 from library.incoming.texts import parse_json
-from library.lora_files.metadata import HASHES, PRIVACY_PREFIX, PRIVACY_SETTINGS, reduced
+from library.lora_files.metadata import DISTILLATION, GUARANTEE, HASHES, PRIVACY_PREFIX, PRIVACY_SETTINGS, reduced
 
 NUMBER = r"[+-]?\d[\d.]*(e[+-]?\d+)?"
 HEX = r"[0-9a-f]{8,64}"
@@ -31,7 +31,9 @@ VALUES: Mapping[str, str] = {
     "modelspec.title": r"LoRA",
     "format": r"pt",
 }
-WORDS_OF_PRIVACY = (*PRIVACY_SETTINGS, "method", "exposures_per_image", "training", "base_fingerprint")
+WORDS_OF_PRIVACY = (
+    *PRIVACY_SETTINGS, *DISTILLATION, *GUARANTEE, "method", "exposures_per_image", "training", "base_fingerprint",
+)  # fmt: skip
 PRIVACY_VALUE = rf"{NUMBER}( \[.{{0,40}}\])?|{HEX}|[<>=]* ?{NUMBER}|True|False|[\w-]+( [\w-]+){{0,5}}"
 # Key, as a pattern -> what stands there. The first that fits is taken
 KEYS: Sequence[tuple[str, str]] = (

@@ -66,7 +66,15 @@ def test_the_suites_own_metadata_is_clean() -> None:
         "gain_limit": 0.5,
         "ema_decay": 0.99,
     }
-    facts |= privacy_facts("SPLoRA", options, exposures=12.0, verdict="proxy beat chance", base_fingerprint="ab" * 32)
+    facts |= privacy_facts(
+        "SPLoRA",
+        options,
+        exposures=12.0,
+        verdict="proxy beat chance",
+        base_fingerprint="ab" * 32,
+        guarantee={"dp_epsilon": "8", "dp_delta": "0.001", "dp_unit": "group", "dp_noise_multiplier": "1",
+                   "dp_max_grad_norm": "0.01"},
+    )  # fmt: skip
     facts |= {"ss_privacy_audit_auc": "0.57 [0.51, 0.63]", "ss_privacy_audit_p_max": "< 0.001",
               "ss_privacy_audit_worst_attack": "Loss threshold", "ss_privacy_audit_verdict": "leaks"}  # fmt: skip
     assert leaks_of(facts) == [] and stripped(facts) == facts
