@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import Faults
-from library.incoming.files import MIB, MOST_LIST, check_regular
+from library.incoming.files import MIB, MOST_LIST, check_regular, read_text
 from library.incoming.pickles import check_pickle_file
 from library.incoming.shapes import (
     WIDEST,
@@ -83,6 +83,8 @@ def _check_file(file: Path, shape: Shape | None) -> None:
         content: Any = read_json(file, name, most, huge=True)
         index = PLAIN_NAMES if file.name.endswith(".index.json") else TableOf(Anything())
         check_shape(content, shape or index, name)
+    elif file.name in ("merges.txt", "vocab.txt"):  # the tokenizer reads them whole
+        read_text(file, name, MOST_LIST)
     elif file.suffix == ".safetensors":
         tensor_names(file)
     elif file.suffix in (".bin", ".pt", ".ckpt", ".pth"):

@@ -44,6 +44,13 @@ def test_a_tokenizer_that_knows_more_words_than_the_encoder_is_refused(tmp_path:
         load_model(str(folder))
 
 
+def test_a_tokenizers_merges_of_gigabytes_are_refused_unread(tmp_path: Path, model_folder: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    os.truncate(folder / "tokenizer" / "merges.txt", 3 << 30)
+    with pytest.raises(InputError, match=r"merges.txt' has more than \d+ MiB"):
+        load_model(str(folder))
+
+
 def moments(path: Path) -> dict:
     """The content of a state's optimizers.pt."""
     return torch.load(path / "optimizers.pt", weights_only=True)
