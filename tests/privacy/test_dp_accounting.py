@@ -1,5 +1,6 @@
 """Epsilon of DP-SGD against a formula, an own convolution, and the looser accountant."""
 
+import logging
 import math
 
 import numpy as np
@@ -117,3 +118,13 @@ def test_a_delta_of_a_whole_unit_is_refused() -> None:
         InputError, match=r"dp_delta must be below 1 / 50 = 0.02 .* got 0.02; leave it out to use 0.001"
     ):
         require_delta(0.02, 50)
+
+
+def test_the_accountant_leaves_the_root_logger_as_it_was() -> None:
+    """It adds a handler where there is none, and then every message of the suite came twice."""
+    handlers, logging.root.handlers[:] = list(logging.root.handlers), []
+    try:
+        epsilon_rdp(Spending(1.5, 0.5, 1e-3), 3)
+        assert logging.root.handlers == []
+    finally:
+        logging.root.handlers[:] = handlers

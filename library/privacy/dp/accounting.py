@@ -1,5 +1,6 @@
 """Epsilon of DP-SGD: the privacy loss distribution of a Poisson-sampled Gaussian, composed over the steps."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,11 @@ def epsilon_rdp(spending: Spending, steps: int) -> float:
     step = dp_accounting.PoissonSampledDpEvent(
         spending.sampling_rate, dp_accounting.GaussianDpEvent(spending.noise_multiplier)
     )
-    return float(rdp.RdpAccountant().compose(step, steps).get_epsilon(spending.delta))
+    handlers = list(logging.root.handlers)
+    try:
+        return float(rdp.RdpAccountant().compose(step, steps).get_epsilon(spending.delta))
+    finally:
+        logging.root.handlers[:] = handlers  # it adds one of its own, and then every message of ours comes twice
 
 
 def calibrated_noise(target_epsilon: float, sampling_rate: float, delta: float, steps: int) -> float:
