@@ -13,10 +13,9 @@ from torch import Tensor
 from library.assembly.distillation import Teachers
 from library.assembly.game import Game
 from library.assembly.run import Run
-from library.assembly.training import Training
+from library.assembly.training import Training, member_batches
 from library.assembly.validation import Validation
 from library.assembly.validation_plan import ValidationRules, plan_validation, step_cost
-from library.data.batches import MemberBatches
 from library.errors import InputError, RunStopped
 from library.privacy.gap import Course, StopRules, course_of, kept_check
 from library.privacy.proxy_history import ProxyHistory
@@ -160,20 +159,14 @@ def _named(log: Recorder, name: str) -> Any:
 
 def _open_lesson(training: Training, teachers: Teachers, teacher: int) -> Lesson:
     """A teacher before its first step, in the network."""
-    run, config, accelerator = training.run, training.run.config, training.run.accelerator
+    run, config = training.run, training.run.config
     plan, training_set = teachers.plan.plans[teacher], teachers.plan.training_sets[teacher]
     key = StreamKey(run.key.derived("teacher", teacher), run.key.seed)
     fill_raw(run.network, teachers.start)
     pictures = training.game.pictures.in_training(
         training_set, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps, key=key
     )
-    members = MemberBatches(
-        pictures,
-        accumulation=config.gradient_accumulation_steps,
-        key=key,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
+    members = member_batches(run, pictures, key)
     alone = replace(training.game.rules, k_steps=0, attack_draws=1, separate_noise=False, proxy_input="error_map",
                     distill_folds=0)  # fmt: skip
     game = replace(

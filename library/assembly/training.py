@@ -20,7 +20,7 @@ from library.diffusion.denoising import Denoiser
 from library.privacy.attackers.build import AttackerRules, build_attacker
 from library.privacy.gap import Course, StopRules, course_of, kept_check
 from library.rules import pick
-from library.seeding import seed_modules
+from library.seeding import StreamKey, seed_modules
 from library.training.interruption import FiniteGuard
 from library.training.optimization.optimizer_step import take_step
 from library.training.optimization.optimizers import trained_parameters
@@ -177,17 +177,10 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         clip_skip=config.clip_skip,
     )
     plan = run.distillation()
-    members = MemberBatches(
-        pictures,
-        accumulation=config.gradient_accumulation_steps,
-        key=key,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
     return Game(
         accelerator=accelerator,
         pictures=pictures,
-        members=members,
+        members=member_batches(run, pictures, key),
         aux_members=AuxCycle(run.split.indices("members-aux"), key, "members-aux"),
         aux_non_members=AuxCycle(run.split.indices("non-members-aux"), key, "non-members-aux"),
         denoiser=denoiser,
@@ -201,4 +194,15 @@ def open_game(run: Run, pictures: Pictures) -> Game:
         noise=pick(config, NoiseRules),
         teachers=None if plan is None else Teachers(plan, run.network, copied_tensors(run.network)),
         loss=pick(config, LossRules),
+    )
+
+
+def member_batches(run: Run, pictures: Pictures, key: StreamKey) -> MemberBatches:
+    """The batches of this process, in an order that the key draws."""
+    return MemberBatches(
+        pictures,
+        accumulation=run.config.gradient_accumulation_steps,
+        key=key,
+        rank=run.accelerator.process_index,
+        processes=run.accelerator.num_processes,
     )

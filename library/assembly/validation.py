@@ -128,7 +128,8 @@ class Validation:
             loss = side.by_picture(side.losses)
             figures |= {f"adaptation_loss_{name}": float(loss.mean()), f"images_{name}": len(loss)}
         if can_be_switched_off(self.network):
-            gap = gap_between(done, sides[0], sides[1], self.training_state.first_falls)
+            is_early = 0 < done <= self.plan.one_exposure
+            gap = gap_between(done, sides[0], sides[1], self.training_state.first_falls, is_early=is_early)
             gap = agreed(self.accelerator, gap)  # it may end the run, for all processes alike
             self.history.gaps.append(gap)
             if gap.is_first:
@@ -206,11 +207,14 @@ def _falls(members: Side, non_members: Side) -> dict[str, Tensor]:
     return {"members": members.by_picture(members.falls), "non_members": non_members.by_picture(non_members.falls)}
 
 
-def gap_between(done: int, members: Side, non_members: Side, first: Mapping[str, Tensor]) -> GapCheck:
+def gap_between(
+    done: int, members: Side, non_members: Side, first: Mapping[str, Tensor], *, is_early: bool
+) -> GapCheck:
     """What held-out pictures gained, what members gained beyond it, and how well the gain tells them apart.
 
     Args:
-        first: ``_falls`` of the first pass of the trained LoRA; empty where there was none yet.
+        first: ``_falls`` of the first early pass; empty where there was none, so that the AUC includes luck.
+        is_early: of a trained LoRA, before much can be learnt by heart: later passes are compared with the first such.
     """
     now = _falls(members, non_members)
     inside, outside = (now[side].double().numpy() for side in ("members", "non_members"))
@@ -234,5 +238,5 @@ def gap_between(done: int, members: Side, non_members: Side, first: Mapping[str,
         high=high,
         members=len(inside),
         non_members=len(outside),
-        is_first=done > 0 and not first,
+        is_first=is_early and not first,
     )

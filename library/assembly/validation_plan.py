@@ -31,11 +31,14 @@ class ValidationPlan:
     non_members: int
     draws: int  # UNet passes for a picture
     training_cost: float  # of the whole run, in UNet passes forward
-    first: int | None = None  # steps after which a further pass comes: what a target's later passes are compared with
+    one_exposure: int = 1  # steps; a pass up to there is what later ones may be compared with
+    has_first: bool = False  # a further pass comes after one exposure, for a target
 
     def is_due(self, done: int) -> bool:
         """Whether validation runs after ``done`` steps."""
-        return done == self.first or self.plan.validation_is_due(done, self.every_epochs, self.every_steps)
+        return (self.has_first and done == self.one_exposure) or self.plan.validation_is_due(
+            done, self.every_epochs, self.every_steps
+        )
 
     def share(self) -> float:
         """What all passes cost beside the training."""
@@ -46,7 +49,7 @@ class ValidationPlan:
         """What was chosen, in one line."""
         epochs = [f"every {self.every_epochs} epochs"] if self.every_epochs else []
         steps = [f"every {self.every_steps} steps"] if self.every_steps else []
-        first = ["after one exposure"] if self.first else []
+        first = ["after one exposure"] if self.has_first else []
         when = ", ".join(["at the start", *first, *epochs, *steps])
         return (
             f"validation: {when} and at the end, on {self.members} members-aux + {self.non_members} non-members-aux x "
@@ -93,8 +96,7 @@ def plan_validation(
             sides = (_fewer(sides[0], part), _fewer(sides[1], part))
         elif between > 0:
             epochs = int(plan.epochs(plan.total_steps - 1)) // (between + 1) + 1
-    first = None if rules.target_auc is None else one_exposure
-    return ValidationPlan(plan, epochs, steps, *sides, draws, total, first)
+    return ValidationPlan(plan, epochs, steps, *sides, draws, total, one_exposure, rules.target_auc is not None)
 
 
 def _fewer(pictures: int, part: float) -> int:

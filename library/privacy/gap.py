@@ -20,12 +20,12 @@ class GapCheck:
     learnt_low: float  # its 95 % interval, over groups
     learnt_high: float
     by_heart: float  # the same of the members, minus ``learnt``
-    auc: float  # of the calibrated loss log(off / on), members above non-members, ``auc_without_luck``
+    auc: float  # of the calibrated loss log(off / on); ``auc_without_luck`` after a check within one exposure
     low: float  # 95 % interval of the AUC
     high: float
     members: int  # pictures
     non_members: int
-    is_first: bool = False  # of the trained LoRA: its AUC includes the luck of the split
+    is_first: bool = False  # what later checks are compared with: its AUC includes the luck of the split
 
     def figures(self) -> dict[str, float]:
         """For the log."""

@@ -23,7 +23,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch):
     """The AUC of every pass as a function of the steps; what was learnt grows with them."""
 
     def script(auc: Any) -> None:
-        def gap(done: int, *_: object) -> GapCheck:
+        def gap(done: int, *_: object, **how: object) -> GapCheck:
             return GapCheck(done, done / 100, 0.0, 1.0, 0.0, auc(done), 0.4, 1.0, 4, 4)
 
         monkeypatch.setattr(validation, "gap_between", gap)
@@ -115,6 +115,15 @@ def test_a_resumed_run_compares_with_the_first_pass_of_the_run(flags, tmp_path: 
     PLoRA.main(flags(**run, output_dir=resumed, resume=state))
     after = [record for record in records(straight) if record["step"] > 4 and "calibrated_auc" in record]
     assert after and after == [record for record in records(resumed) if "calibrated_auc" in record]
+
+
+def test_a_pass_that_comes_late_is_no_measure_for_later_ones(flags, tmp_path: Path) -> None:
+    """Without a target the first pass may come late: what is learnt by heart by then would be missed."""
+    run = {"max_train_steps": 40, "aux_loss_every_n_steps": 20, "save_state": True}
+    assert PLoRA.main(flags(**run)) == 0
+    assert not (tmp_path / "out/state/last-state/first_falls.safetensors").exists()
+    assert PLoRA.main(flags(**{**run, "aux_loss_every_n_steps": 1, "output_dir": tmp_path / "early"})) == 0
+    assert (tmp_path / "early/state/last-state/first_falls.safetensors").exists()
 
 
 def test_other_validation_options_would_change_the_run_and_are_refused_at_resume(flags, scripted, tmp_path) -> None:

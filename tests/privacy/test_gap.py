@@ -114,11 +114,11 @@ def test_luck_in_who_is_easy_to_learn_is_no_leak() -> None:
     easy[0] += 0.5
     before = {"members": torch.tensor(0.2 * easy[0]), "non_members": torch.tensor(0.2 * easy[1])}
     sides = [side((0.5 * easy[place] + noise[place]).tolist()) for place in (0, 1)]
-    raw, fair = gap_between(50, *sides, {}), gap_between(50, *sides, before)
+    raw, fair = gap_between(50, *sides, {}, is_early=True), gap_between(50, *sides, before, is_early=False)
     assert raw.auc > 0.62 and fair.low < 0.5 < fair.high
     assert fair.high - fair.low < 0.5 * (raw.high - raw.low)  # what is left of chance
     planted = [side((sides[0].falls + 0.25).tolist()), sides[1]]  # half of the spread: Phi(.5 / sqrt 2) = .638
-    assert gap_between(50, *planted, before).auc == pytest.approx(0.638, abs=0.03)
+    assert gap_between(50, *planted, before, is_early=False).auc == pytest.approx(0.638, abs=0.03)
 
 
 def test_the_interval_without_luck_covers_the_true_auc_in_groups() -> None:
@@ -137,8 +137,8 @@ def test_the_interval_without_luck_covers_the_true_auc_in_groups() -> None:
 
 
 def test_the_gap_compares_what_members_and_others_gained() -> None:
-    gap = gap_between(7, side([0.3, 0.4, 0.5]), side([0.1, 0.2, 0.35]), {})
-    assert gap.is_first and not gap_between(0, side([0.0, 0.0]), side([0.0, 0.0]), {}).is_first
+    gap = gap_between(7, side([0.3, 0.4, 0.5]), side([0.1, 0.2, 0.35]), {}, is_early=True)
+    assert gap.is_first and not gap_between(0, side([0.0, 0.0]), side([0.0, 0.0]), {}, is_early=False).is_first
     assert gap.learnt_low < gap.learnt < gap.learnt_high
     assert gap.learnt == pytest.approx(1 - math.exp(-np.mean([0.1, 0.2, 0.35])))
     assert gap.learnt + gap.by_heart == pytest.approx(1 - math.exp(-0.4)) and gap.auc == pytest.approx(8 / 9)

@@ -14,13 +14,13 @@ from scipy import stats
 from library.audit.attacks.attack_result import sides_of, test_groups
 from library.audit.report.evaluation import Evaluation
 from library.audit.report.svg import LINES, MEMBER, NON_MEMBER, QUIET, TEXT, canvas, inline
+from library.audit.statistics.gain import Share
 from library.audit.statistics.intervals import group_draws
 from library.audit.statistics.metrics import roc_points
 from library.audit.targets.candidate_table import Candidates, FloatArray
 from library.plain_text import for_figure
 
 PERCENT = FuncFormatter(lambda value, place: f"{100 * value:g} %")
-Range = tuple[float, float, float]  # value and its interval
 STRENGTHS = np.linspace(-1, 1, 9)  # edges of the colours of a correlation
 
 
@@ -273,7 +273,7 @@ class Stop:
     auc: float
     low: float
     high: float
-    learnt: Range  # held-out gain and its interval
+    learnt: Share  # held-out gain and its interval
     member_gain: float
 
 
@@ -310,7 +310,7 @@ def exposure_figure(trainings: Mapping[str, Sequence[Stop]], known: bool) -> str
     return inline(figure, "exposures", f"Against {axis}: {'. '.join(seen)}.")
 
 
-def tradeoff_figure(points: Mapping[str, tuple[Range, Range]]) -> str:
+def tradeoff_figure(points: Mapping[str, tuple[Share, Share]]) -> str:
     """Privacy against utility: held-out gain (x) and flipped AUC (y) of every LoRA, with their intervals."""
     figure, (axes,) = canvas(4.2 + 0.1 * len(points))
     for (name, ((gain, *reach), (area, *sure))), colour in zip(points.items(), LINES * 4, strict=False):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from library.audit.report.audit_result import AuditResult
+from library.audit.statistics.gain import Share
 
 Utility = Mapping[str, float]
-Share = tuple[float, float, float]  # value and its 95 % interval
 
 
 def held_out_gain(utility: Utility) -> Share:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,7 @@ def frontier_rows(points: Sequence[Point]) -> list[Row]:
         for split in {point.split for point in points}
     }
     rows = [_row(by_title[title], points, main, worst, best) for title in titles]
-    return [
-        Row(**{**vars(row), "is_on_front": not any(_beats(other, row) for other in rows if other is not row)})
-        for row in rows
-    ]
+    return [replace(row, is_on_front=not any(_beats(other, row) for other in rows if other is not row)) for row in rows]
 
 
 def _row(
