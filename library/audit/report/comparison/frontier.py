@@ -5,13 +5,14 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from library.audit.report.comparison.comparison_table import read_findings
+from library.audit.report.figures import legend_below
 from library.audit.report.svg import LINES, QUIET, TEXT, canvas, inline
 from library.audit.statistics.intervals import bootstrap_aucs
 from library.audit.statistics.metrics import Scores, auc
@@ -21,6 +22,7 @@ from library.plain_text import for_figure, plain
 
 DRAWS = 2000  # bootstrap samples of groups
 Z = 1.96
+MARKERS = "sD^vP"  # with the colours enough for 25 trainings
 
 
 @dataclass(frozen=True)
@@ -282,22 +284,25 @@ def _answers(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def frontier_figure(rows: Sequence[Row]) -> str:
-    """Held-out gain against the worst attack's AUC as an SVG element; plain LoRA's points are joined."""
-    figure, (axes,) = canvas(5.0)
-    plain_rows = sorted((row for row in rows if row.is_plain), key=lambda row: row.exposures or 0.0)
-    axes.plot([100 * row.gain.value for row in plain_rows], [row.worst.value for row in plain_rows], color=QUIET)
-    for number, row in enumerate(rows):
-        colour = QUIET if row.is_plain else LINES[number % len(LINES)]
-        axes.errorbar(
-            100 * row.gain.value, row.worst.value, xerr=100 * Z * row.gain.error, yerr=Z * row.worst.error,
-            color=colour, marker="o" if row.is_plain else "s", markersize=5, linewidth=1,
-        )  # fmt: skip
-        axes.annotate(
-            for_figure(row.title), (100 * row.gain.value, row.worst.value), xytext=(5, 4), textcoords="offset points",
-            fontsize=TEXT, color=colour,
-        )  # fmt: skip
+    """Held-out gain against the worst attack's AUC as an SVG element; plain LoRA's points are joined and numbered."""
+    figure, (axes,) = canvas(5.6)
+    curve = sorted((row for row in rows if row.is_plain), key=lambda row: row.exposures or 0.0)
+    places = [100 * row.gain.value for row in curve], [row.worst.value for row in curve]
+    axes.plot(*places, color=QUIET, marker="o", markersize=5, label="plain LoRA, by exposures")
+    others = [row for row in rows if not row.is_plain]
+    looks = [(row, "", QUIET) for row in curve]
+    looks += [(row, *look) for row, look in zip(others, product(MARKERS, LINES), strict=False)]
+    for row, marker, colour in looks:
+        spot = 100 * row.gain.value, row.worst.value
+        reach, sure = 100 * Z * row.gain.error, Z * row.worst.error
+        axes.errorbar(*spot, xerr=reach, yerr=sure, color=colour, linewidth=1, alpha=0.6)
+        if marker:
+            axes.plot(*spot, color=colour, marker=marker, markersize=5, linestyle="none", label=for_figure(row.title))
+        elif row.exposures is not None:
+            text = f"{row.exposures:.3g}"
+            axes.annotate(text, spot, xytext=(5, 4), textcoords="offset points", fontsize=TEXT, color=QUIET)
     axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     axes.set(xlabel="held-out gain, %", ylabel="worst attack, AUC")
-    axes.margins(x=0.25)
+    legend_below(figure, axes)
     told = ", ".join(f"{row.title} {row.gain.value:.0%} at {row.worst.value:.2f}" for row in rows)
     return inline(figure, "frontier", f"Held-out gain and AUC of the worst attack: {told}.")
