@@ -109,8 +109,8 @@ def test_every_row_is_needed_by_some_file_or_has_its_reason(whole: Path) -> None
     names = [(path.relative_to(whole).as_posix(), path.is_dir()) for path in whole.rglob("*")]
     idle = {row.pattern for row in file_table.TRAINING if not any(row.fits(*name) for name in names)}
     assert idle == {
-        "run.lock", "state/<any>-state/kept.safetensors", "state/<any>-teachers/",
-        "state/<any>-teachers/teacher-<number>.safetensors", "tensorboard/<any>/",
+        "run.lock", "state/<any>-state/first_falls.safetensors", "state/<any>-state/kept.safetensors",
+        "state/<any>-teachers/", "state/<any>-teachers/teacher-<number>.safetensors", "tensorboard/<any>/",
         "tensorboard/<any>/events.out.tfevents.*", "wandb/", "wandb/**",
     }  # fmt: skip
     audited = [(name.removeprefix("audit/"), is_folder) for name, is_folder in names if name.startswith("audit/")]
