@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
     # Imported after the options: torch and the model libraries take seconds, and --help needs none of them
     import torch
 
-    from library.assembly import audit_beside, audit_lora
+    from library.assembly import audit_lora
+    from library.assembly.beside import measures
     from library.audit.report import advice, audit_result, most_exposed, publication, report_page
     from library.audit.targets import candidates, lora_runs, provenance
     from library.training import messages
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
         subject = audit_lora.Subject(
             run, config, weights, metadata, origin, candidate_set, given.get("mixed_precision")
         )
-        beside[run.lora] = audit_beside.measured(subject, print) if run.is_last else []
+        beside[run.lora] = measures.measured(subject, print) if run.is_last else []
         if not asks_membership:
             continue
         drawn = None if config.scores_only else audit_lora.ask_model(subject)

@@ -1,13 +1,13 @@
-"""What ``audit.py`` measures of a LoRA beside membership, by the words of the option ``attacks``."""
+"""The measurements beside membership, by the words of the option ``attacks``."""
 
 from collections.abc import Callable, Mapping
 
-from library.assembly import audit_robustness
 from library.assembly.audit_lora import Subject
+from library.assembly.beside import robustness
 from library.audit.report.beside import Beside, write_page
 from library.plain_text import plain
 
-MEASURES: Mapping[str, Callable[[Subject], Beside]] = {"robustness": audit_robustness.measured}
+MEASURES: Mapping[str, Callable[[Subject], Beside]] = {"robustness": robustness.measured}
 
 
 def measured(subject: Subject, say: Callable[[str], None]) -> list[Beside]:
