@@ -6,6 +6,7 @@ from library.audit.report.figures import legend_below
 from library.audit.report.svg import LINES, QUIET, canvas, inline
 from library.audit.robustness.robustness_result import RobustnessResult
 
+SHOWN = {"loss": "picture", "transfer": "picture, base's change", "text": "text"}
 PERCENT_MORE = FuncFormatter(lambda value, place: f"{100 * value:+g} %")
 
 
@@ -46,9 +47,7 @@ def ratio_figure(result: RobustnessResult) -> str:
     figure, (axes,) = canvas(4.2)
     names = [one.name for one in result.variants]
     seen = []
-    for shift, (attack, title) in enumerate(
-        {"loss": "picture", "transfer": "found on the base", "text": "text"}.items()
-    ):
+    for shift, (attack, title) in enumerate(SHOWN.items()):
         colour = LINES[shift]
         for place, name in enumerate(names):
             found = result.of(name, attack, result.main_size).against_full

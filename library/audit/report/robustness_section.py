@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from library.audit.images.generated import GUIDANCE
 from library.audit.report import html
 from library.audit.report.beside import Beside
 from library.audit.report.robustness_figures import ratio_figure, rise_figure, size_text
@@ -44,7 +45,9 @@ def _is_sturdier(against: Estimate | None) -> bool:
 
 def rise_text(found: Estimate) -> str:
     """A relative rise with its interval, in percent."""
-    return f"{100 * found.value:+.0f} % [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+    digits = 0 if abs(found.value) >= 0.1 else 1
+    value, low, high = (f"{100 * part:+.{digits}f}" for part in (found.value, found.low, found.high))
+    return f"{value} % [{low}, {high}]"
 
 
 def pixels_text(found: Estimate) -> str:
@@ -75,15 +78,15 @@ def section(result: RobustnessResult) -> list[str]:
     counted = ", ".join(f"{count} {SIDES[side]}" for side, count in result.pictures.items())
     intro = (
         f"Each picture (test sides: {counted}, of {result.groups} groups) is changed by projected gradient ascent, so "
-        f"that the error of the predicted noise grows (timesteps {' and '.join(map(str, TIMESTEPS))} of 1000, fixed noise): "
-        f"no pixel in 0..1 moves by more than the size. {rules.robustness_steps} steps, {rules.robustness_restarts} "
-        "starts, the best point of all counts. Every variant is attacked by its own gradients, with the same pictures, "
-        "noise and starts. Text states move by at most the size as a share of their own length. Drawings start from "
-        f"the picture (strength {STRENGTH:g}, {rules.generation_steps} DDIM steps for a whole drawing, guidance 2); the "
-        "damage is the root mean square of what moves in them. Rises and errors are geometric means over pictures; "
-        "intervals have 95 % confidence and count groups. Kept energy is the share of the squared norm of the LoRA's "
-        "change. A rise is relative to the variant's own error, which a LoRA lowers: the error after the attack is the "
-        "other half of the answer."
+        f"that the error of the predicted noise grows (timesteps {' and '.join(map(str, TIMESTEPS))} of 1000, fixed "
+        f"noise): no pixel in 0..1 moves by more than the size. {rules.robustness_steps} steps, "
+        f"{rules.robustness_restarts} starts, the best point of all counts. Every variant is attacked by its own "
+        "gradients, with the same pictures, noise and starts. Text states move by at most the size as a share of their "
+        f"own length. Drawings start from the picture (strength {STRENGTH:g}, {rules.generation_steps} DDIM steps for "
+        f"a whole drawing, guidance {GUIDANCE:g}); the damage is the root mean square of what moves in them. Rises and "
+        "errors are geometric means over pictures; intervals have 95 % confidence and count groups. Kept energy is the "
+        "share of the squared norm of the LoRA's change. A rise is relative to the variant's own error, which a LoRA "
+        "lowers: the error after the attack is the other half of the answer."
     )
     drawn = [
         html.figure(

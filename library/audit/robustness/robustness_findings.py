@@ -32,11 +32,13 @@ class RobustnessFinding:
 
     variant: str  # base, full, rank 4
     side: str  # all, members-test, non-members-test
-    attack: str  # loss, text: own gradients; transfer: found on the base; damage_by_loss, ...: what drawings move by
+    attack: str  # loss, text: own gradients; transfer: found on the base; after; damage_by_loss and the others
     size: float
     pictures: int
     groups: int
-    value: Estimate  # of loss, text, transfer: relative rise of the loss (geometric mean); of damages: pixels in 0..1
+    # loss, text, transfer: relative rise of the loss (geometric mean); after: the loss itself under the attack "loss";
+    # damages: what drawings move by, pixels in 0..1
+    value: Estimate
     of_noise: Estimate | None  # the same by a change of that size without an aim
     on_fresh_noise: Estimate | None  # the rise under noise that the attack did not see
     against_full: Estimate | None  # ratio to the whole LoRA on the same pictures, below 1: sturdier; None for it
@@ -111,6 +113,7 @@ def findings_of(
             for place, size in enumerate(sizes):
                 facts = (variant, side, size, groups)
                 found += [_rise(here, against, rows, place, facts, kind) for kind in (*KINDS, "transfer")]
+                found.append(_after(here, against, rows, place, facts))
                 found += [_damage(here, against, rows, place, facts, column) for column in range(len(DAMAGES))]
     return found
 
@@ -138,6 +141,23 @@ def _rise(
         ratio(log_rise(here, f"{kind}_fresh", fresh=True)[rows, place], groups, 1.0) if own else None,
         None if full is None else ratio(logs - log_rise(full, kind)[rows, place], groups),
     )
+
+
+def _after(
+    here: AnswerArrays,
+    full: AnswerArrays | None,
+    rows: NDArray[np.intp],
+    place: int,
+    facts: tuple[str, str, float, list[str]],
+) -> RobustnessFinding:
+    """The loss itself under the strongest change, whatever it was before."""
+    variant, side, size, groups = facts
+    logs = np.log(np.maximum(here["loss"].astype(np.float64)[rows, place], FLOOR))
+    against = None
+    if full is not None:
+        against = ratio(logs - np.log(np.maximum(full["loss"].astype(np.float64)[rows, place], FLOOR)), groups)
+    value = ratio(logs, groups)
+    return RobustnessFinding(variant, side, "after", size, len(rows), len(set(groups)), value, None, None, against)
 
 
 def _damage(
