@@ -1,5 +1,6 @@
 """One model under several LoRAs: exact cuts, and the base back bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_every_variant_is_in_the_model_and_the_base_comes_back_bit_for_bit(model
         outputs[variant.name] = unet_output(model.unet)
     assert torch.equal(outputs["full"], unet_output(wanted.unet)) and torch.equal(outputs["base"], base_output)
     away = {name: float((output - outputs["full"]).square().mean()) for name, output in outputs.items()}
-    assert 0 < away["rank 2"] < away["rank 1"]
+    assert 0 < away["rank 2"] < away["rank 1"] and 0 < away["half strength"] < away["base"]
     exchange.put(variants_of(lora.tensors, factors_in(lora, "cut to a rank"), [])[0])
     assert state_fingerprint(model.unet.state_dict()) == before
 
@@ -56,6 +57,15 @@ def test_every_variant_is_in_the_model_and_the_base_comes_back_bit_for_bit(model
 def merge_weights_without_gradient(model, tensors) -> None:
     """Another way to the whole LoRA."""
     merge_weights(model.unet, model.text_encoder, tensors, 1.0)
+
+
+def test_half_strength_keeps_every_direction_at_half_its_size(lora) -> None:
+    modules = factors_in(lora, "cut to a rank")
+    *_, half = variants_of(lora.tensors, modules, [])
+    halved = factors_in(replace(lora, tensors=dict(half.tensors)), "cut to a rank")
+    for name, factors in modules.items():
+        assert torch.allclose(halved[name].product(), 0.5 * factors.product(), atol=1e-6)
+    assert half.kept_energy == 0.25
 
 
 def test_ranks_are_halved_down_to_one_and_a_rank_that_cuts_nothing_is_refused(lora) -> None:

@@ -37,12 +37,12 @@ def found(trained: Path) -> dict:
 
 @pytest.mark.slow
 def test_every_variant_attack_size_and_side_has_its_figures(found: dict) -> None:
-    variants = ["base", "full", "rank 4", "rank 2", "rank 1"]
+    variants = ["base", "full", "rank 4", "rank 2", "rank 1", "half strength"]
     assert [one["name"] for one in found["variants"]] == variants
     kept = [one["kept_energy"] for one in found["variants"]]
     assert kept[0] == 0 and kept[1] == 1 and kept[2] > kept[3] > kept[4] > 0
     keys = {(one["variant"], one["attack"], one["size"], one["side"]) for one in found["findings"]}
-    assert len(keys) == len(found["findings"]) == 5 * 7 * 2 * 3
+    assert len(keys) == len(found["findings"]) == 6 * 7 * 2 * 3
     for one in found["findings"]:
         assert one["value"]["low"] <= one["value"]["value"] <= one["value"]["high"]
         assert (one["against_full"] is None) == (one["variant"] == "full")

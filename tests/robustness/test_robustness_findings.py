@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from library.audit.robustness.robustness_findings import AuditedPictures, checks_of, code_findings, findings_of
+from library.audit.robustness.robustness_findings import (
+    AuditedPictures,
+    checks_of,
+    code_findings,
+    findings_of,
+    learnt_of,
+)
 
 SIZES = (0.01, 0.02)
 SIDES = ["members-test"] * 4 + ["non-members-test"] * 4
@@ -82,3 +88,11 @@ def test_the_code_is_told_with_noise_of_the_same_size_beside_it() -> None:
     first, second = code_findings(code, PICTURES, SIZES)
     assert first.distance.value == pytest.approx(0.4) and first.of_noise.value == pytest.approx(0.1)
     assert (first.beats_one_step, second.beats_one_step, first.beats_noise) == (0, 1, 1)
+
+
+def test_what_a_variant_learnt_is_the_fall_of_the_held_out_pictures_error_below_the_base() -> None:
+    base, full = answers(1.2), answers(1.2)
+    full["clean"] = (0.6 * base["clean"]).astype(np.float32)
+    full["clean"][:4] *= 0.1  # members do not count
+    learnt = learnt_of({"base": base, "full": full}, PICTURES)
+    assert (learnt["base"].value, learnt["full"].value) == pytest.approx((0.0, 0.4), abs=1e-5)

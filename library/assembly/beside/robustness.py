@@ -77,6 +77,7 @@ def measured(subject: Subject) -> Beside:
         findings=robustness_findings.findings_of(answers, chosen, sizes),
         checks=robustness_findings.checks_of(answers, chosen),
         code=robustness_findings.code_findings(of_code, chosen, sizes),
+        learnt=robustness_findings.learnt_of(answers, chosen),
         pictures={side: chosen.sides.count(side) for side in pictures.SIDES},
         groups=len(set(chosen.groups)),
         rules=bench.questions.rules,

@@ -50,6 +50,11 @@ def rise_text(found: Estimate) -> str:
     return f"{value} % [{low}, {high}]"
 
 
+def learnt_text(found: Estimate) -> str:
+    """A held-out gain in percent."""
+    return f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+
+
 def pixels_text(found: Estimate) -> str:
     """A root mean square of pixels, in 255ths."""
     return f"{255 * found.value:.1f} [{255 * found.low:.1f}, {255 * found.high:.1f}]"
@@ -116,11 +121,18 @@ def attack_tables(result: RobustnessResult) -> list[str]:
     parts = []
     for attack, title in ATTACKS.items():
         text, unit = SAID.get(attack, (rise_text, "rise of the error"))
-        heads = ["variant", "kept energy", *(size_text(size) for size in result.sizes), "ratio to the whole LoRA"]
+        heads = [
+            "variant",
+            "kept energy",
+            "learnt (held out)",
+            *(size_text(size) for size in result.sizes),
+            "ratio to the whole LoRA",
+        ]
         rows = [
             (
                 one.name,
                 f"{100 * one.kept_energy:.0f} %",
+                learnt_text(result.learnt[one.name]),
                 *(text(result.of(one.name, attack, size).value) for size in result.sizes),
                 ratio_text(result.of(one.name, attack, result.main_size).against_full),
             )

@@ -18,14 +18,16 @@ from networks.weight_change import merge_weights
 class Variant:
     """What the base is asked with."""
 
-    name: str  # base, full, rank 4
+    name: str  # base, full, rank 4, half strength
     rank: int  # 0 for the base
     kept_energy: float  # share of the squared norm of the whole LoRA's change
     tensors: Mapping[str, Tensor] | None  # None for the base
 
 
 def variants_of(weights: Mapping[str, Tensor], modules: Mapping[str, Factors], ranks: Sequence[int]) -> list[Variant]:
-    """The base, the LoRA as it is, and its cuts in descending order.
+    """The base, the LoRA as it is, its cuts in descending order, and the control of the cuts: the LoRA at half strength.
+
+    A cut is a weaker LoRA. What the weakening alone does is seen in the control, which keeps all directions.
 
     Args:
         weights: the LoRA's tensors under kohya's names.
@@ -34,7 +36,8 @@ def variants_of(weights: Mapping[str, Tensor], modules: Mapping[str, Factors], r
     """
     found = {name: decomposed_factors(factors) for name, factors in modules.items()}
     whole = Variant("full", max(factors.rank for factors in modules.values()), 1.0, weights)
-    return [Variant("base", 0, 0.0, None), whole, *(_cut(modules, found, rank) for rank in ranks)]
+    cuts = [_cut(modules, found, rank) for rank in ranks]
+    return [Variant("base", 0, 0.0, None), whole, *cuts, _weakened(whole, 0.5)]
 
 
 def cut_ranks(modules: Mapping[str, Factors], asked: Sequence[int]) -> list[int]:
@@ -64,6 +67,13 @@ def _cut(modules: Mapping[str, Factors], found: Mapping[str, Decomposition], ran
             tensors[f"{name}.{part}"] = value
         whole, lost = whole + float(one.values.square().sum()), lost + one.lost(rank) ** 2
     return Variant(f"rank {rank}", rank, 1 - lost / whole if whole else 1.0, tensors)
+
+
+def _weakened(whole: Variant, strength: float) -> Variant:
+    """All directions at a share of their strength: every alpha is multiplied by it."""
+    assert whole.tensors is not None
+    tensors = {name: value * strength if name.endswith(".alpha") else value for name, value in whole.tensors.items()}
+    return Variant("half strength", whole.rank, strength**2, tensors)
 
 
 class Exchangeable:

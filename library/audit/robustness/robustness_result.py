@@ -8,7 +8,7 @@ from library.audit.robustness.damage import STRENGTH
 from library.audit.robustness.objectives import TIMESTEPS
 from library.audit.robustness.questions import RobustnessRules
 from library.audit.robustness.ranks import Variant
-from library.audit.robustness.robustness_findings import CodeFinding, MaskingCheck, RobustnessFinding
+from library.audit.robustness.robustness_findings import CodeFinding, Estimate, MaskingCheck, RobustnessFinding
 
 SCHEMA_VERSION = 1  # of robustness.json; grows when a key goes away or changes its meaning
 
@@ -22,6 +22,7 @@ class RobustnessResult:
     findings: Sequence[RobustnessFinding]
     checks: Sequence[MaskingCheck]
     code: Sequence[CodeFinding]
+    learnt: Mapping[str, Estimate]  # held-out gain by variant
     pictures: Mapping[str, int]  # by side
     groups: int
     rules: RobustnessRules
@@ -49,4 +50,5 @@ def as_json(result: RobustnessResult) -> dict[str, Any]:
         "findings": [asdict(one) for one in result.findings],
         "checks": [asdict(one) for one in result.checks],
         "code": [asdict(one) for one in result.code],
+        "learnt": {name: asdict(one) for name, one in result.learnt.items()},
     }
