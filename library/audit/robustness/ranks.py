@@ -25,7 +25,7 @@ class Variant:
 
 
 def variants_of(weights: Mapping[str, Tensor], modules: Mapping[str, Factors], ranks: Sequence[int]) -> list[Variant]:
-    """The base, the LoRA as it is, its cuts in descending order, and the control of the cuts: the LoRA at half strength.
+    """The base, the LoRA as it is, its cuts in descending order, and their control: the LoRA at half strength.
 
     A cut is a weaker LoRA. What the weakening alone does is seen in the control, which keeps all directions.
 
