@@ -1,8 +1,8 @@
 """Puts a robustness audit into docs/rank_and_robustness.md: python -m tools.rank_and_robustness OUTPUT_DIR.
 
-The blocks between ``<!-- ranks -->`` and ``<!-- end -->``, and the others alike, and the figure beside the page come from
-OUTPUT_DIR/audit/robustness.json, OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to rank N was
-audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
+The blocks between ``<!-- ranks -->`` and ``<!-- end -->``, and the others alike, and the figure beside the page come
+from OUTPUT_DIR/audit/robustness.json, OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to rank
+N was audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
 """
 
 import csv
@@ -58,8 +58,8 @@ def setting(result: RobustnessResult) -> str:
     rules = result.rules
     return (
         f"{counted} ({result.groups} groups); sizes {', '.join(map(size_text, result.sizes))}; "
-        f"{rules.robustness_steps} steps, {rules.robustness_restarts} starts; drawings with {rules.generation_steps} DDIM "
-        f"steps; seed {rules.audit_seed}.\n"
+        f"{rules.robustness_steps} steps, {rules.robustness_restarts} starts; drawings with {rules.generation_steps} "
+        f"DDIM steps; seed {rules.audit_seed}.\n"
     )
 
 

@@ -51,9 +51,8 @@ def rank_figure(result: RobustnessResult, audited: Mapping[str, Membership]) -> 
     leak.set(ylabel="membership AUC", ylim=(0.38, 1.02))
     rises = {place: result.of(name, "loss", size).value for place, name in enumerate(names)}
     _with_intervals(sturdy, rises, MEMBER)
-    sturdy.set(
-        ylabel=f"rise of the error\nat {size_text(size)}", xlabel="rank that the LoRA was cut to", ylim=(0, None)
-    )
+    sturdy.set(ylabel=f"rise of the error\nat {size_text(size)}", xlabel="rank that the LoRA was cut to")
+    sturdy.set_ylim(bottom=0)
     sturdy.yaxis.set_major_formatter(PERCENT_MORE)
     whole = next(one.rank for one in result.variants if one.name == "full")
     labels = [name.replace("rank ", "").replace("full", f"{whole}\n(whole)") for name in names]
@@ -74,7 +73,7 @@ def rank_table(result: RobustnessResult, audited: Mapping[str, Membership]) -> s
     size = result.main_size
     heads = (
         "variant", "kept energy", "learnt (robustness pictures)", "learnt (membership audit)", "membership AUC",
-        "minus the whole LoRA's", f"rise of the error at {size_text(size)}", "error after the attack, of the whole LoRA's",
+        "minus the whole LoRA's", f"rise of the error at {size_text(size)}", "error after it, ratio to the whole LoRA's",
     )  # fmt: skip
     kept = {one.name: one.kept_energy for one in result.variants}
     rows = []
@@ -123,15 +122,15 @@ def answers(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
     """What the tables say of the claim, in Markdown; 95 % intervals decide, and nothing is said beyond them."""
     size = result.main_size
     cuts = [name for name in by_rank(result) if name not in ("base", "full")]
+    learnt = ", ".join(f"{name} {learnt_text(result.learnt[name])}" for name in cuts)
     lines = [
         f"* **Sturdier, relative to its own error** (rise at {size_text(size)}): {_sorted_by(result, 'loss', cuts)}",
         f"* **Sturdier in the error itself after the attack**: {_sorted_by(result, 'after', cuts)}",
         f"* **Text states changed**: {_sorted_by(result, 'text', cuts)}",
         f"* **Drawings from changed pictures** (by the error's gradient): {_sorted_by(result, 'damage_by_loss', cuts)}",
-        f"* **The control**: {_sorted_by(result, 'loss', [CONTROL, 'base'])} Where the base and the LoRA at half strength "
-        "are sturdier too, it is the weakening that makes it so, and not the choice of directions.",
-        f"* **What it costs**: held-out gain {', '.join(f'{name} {learnt_text(result.learnt[name])}' for name in cuts)}, "
-        f"whole LoRA {learnt_text(result.learnt['full'])}.",
+        f"* **The controls**: {_sorted_by(result, 'loss', [CONTROL, 'base'])} Where the LoRA at half strength and the "
+        "base are sturdier too, a cut may be so because it is weaker, and not because of the directions that it keeps.",
+        f"* **What it costs**: held-out gain {learnt}, whole LoRA {learnt_text(result.learnt['full'])}.",
         f"* **Less leaky**: {_leak(audited, cuts)}",
     ]
     return "\n".join(lines)

@@ -67,8 +67,8 @@ def result_of(content: Mapping[str, Any], file: str) -> RobustnessResult:
     try:
         if content["schema_version"] != SCHEMA_VERSION:
             raise InputError(
-                f"{file} has schema_version {content['schema_version']}, and this version reads {SCHEMA_VERSION}; audit "
-                "the LoRA again"
+                f"{file} has schema_version {content['schema_version']}, and this version reads {SCHEMA_VERSION}; "
+                "audit the LoRA again"
             )
         return RobustnessResult(
             variants=[Variant(one["name"], one["rank"], one["kept_energy"], None) for one in content["variants"]],
