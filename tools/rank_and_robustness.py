@@ -1,8 +1,8 @@
 """Puts a robustness audit into docs/rank_and_robustness.md: python -m tools.rank_and_robustness OUTPUT_DIR.
 
 The blocks between ``<!-- ranks -->`` and ``<!-- end -->``, and the others alike, and the figure beside the page come
-from OUTPUT_DIR/audit/robustness.json, OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to rank
-N was audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
+from OUTPUT_DIR/audit/robustness.json and OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to
+rank N was audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
 """
 
 import csv

@@ -16,7 +16,9 @@ from library.errors import Faults, InputError
 from library.options.declarations import AUDITED
 from library.options.resolve import read_config
 from tests.helpers import audit_run
+from tools import rank_and_robustness
 
+ROOT = Path(__file__).parent.parent.parent
 FEW = ("--robustness_steps", 3, "--robustness_restarts", 1, "--robustness_pictures", 4, "--generation_steps", 4,
        "--robustness_eps", "8/255", "0.2")  # fmt: skip
 
@@ -77,6 +79,22 @@ def test_an_audit_that_was_stopped_asks_only_what_is_missing(trained: Path, foun
     assert audit.main([str(trained), *audit_run.options(trained, "--attacks", "robustness", *FEW)]) == 0
     assert json.loads((trained / "audit" / "robustness.json").read_text()) == found
     assert page.is_file() and report.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_page_is_filled_from_the_audits_of_the_folder(trained: Path, found: dict, tmp_path: Path) -> None:
+    folder, docs = tmp_path / "out", tmp_path / "docs"
+    shutil.copytree(trained / "audit", folder / "audit")
+    shutil.copytree(trained / "audit", folder / "rank4-audit")  # stands for the audit of the cut
+    docs.mkdir()
+    shutil.copy(ROOT / "docs" / "rank_and_robustness.md", docs)
+    assert rank_and_robustness.main([str(folder)], docs) == 0
+    page = (docs / "rank_and_robustness.md").read_text()
+    assert "rank 4: AUC" in page and "+0.000 [+0.000, +0.000]" in page and "not audited: rank 1, rank 2" in page
+    assert "4 of members-test and 4 of non-members-test" in page
+    assert (docs / "rank_and_robustness.svg").read_text().startswith("<svg ")
+    with pytest.raises(InputError, match="--attacks membership robustness"):
+        rank_and_robustness.main([str(tmp_path / "empty")], docs)
 
 
 @pytest.mark.slow

@@ -10,27 +10,7 @@ from library.audit.robustness.robustness_findings import (
     findings_of,
     learnt_of,
 )
-
-SIZES = (0.01, 0.02)
-SIDES = ["members-test"] * 4 + ["non-members-test"] * 4
-PICTURES = AuditedPictures(SIDES, ["a", "a", "b", "c", "d", "e", "f", "f"])
-
-
-def answers(rise: float, *, transfer: float = 1.1, noise: float = 1.01, one_step: float = 1.2) -> dict:
-    """Losses of eight pictures that rise by these factors; the second size by their squares."""
-    clean = np.linspace(0.5, 1.2, 8)
-    by_size = np.stack([clean, clean], 1)
-
-    def at(factor: float) -> np.ndarray:
-        return (by_size * [factor, factor**2]).astype(np.float32)
-
-    known = {"loss": rise, "text": rise, "transfer": transfer}
-    known |= {f"{kind}_{end}": value for kind in ("loss", "text")
-              for end, value in (("noise", noise), ("one_step", one_step), ("fresh", rise))}  # fmt: skip
-    moved = np.tile(np.array([[3.0, 4.0, 1.0], [6.0, 8.0, 2.0]]) / 255, (8, 1, 1)) * rise
-    return {name: at(factor) for name, factor in known.items()} | {
-        "clean": by_size.astype(np.float32), "damage": moved.astype(np.float32),
-    }  # fmt: skip
+from tests.helpers.planted_robustness import PICTURES, SIDES, SIZES, answers
 
 
 def one(found, variant: str, attack: str, size: float = 0.01, side: str = "all"):

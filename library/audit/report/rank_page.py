@@ -73,7 +73,7 @@ def rank_table(result: RobustnessResult, audited: Mapping[str, Membership]) -> s
     size = result.main_size
     heads = (
         "variant", "kept energy", "learnt (robustness pictures)", "learnt (membership audit)", "membership AUC",
-        "minus the whole LoRA's", f"rise of the error at {size_text(size)}", "error after it, ratio to the whole LoRA's",
+        "minus the whole LoRA's", f"rise of the error at {size_text(size)}", "error after it over the whole LoRA's",
     )  # fmt: skip
     kept = {one.name: one.kept_energy for one in result.variants}
     rows = []
