@@ -14,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from library.audit.report.rank_page import Membership, answers, check_table, rank_figure, rank_table, ratio_table
-from library.audit.report.robustness_figures import size_text
+from library.audit.report.sections.rank_page import (
+    Membership,
+    answers,
+    check_table,
+    rank_figure,
+    rank_table,
+    ratio_table,
+)
+from library.audit.report.sections.robustness_figures import size_text
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult, result_of
 from library.audit.statistics.intervals import paired_auc_difference

@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from library.audit.report import html, robustness_section
-from library.audit.report.rank_page import Membership, answers, by_rank, check_table, rank_figure, rank_table
+from library.audit.report import html
+from library.audit.report.sections import robustness_section
+from library.audit.report.sections.rank_page import Membership, answers, by_rank, check_table, rank_figure, rank_table
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import as_json, result_of
 from library.errors import InputError

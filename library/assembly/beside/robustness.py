@@ -16,7 +16,7 @@ from library.audit.queries import audited_model
 from library.audit.queries.answer_cache import AnswerArrays, AnswerCache, cache_key
 from library.audit.queries.run_queries import Effort, Stages, effort_of, fill
 from library.audit.report.beside import Beside
-from library.audit.report.robustness_section import beside_of
+from library.audit.report.sections.robustness_section import beside_of
 from library.audit.robustness import objectives, pictures, ranks, robustness_findings
 from library.audit.robustness.questions import Questions, RobustnessRules
 from library.audit.robustness.robustness_result import RobustnessResult, as_json

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from library.audit.images.generated import GUIDANCE
 from library.audit.report import html
 from library.audit.report.beside import Beside
-from library.audit.report.robustness_figures import ratio_figure, rise_figure, size_text
+from library.audit.report.sections.robustness_figures import ratio_figure, rise_figure, size_text
 from library.audit.robustness.damage import STRENGTH
 from library.audit.robustness.objectives import TIMESTEPS
 from library.audit.robustness.robustness_findings import Estimate, MaskingCheck

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from library.audit.report.robustness_figures import PERCENT_MORE, size_text
-from library.audit.report.robustness_section import ATTACKS, learnt_text, ratio_text, rise_text
+from library.audit.report.sections.robustness_figures import PERCENT_MORE, size_text
+from library.audit.report.sections.robustness_section import ATTACKS, learnt_text, ratio_text, rise_text
 from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult
