@@ -19,6 +19,14 @@ OF_MEMBERSHIP = (
     "undefended",
 )
 
+OF_ROBUSTNESS = (
+    "robustness_eps",
+    "robustness_steps",
+    "robustness_restarts",
+    "robustness_pictures",
+    "robustness_ranks",
+)
+
 
 def _check_attacks(config: Config, faults: Faults) -> None:
     """What is tried on the LoRA, and what needs another word beside it."""
@@ -32,6 +40,12 @@ def _check_attacks(config: Config, faults: Faults) -> None:
         )
     elif config.scores_only and set(config.attacks) != {"membership"}:
         faults.add("scores_only asks no model, and only membership can do without; leave one of the two out")
+    idle = [name for name in OF_ROBUSTNESS if getattr(config, name) != getattr(Config(), name)]
+    if "robustness" not in config.attacks and idle:
+        faults.add(
+            f"{' and '.join(idle)}: of the robustness audit alone, which attacks does not name; add robustness to "
+            "attacks, or leave the other out"
+        )
     if not config.robustness_eps:
         faults.add("robustness_eps is empty; give one or more, such as 8/255", about="robustness_eps")
     read_sizes(config.robustness_eps, faults)

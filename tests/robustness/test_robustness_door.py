@@ -143,6 +143,7 @@ def test_all_other_bad_words_are_told_at_once() -> None:
                  "robustness_ranks must be whole numbers of at least 1, got '0'", "at least 1, got 'two'",
                  "stamp and fail_above: of the membership audit alone"):  # fmt: skip
         assert line in text
+    assert "robustness_steps: of the robustness audit alone" in message("--robustness_steps", 5)
     assert "attacks is empty" in message("--attacks")
     assert "scores_only asks no model" in message("--attacks", "membership", "robustness", "--scores_only")
 

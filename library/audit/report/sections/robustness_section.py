@@ -19,6 +19,7 @@ ATTACKS = {
     "text": "text states changed against the error",
     "damage_by_loss": "drawing from the picture changed against the error",
     "damage_by_code": "drawing from the picture changed against the VAE's code",
+    "damage_by_noise": "drawing from the picture under noise without an aim",
 }
 SIDES = {"members-test": "members", "non-members-test": "held out"}
 
@@ -74,6 +75,7 @@ SAID = {  # how the figures of an attack are written, and what they are
     "after": (error_text, "mean squared error of the predicted noise"),
     "damage_by_loss": (pixels_text, "what moves in the drawing, in 255ths"),
     "damage_by_code": (pixels_text, "what moves in the drawing, in 255ths"),
+    "damage_by_noise": (pixels_text, "what moves in the drawing, in 255ths"),
 }
 
 
