@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from library.audit.robustness.leak import leaks_of
 from library.audit.robustness.questions import RobustnessRules
 from library.audit.robustness.ranks import Variant
 from library.audit.robustness.robustness_findings import (
@@ -9,7 +10,6 @@ from library.audit.robustness.robustness_findings import (
     checks_of,
     code_findings,
     findings_of,
-    learnt_of,
 )
 from library.audit.robustness.robustness_result import RobustnessResult
 
@@ -38,6 +38,13 @@ def answers(rise: float, *, transfer: float = 1.1, noise: float = 1.01, one_step
 RISES = {"base": 1.5, "full": 2.0, "rank 2": 1.8, "rank 1": 1.6, "half strength": 1.7}
 
 
+def losses(rise: float) -> dict:
+    """Losses at two noise levels that lie the farther below the base's (1.5) the larger the number."""
+    clean = np.linspace(0.5, 1.2, 8)[:, None] * [1.0, 2.0]
+    of_members = np.array([0.9, 0.95, 1, 1, 1, 1, 1, 1])[:, None] ** (rise != RISES["base"])
+    return {"losses": (clean * 1.5 / rise * of_members).astype(np.float32)}
+
+
 def result() -> RobustnessResult:
     """A LoRA of rank 4 that grows sturdier the more it is cut."""
     generator = np.random.default_rng(0)
@@ -53,7 +60,7 @@ def result() -> RobustnessResult:
         findings=findings_of(asked, PICTURES, SIZES),
         checks=checks_of(asked, PICTURES),
         code=code_findings(code, PICTURES, SIZES),
-        learnt=learnt_of(asked, PICTURES),
+        leaks=leaks_of({name: losses(rise) for name, rise in RISES.items()}, PICTURES, 0),
         pictures={"members-test": 4, "non-members-test": 4},
         groups=6,
         rules=RobustnessRules(robustness_steps=3, robustness_restarts=1, generation_steps=4, audit_seed=0),

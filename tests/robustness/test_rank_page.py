@@ -22,7 +22,7 @@ def test_a_result_comes_back_from_its_json() -> None:
     assert result_of(json.loads(json.dumps(as_json(RESULT))), "'it'") == RESULT
 
 
-@pytest.mark.parametrize("spoiled", [{"schema_version": 9}, {"findings": [{"variant": 1}]}, {"learnt": []}])
+@pytest.mark.parametrize("spoiled", [{"schema_version": 9}, {"findings": [{"variant": 1}]}, {"leaks": [{}]}])
 def test_a_file_that_is_no_such_audit_is_refused(spoiled: dict) -> None:
     with pytest.raises(InputError, match="audit the LoRA again"):
         result_of(as_json(RESULT) | spoiled, "'it'")
@@ -33,8 +33,8 @@ def test_the_answer_says_which_cuts_are_sturdier_and_names_the_controls() -> Non
     sturdier, *_ = text.splitlines()
     assert "yes: rank 1 (0.6" in sturdier and "rank 2 (0.8" in sturdier and "undecided" not in sturdier
     assert "half strength (0.7" in text and "base (0.5" in text  # of sizes that are squared: 1.7^2 / 2^2, 1.5^2 / 2^2
-    assert "rank 2: AUC 0.60 [0.50, 0.70], -0.200 [-0.300, -0.100]" in text and "not audited: rank 1" in text
-    assert "nothing is known" in answers(RESULT, {})
+    assert "rank 2 0.60 [0.50, 0.70] (-0.200 [-0.300, -0.100])" in text
+    assert "No rank was audited on its own" in answers(RESULT, {})
 
 
 def test_the_table_has_a_row_for_each_rank_and_says_where_nothing_was_audited() -> None:

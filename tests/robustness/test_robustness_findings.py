@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
+from library.audit.queries.audited_model import noised
+from library.audit.queries.error_statistics import noise_for
+from library.audit.robustness.leak import TIMESTEPS, leaks_of, losses_of
 from library.audit.robustness.robustness_findings import (
     AuditedPictures,
     checks_of,
     code_findings,
     findings_of,
-    learnt_of,
 )
+from tests.helpers import audit_toy
 from tests.helpers.planted_robustness import PICTURES, SIDES, SIZES, answers
 
 
@@ -70,9 +74,25 @@ def test_the_code_is_told_with_noise_of_the_same_size_beside_it() -> None:
     assert (first.beats_one_step, second.beats_one_step, first.beats_noise) == (0, 1, 1)
 
 
-def test_what_a_variant_learnt_is_the_fall_of_the_held_out_pictures_error_below_the_base() -> None:
-    base, full = answers(1.2), answers(1.2)
-    full["clean"] = (0.6 * base["clean"]).astype(np.float32)
-    full["clean"][:4] *= 0.1  # members do not count
-    learnt = learnt_of({"base": base, "full": full}, PICTURES)
-    assert (learnt["base"].value, learnt["full"].value) == pytest.approx((0.0, 0.4), abs=1e-5)
+def test_a_leak_is_told_by_the_loss_against_the_base_and_the_gain_by_held_out_pictures_alone() -> None:
+    base = {"losses": np.tile(np.linspace(0.5, 1.2, 8)[:, None], (1, 2)).astype(np.float32)}
+    learnt = np.array([0.3, 0.3, 0.5, 0.7, 0.6, 0.6, 0.6, 0.6])[:, None]
+    full = {"losses": (base["losses"] * learnt).astype(np.float32)}
+    half = {"losses": (base["losses"] * learnt**0.5).astype(np.float32)}
+    found = {one.variant: one for one in leaks_of({"base": base, "full": full, "half strength": half}, PICTURES, 0)}
+    assert found["base"].auc.value == 0.5 and found["full"].auc.value == pytest.approx(12 / 16)
+    assert found["full"].auc.low < 0.75 < found["full"].auc.high and found["full"].minus_full is None
+    assert found["base"].minus_full.value == pytest.approx(-0.25) and found["half strength"].minus_full.value == 0
+    assert (found["full"].learnt.value, found["base"].learnt.value) == pytest.approx((0.4, 0.0), abs=1e-5)
+    assert (found["full"].members, found["full"].non_members) == (4, 4)
+
+
+def test_losses_of_pictures_are_those_of_the_audits_own_noise() -> None:
+    model, pictures = audit_toy.toy_model(), audit_toy.toy_pictures(2)
+    asked = losses_of(model, pictures)["losses"]
+    for row, picture in enumerate(pictures):  # the slow twin
+        for column, step in enumerate(TIMESTEPS):
+            noise = noise_for(picture.identity, step, 0, (4, 8, 8))
+            there = noised(picture.latent, noise, model.alpha_bar(step))[None]
+            predicted = model.predict_noise(there, torch.tensor([step]), model.encode_text([picture.caption]))
+            assert float(asked[row, column]) == pytest.approx(float((predicted - noise).square().mean()), rel=1e-4)

@@ -112,6 +112,7 @@ def section(result: RobustnessResult) -> list[str]:
         html.paragraph(intro, small=True),
         html.figures(drawn),
         *attack_tables(result),
+        *leak_table(result),
         *sides_table(result),
         *code_table(result),
         *checks_table(result),
@@ -134,7 +135,7 @@ def attack_tables(result: RobustnessResult) -> list[str]:
             (
                 one.name,
                 f"{100 * one.kept_energy:.0f} %",
-                learnt_text(result.learnt[one.name]),
+                learnt_text(result.leak_of(one.name).learnt),
                 *(text(result.of(one.name, attack, size).value) for size in result.sizes),
                 ratio_text(result.of(one.name, attack, result.main_size).against_full),
             )
@@ -143,6 +144,22 @@ def attack_tables(result: RobustnessResult) -> list[str]:
         note = f"{title[0].upper()}{title[1:]}: {unit}; the ratio at {size_text(result.main_size)}."
         parts += [html.paragraph(note), html.table(heads, rows, [one.name == "full" for one in result.variants])]
     return parts
+
+
+def leak_table(result: RobustnessResult) -> list[str]:
+    """What each variant tells of its members, and learnt of others."""
+    heads = ("variant", "learnt (held out)", "AUC, loss against the base", "minus the whole LoRA's")
+    rows = []
+    for one in result.leaks:
+        against = one.minus_full
+        less = "-" if against is None else f"{against.value:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+        rows.append((one.variant, learnt_text(one.learnt), ratio_text(one.auc), less))
+    whole = result.leak_of("full")
+    note = (
+        f"Members against held-out pictures by their loss against the base, without labels or fits, on all pictures of "
+        f"the test sides ({whole.members} and {whole.non_members}); the differences are paired:"
+    )
+    return [html.paragraph(note), html.table(heads, rows)]
 
 
 def sides_table(result: RobustnessResult) -> list[str]:
