@@ -57,4 +57,4 @@ def test_the_section_names_every_attack_and_variant() -> None:
     page = "".join(found.section())
     for title in (*robustness_section.ATTACKS.values(), *planted_robustness.RISES):
         assert html.escape(title).lower() in page.lower()
-    assert "sturdier than the whole LoRA: base, rank 2, rank 1, half strength" in found.headline
+    assert "below the whole LoRA in the rise: base, rank 2, rank 1, half strength; in the error" in found.headline

@@ -36,9 +36,9 @@ def by_rank(result: RobustnessResult) -> list[str]:
 
 
 def rank_figure(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
-    """Four panels over the rank, one below the other."""
+    """Five panels over the rank, one below the other."""
     names, size = by_rank(result), result.main_size
-    figure, (energy, learnt, leak, sturdy) = canvas(8.6, (1, 1, 1, 1.2))
+    figure, (energy, learnt, leak, sturdy, error) = canvas(9.6, (1, 1, 1, 1.1, 1.1))
     kept = {one.name: one.kept_energy for one in result.variants}
     energy.plot(range(len(names)), [kept[name] for name in names], "o-", color=QUIET, markersize=5)
     energy.set(ylabel="kept energy", ylim=(-0.05, 1.08))
@@ -54,12 +54,18 @@ def rank_figure(result: RobustnessResult, audited: Mapping[str, Membership]) -> 
     leak.set(ylabel="membership AUC", ylim=(0.38, 1.02))
     rises = {place: result.of(name, "loss", size).value for place, name in enumerate(names)}
     _with_intervals(sturdy, rises, MEMBER)
-    sturdy.set(ylabel=f"rise of the error\nat {size_text(size)}", xlabel="rank that the LoRA was cut to")
+    sturdy.set(ylabel=f"rise of the error\nat {size_text(size)}")
     sturdy.set_ylim(bottom=0)
     sturdy.yaxis.set_major_formatter(PERCENT_MORE)
+    after = {place: result.of(name, "after", size).value for place, name in enumerate(names)}
+    _with_intervals(error, after, MEMBER)
+    before = [after[place].value / (1 + rises[place].value) for place in after]  # both are geometric means
+    error.plot(list(after), before, "o--", color=QUIET, markersize=4)
+    error.set(ylabel="error, dashed:\nbefore the attack", xlabel="rank that the LoRA was cut to")
+    error.set_ylim(bottom=0)
     whole = next(one.rank for one in result.variants if one.name == "full")
     labels = [name.replace("rank ", "").replace("full", f"{whole}\n(whole)") for name in names]
-    sturdy.set_xticks(range(len(names)), labels)
+    error.set_xticks(range(len(names)), labels)
     told = ", ".join(f"{name} {100 * found.value:+.0f} %" for name, found in zip(names, rises.values(), strict=True))
     return inline(figure, "ranks", f"Against the rank: kept energy, learnt, AUC, and rise of the error ({told}).")
 

@@ -6,7 +6,7 @@ from library.audit.report.figures import legend_below
 from library.audit.report.svg import LINES, QUIET, canvas, inline
 from library.audit.robustness.robustness_result import RobustnessResult
 
-SHOWN = {"loss": "picture", "transfer": "picture, base's change", "text": "text"}
+SHOWN = {"loss": "picture", "text": "text", "after": "error after", "damage_by_loss": "drawing"}
 PERCENT_MORE = FuncFormatter(lambda value, place: f"{100 * value:+g} %")
 
 
@@ -51,7 +51,7 @@ def ratio_figure(result: RobustnessResult) -> str:
         colour = LINES[shift]
         for place, name in enumerate(names):
             found = result.of(name, attack, result.main_size).against_full
-            where = place + 0.16 * (shift - 1)
+            where = place + 0.16 * (shift - 1.5)
             if found is None:
                 axes.plot(where, 1.0, "o", color=colour, markerfacecolor="none", markersize=5)
                 continue
@@ -63,6 +63,6 @@ def ratio_figure(result: RobustnessResult) -> str:
     axes.axhline(1, color=QUIET, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel=f"ratio at {size_text(result.main_size)}")
-    legend_below(figure, axes, 3)
+    legend_below(figure, axes, 2)
     text = f"Ratio to the whole LoRA, picture changed: {', '.join(seen)}. Below 1 is sturdier."
     return inline(figure, "robustness ratios", text)

@@ -30,14 +30,18 @@ def beside_of(result: RobustnessResult) -> Beside:
 
 
 def headline(result: RobustnessResult) -> str:
-    """One line for the terminal: the main size, the picture changed against the error."""
+    """One line for the terminal: the main size, the picture changed against the error; both halves of the answer."""
     size = result.main_size
     told = [f"{one.name} {rise_text(result.of(one.name, 'loss', size).value)}" for one in result.variants]
-    sturdier = [one.name for one in result.variants if _is_sturdier(result.of(one.name, "loss", size).against_full)]
-    said = (
-        f"sturdier than the whole LoRA: {', '.join(sturdier)}" if sturdier else "none is sturdier than the whole LoRA"
+    below = {
+        attack: [one.name for one in result.variants if _is_sturdier(result.of(one.name, attack, size).against_full)]
+        for attack in ("loss", "after")
+    }
+    rise, after = (", ".join(names) or "none" for names in below.values())
+    return (
+        f"  robustness at {size_text(size)}, rise of the error: {'; '.join(told)}; below the whole LoRA in the "
+        f"rise: {rise}; in the error after the attack: {after}"
     )
-    return f"  robustness at {size_text(size)}, rise of the error: {'; '.join(told)}; {said}"
 
 
 def _is_sturdier(against: Estimate | None) -> bool:
@@ -104,8 +108,9 @@ def section(result: RobustnessResult) -> list[str]:
         html.figure(
             ratio_figure(result),
             "Against the whole LoRA",
-            "Error after the attack over the error before it, as a ratio to the same of the whole LoRA on the same "
-            "pictures: below 1 is sturdier. Bars are 95 % intervals.",
+            "Ratios to the whole LoRA on the same pictures, with 95 % intervals; below 1 is sturdier. Picture and "
+            "text: error after the attack over the error before it. Error after: the error itself. Drawing: what moves "
+            "in it. A variant with a smaller rise and a larger error after is worse to begin with, and not sturdier.",
         ),
     ]
     return [
