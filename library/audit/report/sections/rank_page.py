@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from library.audit.report.sections.robustness_figures import PERCENT_MORE, size_text
-from library.audit.report.sections.robustness_section import ATTACKS, learnt_text, ratio_text, rise_text
+from library.audit.report.sections.robustness_section import ATTACKS, area_text, learnt_text, ratio_text, rise_text
 from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult
@@ -46,7 +46,7 @@ def rank_figure(result: RobustnessResult, audited: Mapping[str, Membership]) -> 
     _with_intervals(learnt, {place: result.leak_of(name).learnt for place, name in enumerate(names)}, NON_MEMBER)
     learnt.set(ylabel="learnt, held out")
     learnt.yaxis.set_major_formatter(PERCENT)
-    _with_intervals(leak, {place: result.leak_of(name).auc for place, name in enumerate(names)}, NON_MEMBER)
+    _with_intervals(leak, {place: result.leak_of(name).auc for place, name in enumerate(names) if place}, NON_MEMBER)
     areas = {place + 0.12: audited[name].auc for place, name in enumerate(names) if name in audited}
     if areas:
         _with_intervals(leak, areas, MEMBER, "s")
@@ -93,9 +93,9 @@ def rank_table(result: RobustnessResult, audited: Mapping[str, Membership]) -> s
                 name,
                 f"{100 * kept[name]:.0f} %",
                 learnt_text(one.learnt),
-                "-" if name == "base" else ratio_text(one.auc),
+                "-" if name == "base" else area_text(one.auc),
                 "-" if one.minus_full is None or name == "base" else _difference(one.minus_full),
-                ratio_text(audited[name].auc) if name in audited else "not audited",
+                area_text(audited[name].auc) if name in audited else "not audited",
                 rise_text(result.of(name, "loss", size).value),
                 ratio_text(result.of(name, "after", size).against_full),
             )
@@ -160,15 +160,15 @@ def _leak(result: RobustnessResult, audited: Mapping[str, Membership], names: Se
     """AUC of each variant against the whole LoRA's: the attack without labels on all, and their own audits."""
     whole = result.leak_of("full")
     told = [
-        f"{name} {ratio_text(result.leak_of(name).auc)} ({_difference(result.leak_of(name).minus_full)})"
+        f"{name} {area_text(result.leak_of(name).auc)} ({_difference(result.leak_of(name).minus_full)})"
         for name in names
     ]
     text = (
         f"loss against the base ({whole.members} members, {whole.non_members} others): whole LoRA "
-        f"{ratio_text(whole.auc)}; {', '.join(told)}; in brackets the difference to the whole LoRA. "
+        f"{area_text(whole.auc)}; {', '.join(told)}; in brackets the difference to the whole LoRA. "
     )
     own = [
-        f"{name} {ratio_text(one.auc)}" + ("" if one.minus_full is None else f" ({_difference(one.minus_full)})")
+        f"{name} {area_text(one.auc)}" + ("" if one.minus_full is None else f" ({_difference(one.minus_full)})")
         for name, one in audited.items()
     ]
     return text + (f"Main attack of the audits: {', '.join(own)}." if own else "No rank was audited on its own.")

@@ -67,7 +67,12 @@ def pixels_text(found: Estimate) -> str:
 
 def ratio_text(found: Estimate | None) -> str:
     """A ratio with its interval; one is the whole LoRA itself."""
-    return "-" if found is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return "-" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def area_text(found: Estimate) -> str:
+    """An AUC with its interval."""
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def error_text(found: Estimate) -> str:
@@ -158,7 +163,7 @@ def leak_table(result: RobustnessResult) -> list[str]:
     for one in result.leaks:
         against = one.minus_full
         less = "-" if against is None else f"{against.value:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
-        rows.append((one.variant, learnt_text(one.learnt), ratio_text(one.auc), less))
+        rows.append((one.variant, learnt_text(one.learnt), area_text(one.auc), less))
     whole = result.leak_of("full")
     note = (
         f"Members against held-out pictures by their loss against the base, without labels or fits, on all pictures of "
@@ -180,13 +185,9 @@ def sides_table(result: RobustnessResult) -> list[str]:
 
 def code_table(result: RobustnessResult) -> list[str]:
     """The VAE's code, in which no LoRA is."""
-    rows = [(size_text(one.size), _share_text(one.distance), _share_text(one.of_noise)) for one in result.code]
+    rows = [(size_text(one.size), area_text(one.distance), area_text(one.of_noise)) for one in result.code]
     note = "How far the VAE's code moves, relative to itself; no LoRA is in the VAE, so this is one for all variants:"
     return [html.paragraph(note), html.table(("size", "attacked", "by noise without an aim"), rows)]
-
-
-def _share_text(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def checks_table(result: RobustnessResult) -> list[str]:
