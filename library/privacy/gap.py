@@ -66,9 +66,9 @@ class Course:
 def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Course:
     """When the rate falls and when the run ends; a function of the checks, so a resumed run has the same.
 
-    The decay begins at the last check after which it is foreseen to end below the target, since decayed weights that meet
-    it have learnt more than any before; or after ``PATIENCE`` checks without a gain; and early enough to end with the
-    planned steps.
+    The decay begins at the last check from which it is foreseen to end below the target, since decayed weights that
+    meet it have learnt more than any before; or after ``PATIENCE`` checks without a gain; and early enough to end with
+    the planned steps.
     """
     if rules.target_auc is None:
         return Course(planned, planned)

@@ -52,7 +52,7 @@ def test_the_rate_falls_from_the_first_check_at_the_target_to_the_end() -> None:
 
 
 def test_the_decay_begins_at_the_last_check_from_which_it_ends_below_the_target() -> None:
-    """From .56 the AUC rises by .02 to the next check at 50 steps, and by .00625 in a decay of 12.5 steps from there."""
+    """From .56 the AUC rises by .02 to the next check, at 50 steps, and by .00625 in a decay of 12.5 steps."""
     seen = checks((10, 0.1, 0.5), (20, 0.2, 0.52), (30, 0.3, 0.54), (40, 0.35, 0.56))
     assert course_of(StopRules(0.5863, 0.25), seen, 1000).decay_from == 800
     assert course_of(StopRules(0.5862, 0.25), seen, 1000).decay_from == 40
