@@ -23,6 +23,7 @@ from library.audit.report.sections.rank_page import (
     ratio_table,
 )
 from library.audit.report.sections.robustness_figures import size_text
+from library.audit.report.sections.robustness_section import starts_text
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult, result_of
 from library.audit.statistics.intervals import paired_auc_difference
@@ -65,7 +66,7 @@ def setting(result: RobustnessResult) -> str:
     rules = result.rules
     return (
         f"{counted} ({result.groups} groups); sizes {', '.join(map(size_text, result.sizes))}; "
-        f"{rules.robustness_steps} steps, {rules.robustness_restarts} starts; drawings with {rules.generation_steps} "
+        f"{rules.robustness_steps} steps, {starts_text(rules.robustness_restarts)}; drawings with {rules.generation_steps} "
         f"DDIM steps; seed {rules.audit_seed}.\n"
     )
 

@@ -48,6 +48,11 @@ def _is_sturdier(against: Estimate | None) -> bool:
     return against is not None and against.high < 1
 
 
+def starts_text(count: int) -> str:
+    """How many starts an ascent had."""
+    return "1 start" if count == 1 else f"{count} starts"
+
+
 def rise_text(found: Estimate) -> str:
     """A relative rise with its interval, in percent."""
     digits = 0 if abs(found.value) >= 0.1 else 1
@@ -96,7 +101,7 @@ def section(result: RobustnessResult) -> list[str]:
         f"Each picture (test sides: {counted}, of {result.groups} groups) is changed by projected gradient ascent, so "
         f"that the error of the predicted noise grows (timesteps {' and '.join(map(str, TIMESTEPS))} of 1000, fixed "
         f"noise): no pixel in 0..1 moves by more than the size. {rules.robustness_steps} steps, "
-        f"{rules.robustness_restarts} starts, the best point of all counts. Every variant is attacked by its own "
+        f"{starts_text(rules.robustness_restarts)}, the best point of all counts. Every variant is attacked by its own "
         "gradients, with the same pictures, noise and starts. Text states move by at most the size as a share of their "
         f"own length. Drawings start from the picture (strength {STRENGTH:g}, {rules.generation_steps} DDIM steps for "
         f"a whole drawing, guidance {GUIDANCE:g}); the damage is the root mean square of what moves in them. Rises and "
@@ -161,9 +166,9 @@ def leak_table(result: RobustnessResult) -> list[str]:
     heads = ("variant", "learnt (held out)", "AUC, loss against the base", "minus the whole LoRA's")
     rows = []
     for one in result.leaks:
-        against = one.minus_full
+        against = None if one.variant == "base" else one.minus_full  # the base is held against itself
         less = "-" if against is None else f"{against.value:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
-        rows.append((one.variant, learnt_text(one.learnt), area_text(one.auc), less))
+        rows.append((one.variant, learnt_text(one.learnt), "-" if one.variant == "base" else area_text(one.auc), less))
     whole = result.leak_of("full")
     note = (
         f"Members against held-out pictures by their loss against the base, without labels or fits, on all pictures of "
