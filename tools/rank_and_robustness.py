@@ -66,8 +66,8 @@ def setting(result: RobustnessResult) -> str:
     rules = result.rules
     return (
         f"{counted} ({result.groups} groups); sizes {', '.join(map(size_text, result.sizes))}; "
-        f"{rules.robustness_steps} steps, {starts_text(rules.robustness_restarts)}; drawings with {rules.generation_steps} "
-        f"DDIM steps; seed {rules.audit_seed}.\n"
+        f"{rules.robustness_steps} steps, {starts_text(rules.robustness_restarts)}; drawings with "
+        f"{rules.generation_steps} DDIM steps; seed {rules.audit_seed}.\n"
     )
 
 
