@@ -1,0 +1,212 @@
+"""The shadow corpus: LoRAs of public persons by the victim's recipe, trained many at once, kept and resumed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from library.audit.reconstruction.persons import PersonSet
+from library.audit.reconstruction.stacked_lora import (
+    Factors,
+    StackedModel,
+    factors_from_state,
+    fresh_factors,
+    joined,
+)
+from library.audit.reconstruction.stacked_training import OnStep, StepRules, train_stack
+from library.errors import InputError, shortened
+from library.incoming.texts import read_json
+from library.progress import counted
+from library.seeding import stream
+from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
+
+FORMAT = 1
+SNAPSHOTS = (0.1, 0.3, 0.6, 1.0)  # shares of the steps
+RANDOM, SHARED = "random", "shared"  # where the down factors start: drawn for each LoRA, or public and the same
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusRecipe:
+    """How every LoRA of a corpus is trained: the victim's recipe as far as the attacker knows it."""
+
+    rank: int
+    scale: float  # alpha / rank
+    steps: int
+    pictures: int  # of each person
+    rules: StepRules
+    start: str  # RANDOM or SHARED
+    class_word: str  # of the caption: "<trigger> <trigger> <class word>"
+    triggers: int  # unused words in the caption
+    seed: int
+
+    def snapshot_steps(self) -> list[int]:
+        """Steps after which the factors are kept."""
+        return sorted({max(1, round(share * self.steps)) for share in SNAPSHOTS})
+
+    def caption(self, person: str) -> str:
+        """Class word behind random words of 4 to 11 letters; never written to disk."""
+        chance = stream(self.seed, "trigger words", person)
+        words = []
+        for _ in range(self.triggers):
+            length = int(torch.randint(4, 12, (), generator=chance))
+            words.append("".join(LETTERS[i] for i in torch.randint(0, 26, (length,), generator=chance).tolist()))
+        return " ".join([*words, self.class_word])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Trained LoRAs of P persons, all by one recipe."""
+
+    persons: PersonSet
+    at: dict[int, Factors]  # [P, ...] by steps done
+    start: Factors  # their untrained factors: what a real attacker does not have, for evaluation alone
+    recipe: CorpusRecipe
+    fingerprint: str
+
+    @property
+    def last(self) -> Factors:
+        """As published."""
+        return self.at[self.recipe.steps]
+
+
+def corpus_facts(model: StackedModel, persons: PersonSet, recipe: CorpusRecipe) -> dict[str, object]:
+    """All that the LoRAs depend on; no name of a person or picture is in it."""
+    return {
+        "format": FORMAT,
+        "base": model.fingerprint,
+        "layers": hashlib.sha256(" ".join(model.layers).encode()).hexdigest(),
+        "recipe": asdict(recipe),
+        "pictures": persons.fingerprint(),
+    }
+
+
+def fingerprint_of(facts: dict[str, object]) -> str:
+    """SHA-256 over the facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def make_corpus(
+    model: StackedModel,
+    encode_text: Callable[[Sequence[str]], Tensor],
+    persons: PersonSet,
+    recipe: CorpusRecipe,
+    folder: Path,
+    *,
+    together: int,
+    name: str = "shadow LoRAs",
+    on_step: OnStep | None = None,
+) -> Corpus:
+    """Train what ``folder`` does not have yet, ``together`` LoRAs at once, and return all of them.
+
+    The LoRAs of a person are the same whoever is trained beside them, so a stopped corpus goes on where it stood.
+
+    Args:
+        encode_text: captions -> text states [P, T, D] of the base.
+        folder: of all corpora; this one gets a folder of its own (0700, files 0600), named by its fingerprint.
+        on_step: see ``train_stack``; called for LoRAs that are trained now and not for those that were kept.
+
+    Raises:
+        InputError: persons with another number of pictures; a kept corpus that is damaged, or that of another base or
+            recipe under this name; values that are not finite.
+    """
+    if persons.latents.shape[1] != recipe.pictures:
+        raise InputError(f"the recipe has {recipe.pictures} pictures a person, got {persons.latents.shape[1]}")
+    if recipe.start not in (RANDOM, SHARED):
+        raise InputError(f"start must be '{RANDOM}' or '{SHARED}', got '{recipe.start}'")
+    facts = corpus_facts(model, persons, recipe)
+    fingerprint = fingerprint_of(facts)
+    place = private_folder(private_folder(folder) / fingerprint[:32])
+    check_facts(place, facts)
+    write_whole(place / "corpus.json", json.dumps(facts, indent=1) + "\n")
+    bar = counted(len(persons) * recipe.steps, name, "LoRA steps")
+    pieces = []
+    for first in range(0, len(persons), together):
+        rows = list(range(first, min(first + together, len(persons))))
+        file = place / f"loras-{first:05d}-{len(rows)}.safetensors"
+        if not file.is_file():
+            some = persons.some(rows)
+            write_tensors(file, _trained(model, encode_text, some, recipe, on_step, bar), {"corpus": fingerprint})
+        else:
+            bar.update(len(rows) * recipe.steps)
+        pieces.append(read_piece(file, recipe, fingerprint, len(rows)))
+    bar.close()
+    steps = recipe.snapshot_steps()
+    at = {step: joined([piece[step] for piece in pieces]) for step in steps}
+    return Corpus(persons, at, joined([piece[0] for piece in pieces]), recipe, fingerprint)
+
+
+def check_facts(place: Path, facts: dict[str, object]) -> None:
+    """Raises: InputError when the folder holds the corpus of another base, recipe or set of pictures."""
+    file = place / "corpus.json"
+    if not file.is_file():
+        return
+    kept = read_json(file, f"'{file}'")
+    stated = kept if isinstance(kept, dict) else {}
+    here = json.loads(json.dumps(facts))
+    other = [key for key in here if stated.get(key) != here[key]]
+    if other:
+        raise InputError(
+            f"'{place}' holds shadow LoRAs of another {' and '.join(other)}; nothing was changed. Move the folder away, "
+            "or give the base and the recipe that it was made with"
+        )
+
+
+def _trained(
+    model: StackedModel,
+    encode_text: Callable[[Sequence[str]], Tensor],
+    persons: PersonSet,
+    recipe: CorpusRecipe,
+    on_step: OnStep | None,
+    bar: object,
+) -> dict[str, Tensor]:
+    """Factors of every snapshot and of the start, under the names of a file."""
+    seed = recipe.seed
+    generators = [stream(seed, "A0", *(() if recipe.start == SHARED else (name,))) for name in persons.names]
+    start = fresh_factors(model.layers, recipe.rank, recipe.scale, generators)
+    with torch.no_grad():
+        contexts = encode_text([recipe.caption(name) for name in persons.names])
+
+    def stepped(step: int, factors: Factors, batch: object) -> None:
+        bar.update(len(persons))  # type: ignore[attr-defined]
+        if on_step is not None:
+            on_step(step, factors, batch)  # type: ignore[arg-type]
+
+    kept = train_stack(
+        model, start, persons.latents, contexts, recipe.steps, recipe.rules, persons.names,
+        seed=seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
+    )  # fmt: skip
+    kept[0] = start
+    state = {f"{step}/{key}": value for step, one in kept.items() for key, value in one.state().items()}
+    if bad := not_finite(state):
+        raise InputError(
+            f"{len(bad)} tensors of the shadow LoRAs became NaN or infinite: the learning rate "
+            f"{recipe.rules.learning_rate:g} is too high for this base"
+        )
+    return state
+
+
+def read_piece(file: Path, recipe: CorpusRecipe, fingerprint: str, count: int) -> dict[int, Factors]:
+    """Factors by steps done (0 = untrained) of some LoRAs of a corpus.
+
+    Raises:
+        InputError: a file of another corpus, or a damaged one.
+    """
+    tensors, metadata = read_tensors(file)
+    if metadata.get("corpus") != fingerprint:
+        raise InputError(f"'{file}' belongs to another corpus; remove it, it is made again")
+    wanted = [0, *recipe.snapshot_steps()]
+    by_step: dict[int, dict[str, Tensor]] = {step: {} for step in wanted}
+    for name, value in tensors.items():
+        step, _, key = name.partition("/")
+        by_step.setdefault(int(step), {})[key] = value
+    bad = [*not_finite(tensors), *(name for name, value in tensors.items() if len(value) != count)]
+    if bad or any(not by_step[step] for step in wanted):
+        raise InputError(f"'{file}' is damaged ({shortened(bad, 3) or 'steps are missing'}); remove it, it is made again")
+    return {step: factors_from_state(by_step[step], recipe.scale) for step in wanted}
