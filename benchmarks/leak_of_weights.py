@@ -60,6 +60,7 @@ DEFENCES = (
     WeightDefence("noise", 3.0), WeightDefence("noise", 10.0),
 )  # fmt: skip
 DELTA = 1e-3
+DP_CLIP = 0.03  # the middle norm of one picture's gradient on the demo base
 UTILITY_OF = 30  # victims
 
 
@@ -96,7 +97,8 @@ class Experiment:
 
     def corpus(self, persons: PersonSet, name: str, noise: float = 0.0) -> Corpus:
         """LoRAs of these persons."""
-        step = dataclasses.replace(self.recipe.step, noise_multiplier=noise)
+        private = {"noise_multiplier": noise, "clip": DP_CLIP} if noise else {}
+        step = dataclasses.replace(self.recipe.step, **private)
         recipe = dataclasses.replace(self.recipe, step=step)
         return make_corpus(
             self.base.stack, self.base.encode_text, persons, recipe, self.folder, together=self.together, name=name
