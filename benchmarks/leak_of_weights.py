@@ -4,7 +4,8 @@ python benchmarks/leak_of_weights.py WORK --public DIR --held_out DIR [--victims
 
 The base and the victims' private pictures are the demo's (demo/images, whose persons the base never saw). DIR of
 --public and --held_out come from demo/build.py: strangers for the shadow LoRAs, and further pictures of the private
-persons. WORK keeps corpora, answers and findings.json; docs/pictures_from_weights.md is written from that file.
+persons. WORK keeps corpora and findings-<shadows>.json; docs/pictures_from_weights.md is written from that file. A run with more
+shadows takes over the corpora of one with fewer.
 """
 
 import argparse
@@ -194,7 +195,7 @@ def gallery_rows(
 
 
 def entry(row: RetrievalRow) -> dict:
-    """A row for findings.json."""
+    """A row for the findings."""
     control, advantage = row.advantage()
     return {
         "attack": row.attack, "title": row.title, "knows": list(row.knows), "target": row.target,
@@ -217,7 +218,7 @@ def usefulness(run: Experiment, factors: Factors) -> dict:
 
 
 class Findings:
-    """findings.json of a run: what is there is not measured again."""
+    """The findings of a run: what is there is not measured again."""
 
     def __init__(self, file: Path, facts: dict) -> None:
         self.file = file
@@ -250,14 +251,14 @@ def measure_defence(
 
 
 def main(arguments: list[str]) -> None:
-    """Corpora, attacks, defences; findings.json after each, so that a stopped run goes on where it stood."""
+    """Corpora, attacks, defences; findings are written after each, so that a stopped run goes on where it stood."""
     given = parsed(arguments)
     torch.set_num_threads(1)
     run = opened(given)
     corpora = {name: run.corpus(getattr(run, name), f"{name}: LoRAs") for name in ("victims", "shadows", "others")}
     space = public_space(run.shadows.latents.flatten(0, 1))
     known = known_by(run, corpora["shadows"].last, run.shadows, space)
-    findings = Findings(given.work / "findings.json", {
+    findings = Findings(given.work / f"findings-{len(run.shadows)}.json", {
         "victims": len(run.victims), "shadows": len(run.shadows), "others": len(run.others), "pictures": 4,
         "rank": given.rank, "steps": given.steps, "batch": given.batch, "learning_rate": run.recipe.step.learning_rate,
         "base": run.base.stack.fingerprint, "layers": len(run.base.stack.layers), "delta": DELTA,

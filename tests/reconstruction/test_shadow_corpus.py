@@ -53,9 +53,11 @@ def test_a_stopped_corpus_goes_on_and_is_the_same_however_it_was_cut(tmp_path: P
     whole = made(tmp_path / "whole", together=5)
     for name, value in states_of(again).items():
         torch.testing.assert_close(value, states_of(whole)[name], rtol=1e-3, atol=2e-5)
-    untouched: list[int] = []
-    made(tmp_path / "stopped", on_step=lambda step, factors, batch: untouched.append(step))
-    assert untouched == []
+    further: list[int] = []
+    larger = made(
+        tmp_path / "stopped", persons=toy_persons(6), on_step=lambda step, factors, batch: further.append(step)
+    )
+    assert len(further) == 10 and larger.last.count == 6, "a larger corpus takes over the pieces of a smaller one"
 
 
 def test_everything_kept_is_the_owners_alone_and_names_no_person_picture_or_word(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_corpus_that_was_put_in_anothers_place_is_refused_and_left_alone(tmp_p
     corpus = made(tmp_path)
     place = next(tmp_path.iterdir())
     facts = json.loads((place / "corpus.json").read_text())
-    assert facts == json.loads(json.dumps(corpus_facts(stacked_toy(), toy_persons(5), toy_recipe())))
+    assert facts == json.loads(json.dumps(corpus_facts(stacked_toy(), toy_recipe())))
     (place / "corpus.json").write_text(json.dumps({**facts, "base": "another", "recipe": {}}))
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(InputError, match="another base and recipe; nothing was changed"):
@@ -162,5 +164,5 @@ def test_the_two_corpora_differ_in_what_the_gauge_hides(tmp_path: Path) -> None:
             scores = cosine_scores(fit(shadows, means).predict(victims), sets, means.mean(0))
             found[start, name] = retrieval(ranks_of(scores, range(20)), 20)
     assert found[RANDOM, "raw"].top_1.value <= 3 / 20
-    assert found[SHARED, "raw"].auc.value > 0.8
+    assert found[SHARED, "raw"].auc.low > 0.6
     assert found[RANDOM, "kernel"].auc.low > 0.6
