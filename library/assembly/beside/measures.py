@@ -24,5 +24,6 @@ def measured(subject: Subject, say: Callable[[str], None]) -> list[Beside]:
         if word in MEASURES:
             one = MEASURES[word](subject)
             found.append(one)
-            say(plain(f"{one.headline}\n  {word}: {write_page(one, subject.run.label, subject.run.audit)}"))
+            say(plain(one.headline))
+            say(plain(f"  {word} of {subject.run.label}: {write_page(one, subject.run.label, subject.run.audit)}"))
     return found
