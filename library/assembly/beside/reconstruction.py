@@ -36,7 +36,7 @@ from library.tensor_files import private_folder, write_whole
 logger = logging.getLogger(__name__)
 PICTURES, BATCH = 4, 2  # of each shadow's person; of a step
 TOGETHER = 25  # shadow LoRAs in one batch
-LEAST_SHADOWS = 16
+LEAST_SHADOWS, LEAST_PROBES = 16, 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def measured(subject: Subject) -> Beside:
     readers = shadow_free_readers()
     if known.shadows is not None:
         answers = asked(base.stack, known.shadows, known, "probes of shadow LoRAs").answers
-        readers += [one for one in fitted_readers(known, answers) if one.attack != RAW]
+        readers += [one for one in fitted_readers(known, answers, cosine=True) if one.attack != RAW]
     rows = checked_one(
         one_lora_rows(base.stack, target, readers, known, test_pictures(subject, base), config.audit_seed)
     )
@@ -99,8 +99,8 @@ def public_pictures(subject: Subject, base: StackedBase, skipped: list[str]) -> 
     rows = subject.candidate_set.candidates.indices("non-members-aux").tolist()
     latents = latents_of(base, [subject.candidate_set.examples[row] for row in rows], cache)
     latents = [one for one in latents if one.shape == latents[0].shape]
-    if len(latents) < PROBES:
-        raise InputError(f"{PROBES} non-members of the aux side are needed as public pictures, got {len(latents)}")
+    if len(latents) < LEAST_PROBES:
+        raise InputError(f"{LEAST_PROBES} aux non-members are needed as public pictures, got {len(latents)}")
     return Public(torch.stack(latents), None)
 
 
@@ -111,7 +111,7 @@ def knowledge(
     config = subject.config
     space = public_space(public.latents)
     context = base.encode_text([config.class_prompt])[0]
-    probes = public_probes(base.stack, public.latents, context, config.audit_seed)
+    probes = public_probes(base.stack, public.latents, context, config.audit_seed, min(PROBES, len(public.latents)))
     if public.persons is None:
         return PublicKnowledge(space, probes, None, space.coefficients(public.latents.flatten(1)))
     recipe = recipe_of(subject, target, skipped)
