@@ -99,7 +99,7 @@ def test_what_would_make_the_attack_meaningless_is_refused_and_nothing_is_lost(t
     with pytest.raises(InputError, match="are on the split"):
         attack(out, "--public_data_dir", private)
     assert not (out / "audit" / "reconstruction.json").exists()
-    lora = (out / "last.safetensors")
+    lora = out / "last.safetensors"
     tensors, metadata = read_tensors(lora)
     write_tensors(lora, tensors, {**metadata, "ss_privacy_base_fingerprint": "0" * 64})
     with pytest.raises(InputError, match="trained on another base model"):
