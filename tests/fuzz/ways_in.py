@@ -100,7 +100,7 @@ def write_corpus(folder: Path) -> None:
     write(folder, "corpus.json", json.dumps(corpus_facts(model, recipe)))
     stack = stacked_toy.random_factors(model, 2, rank=recipe.rank)
     steps = (0, *recipe.snapshot_steps())
-    state = {f"{step}/{name}": value for step in steps for name, value in stack.state().items()}
+    state = {f"{step}/{name}": value.clone() for step in steps for name, value in stack.state().items()}
     write_tensors(folder / "piece.safetensors", state, {"corpus": "x"})
 
 
