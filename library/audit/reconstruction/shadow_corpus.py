@@ -151,8 +151,7 @@ def check_facts(place: Path, facts: dict[str, object]) -> None:
         return
     kept = read_json(file, f"'{file}'")
     stated = kept if isinstance(kept, dict) else {}
-    here = json.loads(json.dumps(facts))
-    other = [key for key in here if stated.get(key) != here[key]]
+    other = [key for key, value in facts.items() if stated.get(key) != value]
     if other:
         raise InputError(
             f"'{place}' holds shadow LoRAs of another {' and '.join(other)}; nothing was changed. Move the folder "
