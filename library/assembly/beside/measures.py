@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 
 from library.assembly.audit_lora import Subject
-from library.assembly.beside import robustness
+from library.assembly.beside import reconstruction, robustness
 from library.audit.report.beside import Beside, write_page
 from library.plain_text import plain
 
-MEASURES: Mapping[str, Callable[[Subject], Beside]] = {"robustness": robustness.measured}
+MEASURES: Mapping[str, Callable[[Subject], Beside]] = {
+    "robustness": robustness.measured,
+    "reconstruction": reconstruction.measured,
+}
 
 
 def measured(subject: Subject, say: Callable[[str], None]) -> list[Beside]:
