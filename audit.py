@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from library.assembly import audit_lora
+    from library.assembly.beside import measures
     from library.audit.report import advice, audit_result, most_exposed, publication, report_page
     from library.audit.targets import candidates, lora_runs, provenance
     from library.training import messages
@@ -39,12 +40,14 @@ def main(arguments: list[str]) -> int:
         typed=resolve.typed_settings,
     )
     adapters = {run.lora: provenance.read_adapter(run.lora) for run in runs}
-    candidate_sets = candidates.candidate_sets_of(runs, config.target_fpr)
+    asks_membership = "membership" in config.attacks
+    candidate_sets = candidates.candidate_sets_of(runs, config.target_fpr if asks_membership else None)
 
     # Undefended LoRAs first: an attack that fails on them shows nothing about a defence on the same split
     results: dict[Path, audit_result.AuditResult] = {}
     undefended: dict[str, audit_result.Evaluation] = {}  # by split
     of_base: dict = {}  # scores of the base alone: the same for every LoRA on it
+    beside = {}  # what was measured of a LoRA beside membership
     for run in sorted(runs, key=lambda run: (adapters[run.lora][2].defended is not False, not run.is_last)):
         print(f"\n{plain(run.label)}: {plain(run.lora)}")
         weights, metadata, origin = adapters[run.lora]
@@ -52,6 +55,9 @@ def main(arguments: list[str]) -> int:
         subject = audit_lora.Subject(
             run, config, weights, metadata, origin, candidate_set, given.get("mixed_precision")
         )
+        beside[run.lora] = measures.measured(subject, print) if run.is_last else []
+        if not asks_membership:
+            continue
         drawn = None if config.scores_only else audit_lora.ask_model(subject)
         reference = undefended.get(candidate_set.split_hash) if origin.defended else None
         result = audit_lora.score_attacks(subject, drawn, reference.findings if reference else None, of_base)
@@ -64,11 +70,13 @@ def main(arguments: list[str]) -> int:
             print(plain(f"stamped the measured figures into {run.lora}"))
 
     # Reports, beside each other; then what leaves the private folder, where it was asked for; the verdicts come last
+    if not asks_membership:
+        return 0
     together = [results[run.lora] for run in runs]
     last = [run for run in runs if run.is_last]
     for run in last:
         exposed = most_exposed.most_exposed_members(results[run.lora], candidate_sets[run.lora].paths())
-        page = report_page.write_report(results[run.lora], together, exposed, run.audit)
+        page = report_page.write_report(results[run.lora], together, exposed, run.audit, beside[run.lora])
         print(plain(f"report of {run.label}: {page}"))
     if config.publishable:
         audited = [results[run.lora] for run in last]

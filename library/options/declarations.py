@@ -8,6 +8,7 @@ from library.incoming.shapes import WIDEST
 from library.trainers import GAME, PRIVATE, TRAINERS
 
 AUDIT = ("audit",)
+AUDITED = ("membership", "robustness")  # words of the option attacks; each beside the first has a measure in assembly
 EVERYWHERE = (*TRAINERS, *AUDIT)
 
 
@@ -30,6 +31,7 @@ def option(  # noqa: PLR0913  one call is one row of the table below, and its ke
         section: heading in ``config.toml``, for the reader only.
         help: one line with the unit.
         least, most, above: bounds of a number; ``above`` is exclusive.
+        choices: the values that are allowed; of a list, its words.
         doors: scripts that use the option; the others refuse it.
         shapes_weights: whether another value gives another LoRA (``--resume`` compares these).
         kohya: kohya's default and the reason for ours, if they differ.
@@ -265,6 +267,7 @@ class Config:
     logging_dir: str | None = option("previews", None, "TensorBoard folder; unset: output_dir/tensorboard", shapes_weights=False)
 
     outputs: list[str] = option("audit", [], "output folders of the trainers, or LoRA files (these need pretrained_model_name_or_path, train_data_dir and split_file); several are audited side by side", doors=AUDIT, shapes_weights=False)
+    attacks: list[str] = option("audit", ["membership"], "what is tried on the LoRA, one or more of: membership: who was in it; robustness: how far small changes of a picture or of its text move the model, at several ranks of the LoRA", choices=AUDITED, doors=AUDIT, shapes_weights=False)
     profile: str = option("audit", "lite", "lite: about 26 UNet passes per image and state; full: about 119", choices=("lite", "full"), doors=AUDIT, shapes_weights=False)
     checkpoints: str = option("audit", "spread", "which LoRA files of an output folder are audited: spread: the last one and up to three earlier ones, evenly over the training, for the curve of AUC against exposures; all: every saved one; last: that alone", choices=("spread", "all", "last"), doors=AUDIT, shapes_weights=False)
     target_fpr: float = option("audit", 0.05, "false-positive rate (0..1); its threshold is set on the aux sides, and the report shows the rate that results on the test sides", above=0, most=0.5, doors=AUDIT, shapes_weights=False)
@@ -282,6 +285,11 @@ class Config:
     scores_only: bool = option("audit", False, "compute scores from cached answers, without UNet passes", doors=AUDIT, shapes_weights=False)
     publishable: str | None = option("audit", None, "fresh folder for the part of the audit that may be published: figures with two digits, n and interval, and a page without pictures; unset: not written", doors=AUDIT, shapes_weights=False)
     stamp: bool = option("audit", False, "write the measured figures into the LoRA file's ss_privacy_* metadata", doors=AUDIT, shapes_weights=False)
+    robustness_eps: list[str] = option("audit", ["2/255", "4/255", "8/255", "16/255"], "sizes of the change, above 0 and at most 1: the most that a pixel in 0..1 may move (L-infinity), and the share of its own length by which a text state may (L2)", doors=AUDIT, shapes_weights=False)
+    robustness_steps: int = option("audit", 20, "steps of projected gradient", least=1, most=1000, doors=AUDIT, shapes_weights=False)
+    robustness_restarts: int = option("audit", 2, "starts of projected gradient; the best point of all counts", least=1, most=100, doors=AUDIT, shapes_weights=False)
+    robustness_pictures: int = option("audit", 20, "pictures of each test side, at most two of a group", least=2, doors=AUDIT, shapes_weights=False)
+    robustness_ranks: list[str] = option("audit", [], "ranks that the LoRA is also cut to, below its own; unset: its own halved again and again, down to 1", doors=AUDIT, shapes_weights=False)
     audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends only on the images", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 
     audit: bool = option("run", False, "audit the LoRA when its training has ended (with configs/audit.toml), and end with the verdict", shapes_weights=False)

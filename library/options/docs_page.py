@@ -71,9 +71,10 @@ def _row(field: dataclasses.Field) -> tuple[str, ...]:
 
 def _value(name: str, facts: typing.Mapping[str, Any]) -> str:
     """The possible values: the choices, or the type with its bounds."""
-    if facts["choices"]:
-        return ", ".join(f"`{choice}`" for choice in facts["choices"])
     hint = HINTS[name]
+    if facts["choices"]:
+        words = ", ".join(f"`{choice}`" for choice in facts["choices"])
+        return f"words out of {words}" if hint == list[str] else words
     if isinstance(hint, types.UnionType):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     bounds = [
@@ -88,6 +89,8 @@ def _value(name: str, facts: typing.Mapping[str, Any]) -> str:
 def _default(value: Any) -> str:
     if value in (None, "", []):
         return "unset"
+    if isinstance(value, list):
+        return f"`{' '.join(value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

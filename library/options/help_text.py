@@ -41,7 +41,8 @@ def _is_the_runs_own(entry: tuple[str, dataclasses.Field]) -> bool:
 
 def _described(name: str, field: dataclasses.Field, width: int) -> list[str]:
     text, choices = field.metadata["help"], field.metadata["choices"]
-    known = [f"one of {', '.join(str(choice) for choice in choices)}"] if choices and len(choices) > 1 else []
+    which = "one of" if field.default_factory is dataclasses.MISSING else "words out of"
+    known = [f"{which} {', '.join(str(choice) for choice in choices)}"] if choices and len(choices) > 1 else []
     known += [f"default {shown}"] if (shown := _default(field)) else []
     value = "" if isinstance(field.default, bool) else " VALUE"
     body = textwrap.wrap(f"{text} ({'; '.join(known)})" if known else text, width, break_on_hyphens=False,
@@ -51,7 +52,7 @@ def _described(name: str, field: dataclasses.Field, width: int) -> list[str]:
 
 def _default(field: dataclasses.Field) -> str:
     """The default as it is typed; empty where nothing is set, and for a switch that is off."""
-    value: Any = None if field.default is dataclasses.MISSING else field.default
+    value: Any = field.default_factory() if callable(field.default_factory) else field.default
     if value in (None, "", []) or value is False:
         return ""
-    return "on" if value is True else str(value)
+    return "on" if value is True else " ".join(value) if isinstance(value, list) else str(value)

@@ -1,12 +1,12 @@
 """Checks of options that depend on each other, and of paths that must exist."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import Faults
 from library.incoming.files import exists, is_file, is_folder
 from library.lora_files.adapter_config import is_peft_folder
+from library.options.audit_checks import check_audit
 from library.options.declarations import TRAINERS, Config
 from library.options.sources import with_origin
 from library.plain_text import plain
@@ -42,7 +42,7 @@ def check_together(door: str, config: Config, origins: Mapping[str, str], faults
             place = f" ({origins['base_weights']})" if "base_weights" in origins else ""
             faults.add(f"base_weights '{path}' is neither a file nor a peft folder{place}", about="base_weights")
     if door not in TRAINERS:
-        _check_audit(config, faults)
+        check_audit(config, faults)
         return
     together = Faults()
     _check_model(config, together)
@@ -86,33 +86,6 @@ def _check_schedule(config: Config, faults: Faults) -> None:
     for name, readers in COUNTS.items():
         if getattr(config, name) == 0 and config.lr_scheduler in readers:
             faults.add(f"{name} must be above 0 with lr_scheduler {config.lr_scheduler}, got 0; 1 is usual")
-
-
-def _check_audit(config: Config, faults: Faults) -> None:
-    judges = [name for name in ("inception_weights", "clip_model", "image_encoder") if getattr(config, name)]
-    if judges and not config.generated_images:
-        faults.add(
-            f"{' and '.join(judges)} need generated images; set generated_images above 0, or leave the models out"
-        )
-    if config.shadow_loras % 2:
-        faults.add(f"shadow_loras must be even (half of them are trained on each picture), got {config.shadow_loras}")
-    _check_publishable(config, faults)
-
-
-def _check_publishable(config: Config, faults: Faults) -> None:
-    """The publishable part has a folder of its own, without older files and without private ones."""
-    if not config.publishable:
-        return
-    target = Path(config.publishable)
-    if exists(target) and (not is_folder(target) or any(target.iterdir())):
-        faults.add(f"publishable '{target}' must be an empty folder or one that does not exist yet; give a fresh one")
-    for output in (*config.outputs, *([config.undefended] if config.undefended else [])):
-        private = Path(output, "audit") if is_folder(output) else Path(output).with_name(f"{Path(output).stem}-audit")
-        if target.resolve().is_relative_to(private.resolve()):
-            faults.add(f"publishable '{target}' is inside the private folder '{private}'; give a folder outside it")
-    existing = next(place for place in (target.resolve(), *target.resolve().parents) if exists(place))
-    if not os.access(existing, os.W_OK):
-        faults.add(f"publishable '{target}' cannot be written: '{existing}' is read-only")
 
 
 def _check_model(config: Config, faults: Faults) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from library.errors import Faults, did_you_mean, shown
@@ -124,10 +124,10 @@ def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
     reasons = REFUSED_VALUES.get(name, {})
     if str(value) in reasons:
         return f"{entry.origin}: {name} = {value!r} is not supported: {reasons[value]}"
-    if facts["choices"] is not None and value not in facts["choices"]:
+    if facts["choices"] is not None and (wrong := _not_among(value, facts["choices"])):
         options = ", ".join(str(choice) for choice in facts["choices"])
-        hint = did_you_mean(str(value), [str(choice) for choice in facts["choices"]])
-        return f"{name} must be one of {options}, {where}{hint}"
+        hint = did_you_mean(str(wrong[0]), [str(choice) for choice in facts["choices"]])
+        return f"{name} must be {'words out of' if isinstance(value, list) else 'one of'} {options}, {where}{hint}"
     if value == "" and (default := Config.__dataclass_fields__[name].default):
         return f"{name} must not be empty, {where}; leave it out to use {default!r}"
     if name in SIZES and not re.fullmatch(r"\d+(\s*,\s*\d+)?", value.strip()):
@@ -137,6 +137,11 @@ def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _out_of_range(name, value, where)
     return ""
+
+
+def _not_among(value: Any, choices: Sequence[Any]) -> list[Any]:
+    """What of a value, or of the words of a list, is no choice."""
+    return [one for one in (value if isinstance(value, list) else [value]) if one not in choices]
 
 
 def _out_of_range(name: str, value: float, where: str) -> str:

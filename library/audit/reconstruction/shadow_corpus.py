@@ -18,7 +18,7 @@ from library.audit.reconstruction.stacked_lora import (
     fresh_factors,
     joined,
 )
-from library.audit.reconstruction.stacked_training import OnStep, StepRules, train_stack
+from library.audit.reconstruction.stacked_training import OnStep, StepRecipe, train_stack
 from library.errors import InputError, shortened
 from library.incoming.texts import read_json
 from library.progress import counted
@@ -40,7 +40,7 @@ class CorpusRecipe:
     scale: float  # alpha / rank
     steps: int
     pictures: int  # of each person
-    rules: StepRules
+    step: StepRecipe
     start: str  # RANDOM or SHARED
     class_word: str  # of the caption: "<trigger> <trigger> <class word>"
     triggers: int  # unused words in the caption
@@ -179,7 +179,7 @@ def _trained(
             on_step(step, factors, batch)  # type: ignore[arg-type]
 
     kept = train_stack(
-        model, start, persons.latents, contexts, recipe.steps, recipe.rules, persons.names,
+        model, start, persons.latents, contexts, recipe.steps, recipe.step, persons.names,
         seed=seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
     )  # fmt: skip
     kept[0] = start
@@ -187,7 +187,7 @@ def _trained(
     if bad := not_finite(state):
         raise InputError(
             f"{len(bad)} tensors of the shadow LoRAs became NaN or infinite: the learning rate "
-            f"{recipe.rules.learning_rate:g} is too high for this base"
+            f"{recipe.step.learning_rate:g} is too high for this base"
         )
     return state
 

@@ -13,7 +13,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 
 
 @dataclass(frozen=True)
-class StepRules:
+class StepRecipe:
     """One step of every LoRA of the stack."""
 
     learning_rate: float
@@ -42,7 +42,7 @@ def train_stack(
     latents: Tensor,
     contexts: Tensor,
     steps: int,
-    rules: StepRules,
+    recipe: StepRecipe,
     keys: Sequence[str],
     *,
     seed: int,
@@ -66,13 +66,13 @@ def train_stack(
     device = model.device
     factors = start.changed(lambda value: value.detach().to(device).clone().requires_grad_())
     optimizer = torch.optim.AdamW(
-        factors.tensors(), lr=rules.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=rules.weight_decay
+        factors.tensors(), lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=recipe.weight_decay
     )
     kept: dict[int, Factors] = {}
     for step in range(1, steps + 1):
-        batch = drawn_batch(latents, len(model.alphas_cumprod), rules, keys, seed, step)
-        gradients = (private_gradients if rules.noise_multiplier else clipped_gradients)(
-            model, factors, batch, contexts, rules, keys, seed, step
+        batch = drawn_batch(latents, len(model.alphas_cumprod), recipe, keys, seed, step)
+        gradients = (private_gradients if recipe.noise_multiplier else clipped_gradients)(
+            model, factors, batch, contexts, recipe, keys, seed, step
         )
         for value, gradient in zip(factors.tensors(), gradients, strict=True):
             value.grad = gradient
@@ -85,7 +85,7 @@ def train_stack(
 
 
 def drawn_batch(
-    latents: Tensor, timestep_count: int, rules: StepRules, keys: Sequence[str], seed: int, step: int
+    latents: Tensor, timestep_count: int, recipe: StepRecipe, keys: Sequence[str], seed: int, step: int
 ) -> Batch:
     """The pictures, noise and timesteps of one step, drawn for each LoRA from a stream of its own.
 
@@ -94,7 +94,7 @@ def drawn_batch(
     """
     owners, rows, noises, times = [], [], [], []
     for number, key in enumerate(keys):
-        chosen = _pictures_of(latents.shape[1], rules, key, seed, step)
+        chosen = _pictures_of(latents.shape[1], recipe, key, seed, step)
         chance = stream(seed, "shadow batches", key, step)
         noises.append(torch.randn(len(chosen), *latents.shape[2:], generator=chance))
         times.append(torch.randint(0, timestep_count, (len(chosen),), generator=chance))
@@ -103,14 +103,14 @@ def drawn_batch(
     return Batch(torch.tensor(owners, dtype=torch.long), torch.cat(rows), torch.cat(noises), torch.cat(times))
 
 
-def _pictures_of(count: int, rules: StepRules, key: str, seed: int, step: int) -> list[int]:
+def _pictures_of(count: int, recipe: StepRecipe, key: str, seed: int, step: int) -> list[int]:
     """Indices of one LoRA's pictures in one step (steps count from 1)."""
-    if rules.noise_multiplier:
+    if recipe.noise_multiplier:
         coins = torch.rand(count, generator=stream(seed, "shadow coins", key, step)).tolist()
-        return [index for index, coin in enumerate(coins) if coin < rules.batch / count]
-    first = (step - 1) * rules.batch
+        return [index for index, coin in enumerate(coins) if coin < recipe.batch / count]
+    first = (step - 1) * recipe.batch
     chosen = []
-    for place in range(first, first + rules.batch):
+    for place in range(first, first + recipe.batch):
         epoch, within = divmod(place, count)
         chosen.append(int(torch.randperm(count, generator=stream(seed, "shadow order", key, epoch))[within]))
     return chosen
@@ -124,7 +124,7 @@ def losses_of(model: StackedModel, factors: Factors, batch: Batch, contexts: Ten
 
 
 def clipped_gradients(
-    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, rules: StepRules, keys: Sequence[str],
+    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, recipe: StepRecipe, keys: Sequence[str],
     seed: int, step: int,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the sum over LoRAs of the mean over each one's pictures, clipped for every LoRA on its own."""
@@ -132,12 +132,12 @@ def clipped_gradients(
     loss = losses_of(model, factors, batch, contexts).reshape(count, -1).mean(1).sum()
     gradients = torch.autograd.grad(loss, factors.tensors())
     norms = _norms(gradients)  # [K]
-    shrink = (rules.clip / norms.clamp(min=1e-12)).clamp(max=1.0)
+    shrink = (recipe.clip / norms.clamp(min=1e-12)).clamp(max=1.0)
     return [gradient * _beside(shrink, gradient) for gradient in gradients]
 
 
 def private_gradients(
-    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, rules: StepRules, keys: Sequence[str],
+    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, recipe: StepRecipe, keys: Sequence[str],
     seed: int, step: int,
 ) -> list[Tensor]:  # fmt: skip
     """DP-SGD: every picture's own gradient is clipped, their sum gets noise, and is divided by the expected batch.
@@ -151,16 +151,16 @@ def private_gradients(
         loss = losses_of(model, copies, batch, contexts).sum()
         gradients = torch.autograd.grad(loss, copies.tensors())
         norms = _norms(gradients)  # [M]
-        shrink = torch.where(norms.isfinite(), (rules.clip / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
+        shrink = torch.where(norms.isfinite(), (recipe.clip / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
         owner = batch.owner.to(device)
         for place, gradient in enumerate(gradients):
             sums[place].index_add_(0, owner, torch.nan_to_num(gradient) * _beside(shrink, gradient))
     chances = [stream(seed, "shadow noise", key, step) for key in keys]
-    deviation = rules.noise_multiplier * rules.clip
+    deviation = recipe.noise_multiplier * recipe.clip
     noisy = []
     for total in sums:
         noise = torch.stack([torch.randn(total.shape[1:], generator=chances[k]) for k in range(count)])
-        noisy.append((total + deviation * noise.to(device)) / rules.batch)
+        noisy.append((total + deviation * noise.to(device)) / recipe.batch)
     return noisy
 
 

@@ -9,6 +9,7 @@ from library.audit.images.generated import QUALITY
 from library.audit.report import html
 from library.audit.report.advice import FOLDER, HEADLINES, what_now
 from library.audit.report.audit_result import AuditResult
+from library.audit.report.beside import Beside
 from library.audit.report.captioned_figures import captioned_figures, course_figures, epsilon_note
 from library.audit.report.dp_ceiling import claimed_ceiling
 from library.audit.report.figures import group_bars
@@ -29,21 +30,31 @@ SIDES = ("members-aux", "members-test", "non-members-aux", "non-members-test")
 
 
 def write_report(
-    result: AuditResult, together: Sequence[AuditResult], exposed: Sequence[ExposedPicture], folder: Path
+    result: AuditResult,
+    together: Sequence[AuditResult],
+    exposed: Sequence[ExposedPicture],
+    folder: Path,
+    beside: Sequence[Beside] = (),
 ) -> Path:
     """Write the three files (0600 in a 0700 folder) and return the page.
 
     Args:
         together: every LoRA of this call, for the comparisons; ``result`` among them.
+        beside: what else was measured of this LoRA.
     """
     private_folder(folder)
     write_whole(folder / "findings.json", json.dumps(as_json(result, together), indent=1) + "\n", private=True)
     write_whole(folder / "scores.csv", scores_csv(result), private=True)
-    write_whole(folder / "report.html", report_html(result, together, exposed), private=True)
+    write_whole(folder / "report.html", report_html(result, together, exposed, beside), private=True)
     return folder / "report.html"
 
 
-def report_html(result: AuditResult, together: Sequence[AuditResult], exposed: Sequence[ExposedPicture]) -> str:
+def report_html(
+    result: AuditResult,
+    together: Sequence[AuditResult],
+    exposed: Sequence[ExposedPicture],
+    beside: Sequence[Beside] = (),
+) -> str:
     """The page, first screen first."""
     file = result.file
     first = [
@@ -57,6 +68,7 @@ def report_html(result: AuditResult, together: Sequence[AuditResult], exposed: S
     if exposed:
         parts += risk_section(exposed) + group_section(result)
     parts += [html.heading("Figures"), html.figures(captioned_figures(result, together)), *attack_table(result)]
+    parts += [part for one in beside for part in one.section()]
     parts += (
         learnt_section(result)
         + quality_section(result)

@@ -64,8 +64,11 @@ class CandidateSet:
         return "" if share == 0.5 else f"its coins were not fair (nonmember_share {share:g}, not 0.5)"
 
 
-def candidate_sets_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, CandidateSet]:
+def candidate_sets_of(runs: Sequence[Run], target_fpr: float | None) -> dict[Path, CandidateSet]:
     """The pictures of every run, by LoRA file; runs of one folder and split read them once.
+
+    Args:
+        target_fpr: the rate that a membership audit has to resolve; None for an audit without one.
 
     Raises:
         InputError: pictures that are missing or changed, or too few of them; another split than a training's.
@@ -76,7 +79,8 @@ def candidate_sets_of(runs: Sequence[Run], target_fpr: float) -> dict[Path, Cand
         key = (run.split, repr(pick_rules(run.settings)))
         if key not in seen:
             seen[key] = find_candidates(run.split, read_pictures(run.settings))
-            require_resolvable(seen[key].candidates, target_fpr)
+            if target_fpr is not None:
+                require_resolvable(seen[key].candidates, target_fpr)
         candidate_sets[run.lora] = seen[key]
     faults = Faults()
     for run in runs:
