@@ -189,7 +189,7 @@ def train_encoder(
                 contexts = encode_text([recipe.caption(name) for name in some.names])
             learn = partial(_learn_from, course, some.latents, number, bar)
             train_stack(
-                model, untrained(model, some, recipe), some.latents, contexts, recipe.steps, recipe.rules, some.names,
+                model, untrained(model, some, recipe), some.latents, contexts, recipe.steps, recipe.step, some.names,
                 seed=recipe.seed, on_step=learn,
             )  # fmt: skip
             course.done = number + 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 COMPONENTS = 32  # of the public pictures' principal components
-SHRINKAGE = 0.1  # of the spread within persons towards the same in every direction (Ledoit and Wolf, 2004)
+SHRINKAGE = 0.02  # of the spread within persons towards the same in every direction (Ledoit and Wolf, 2004)
 
 
 @dataclass(frozen=True)
