@@ -9,7 +9,9 @@ persons. WORK keeps corpora, answers and findings.json; docs/pictures_from_weigh
 
 import argparse
 import dataclasses
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,10 +19,34 @@ from torch import Tensor
 
 from library.assembly.beside.stacked_base import StackedBase, read_persons, stacked_base
 from library.audit.queries.audited_model import opened_base
+from library.audit.reconstruction.gallery import gallery_drops, open_gallery
 from library.audit.reconstruction.persons import PersonSet, check_disjoint
-from library.audit.reconstruction.retrieval import CONTROLS, RetrievalRow, checked_rows, share_text
+from library.audit.reconstruction.probes import public_probes
+from library.audit.reconstruction.retrieval import (
+    PublicSpace,
+    RetrievalRow,
+    checked_rows,
+    cosine_scores,
+    mean_figure,
+    public_space,
+    retrieval,
+    row_of,
+)
 from library.audit.reconstruction.shadow_corpus import RANDOM, Corpus, CorpusRecipe, make_corpus
+from library.audit.reconstruction.stacked_lora import Factors, joined
 from library.audit.reconstruction.stacked_training import StepRecipe
+from library.audit.reconstruction.weight_attacks import (
+    BASE,
+    HELD_OUT,
+    PRIVATE_SET,
+    RECIPE,
+    WEIGHTS,
+    PublicKnowledge,
+    asked,
+    fitted_readers,
+    reader_rows,
+    shadow_free_readers,
+)
 from library.audit.reconstruction.weight_defences import WeightDefence, published, utility
 from library.options.declarations import Config
 from library.privacy.dp.accounting import calibrated_noise
@@ -34,6 +60,8 @@ DEFENCES = (
     WeightDefence("noise", 3.0), WeightDefence("noise", 10.0),
 )  # fmt: skip
 DELTA = 1e-3
+DP_CLIP = 0.03  # the middle norm of one picture's gradient on the demo base
+UTILITY_OF = 30  # victims
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -69,7 +97,8 @@ class Experiment:
 
     def corpus(self, persons: PersonSet, name: str, noise: float = 0.0) -> Corpus:
         """LoRAs of these persons."""
-        step = dataclasses.replace(self.recipe.step, noise_multiplier=noise)
+        private = {"noise_multiplier": noise, "clip": DP_CLIP} if noise else {}
+        step = dataclasses.replace(self.recipe.step, **private)
         recipe = dataclasses.replace(self.recipe, step=step)
         return make_corpus(
             self.base.stack, self.base.encode_text, persons, recipe, self.folder, together=self.together, name=name
@@ -103,13 +132,161 @@ def opened(given: argparse.Namespace) -> Experiment:
     return Experiment(base, shadows, others, victims, held_out, recipe, given.work / "corpora", given.together)
 
 
+def known_by(run: Experiment, shadows: Factors | None, persons: PersonSet, space: PublicSpace) -> PublicKnowledge:
+    """What an attack is fitted on: public pictures, and these shadows of public persons."""
+    context = run.base.encode_text([CLASS_PROMPT])[0]
+    public = torch.cat([run.shadows.latents, run.others.latents]).flatten(0, 1)
+    probes = public_probes(run.base.stack, public, context, run.recipe.seed)
+    return PublicKnowledge(space, probes, shadows, space.coefficients(persons.means()))
+
+
+def candidates_of(run: Experiment, space: PublicSpace) -> dict[str, Tensor]:
+    """[V, C] of the private sets, and of held-out pictures of the same persons."""
+    return {
+        PRIVATE_SET: space.coefficients(run.victims.means()),
+        HELD_OUT: space.coefficients(run.held_out.means()),
+    }
+
+
+def attack_rows(
+    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, defence: WeightDefence, adaptive: Corpus | None
+) -> list[RetrievalRow]:
+    """Every reader on the victims' LoRAs under a defence.
+
+    Args:
+        adaptive: shadows that were made with the defence too; None: undefended ones.
+    """
+    own = published(corpora["victims"], defence)
+    victims = asked(run.base.stack, own, known, "probes of victims")
+    others = asked(run.base.stack, published(corpora["others"], defence), known, "probes of others")
+    answers = asked(run.base.stack, known.shadows, known, "probes of shadows").answers
+    readers = [*fitted_readers(known, answers), *([] if adaptive else shadow_free_readers())]
+    sets = candidates_of(run, known.space)
+    return reader_rows(readers, victims, others, sets, sets[PRIVATE_SET], range(len(run.victims)), known)
+
+
+def gallery_rows(
+    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, images: int
+) -> list[RetrievalRow]:
+    """The gallery among the private sets (a membership test of sets) and among held-out pictures (identity)."""
+    context = run.base.encode_text([CLASS_PROMPT])[0]
+    count, true = len(run.victims), range(len(run.victims))
+    sets = candidates_of(run, known.space)
+    both = joined([corpora["victims"].last, corpora["others"].last.rows(range(10))])
+    rows = []
+    for target, persons in ((PRIVATE_SET, run.victims), (HELD_OUT, run.held_out)):
+        gallery = open_gallery(run.base.stack, persons.latents, context, run.recipe.seed, images)
+        drops = gallery_drops(run.base.stack, both, gallery)
+        centre = drops[count:].mean(0)  # what LoRAs of other persons find easier as well
+        scores, strangers = drops[:count] - centre, drops[count:] - centre
+        rows.append(
+            row_of(
+                attack="gallery", title="gallery: fall of the loss", target=target, shadows=10,
+                knows=(WEIGHTS, BASE, RECIPE, "candidate pictures"), scores=scores, true=true,
+                nothing=torch.zeros_like(scores) - centre, others=strangers[[i % 10 for i in range(count)]],
+                ceiling=cosine_scores(sets[PRIVATE_SET], sets[target], known.centre),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def entry(row: RetrievalRow) -> dict:
+    """A row for findings.json."""
+    control, advantage = row.advantage()
+    return {
+        "attack": row.attack, "title": row.title, "knows": list(row.knows), "target": row.target,
+        "shadows": row.shadows, "figures": dataclasses.asdict(row.figures()),
+        "controls": {n: dataclasses.asdict(retrieval(r, row.candidates)) for n, r in row.controls.items()},
+        "strongest_control": control, "advantage": dataclasses.asdict(advantage),
+        "reads_the_weights": row.reads_the_weights(), "ranks": row.ranks.tolist(),
+    }  # fmt: skip
+
+
+def usefulness(run: Experiment, factors: Factors) -> dict:
+    """Fall of the loss on the victims' own and on held-out pictures, own caption, with intervals over victims."""
+    some = range(min(UTILITY_OF, len(run.victims)))
+    contexts = run.contexts()
+    values = {
+        name: utility(run.base.stack, factors.rows(some), persons.some(some), contexts, run.recipe.seed)
+        for name, persons in (("own pictures", run.victims), ("held-out pictures", run.held_out))
+    }
+    return {name: dataclasses.asdict(mean_figure(value)) | {"n": len(value)} for name, value in values.items()}
+
+
+class Findings:
+    """findings.json of a run: what is there is not measured again."""
+
+    def __init__(self, file: Path, facts: dict) -> None:
+        self.file = file
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept and kept["facts"] != facts:
+            sys.exit(f"{file} is of another experiment; give another WORK")
+        self.content = kept or {"facts": facts, "undefended": {}, "defences": {}}
+
+    def measure(self, part: str, name: str, make: Callable[[], object]) -> None:
+        """Measure one part, unless it stands, and write the file."""
+        if name not in self.content[part]:
+            self.content[part][name] = make()
+            write_whole(self.file, json.dumps(self.content, indent=1) + "\n")
+        print(f"{part}, {name}: stands", flush=True)
+
+
+def measure_defence(
+    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, space: PublicSpace, defence: WeightDefence,
+    adaptive: Corpus,
+) -> dict:  # fmt: skip
+    """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
+    naive = attack_rows(run, corpora, known, defence, None)
+    own = known_by(run, published(adaptive, defence), adaptive.persons, space)
+    knowing = attack_rows(run, corpora, own, defence, adaptive)
+    return {
+        "utility": usefulness(run, published(corpora["victims"], defence)),
+        "naive": [entry(row) for row in checked_rows(naive)],
+        "adaptive": [entry(row) for row in checked_rows(knowing)],
+    }
+
+
 def main(arguments: list[str]) -> None:
-    """Corpora, attacks, defences; findings.json after each, so that a stopped run shows what it has."""
+    """Corpora, attacks, defences; findings.json after each, so that a stopped run goes on where it stood."""
     given = parsed(arguments)
     torch.set_num_threads(1)
     run = opened(given)
     corpora = {name: run.corpus(getattr(run, name), f"{name}: LoRAs") for name in ("victims", "shadows", "others")}
-    print("corpora stand")
+    space = public_space(run.shadows.latents.flatten(0, 1))
+    known = known_by(run, corpora["shadows"].last, run.shadows, space)
+    findings = Findings(given.work / "findings.json", {
+        "victims": len(run.victims), "shadows": len(run.shadows), "others": len(run.others), "pictures": 4,
+        "rank": given.rank, "steps": given.steps, "batch": given.batch, "learning_rate": run.recipe.step.learning_rate,
+        "base": run.base.stack.fingerprint, "layers": len(run.base.stack.layers), "delta": DELTA,
+    })  # fmt: skip
+    for defence in DEFENCES:
+        findings.measure(
+            "defences", defence.title(),
+            lambda defence=defence: measure_defence(run, corpora, known, space, defence, corpora["shadows"]),
+        )  # fmt: skip
+    if given.gallery:
+        findings.measure(
+            "undefended", "gallery",
+            lambda: [entry(row) for row in checked_rows(gallery_rows(run, corpora, known, given.gallery))],
+        )  # fmt: skip
+    for epsilon in given.epsilon:
+        findings.measure(
+            "defences", f"DP, epsilon {epsilon:g}", lambda e=epsilon: measure_dp(run, given, known, space, e)
+        )
+
+
+def measure_dp(
+    run: Experiment, given: argparse.Namespace, known: PublicKnowledge, space: PublicSpace, epsilon: float
+) -> dict:
+    """Victims, and the shadows of the one who knows, trained with DP-SGD."""
+    noise = calibrated_noise(epsilon, run.recipe.step.batch / run.recipe.pictures, DELTA, run.recipe.steps)
+    some = run.shadows.some(range(given.adaptive_dp))
+    corpora = {
+        name: run.corpus(persons, f"DP {epsilon:g}, {name}: LoRAs", noise)
+        for name, persons in (("victims", run.victims), ("shadows", some), ("others", run.others.some(range(10))))
+    }
+    found = measure_defence(run, corpora, known, space, WeightDefence("none"), corpora["shadows"])
+    return found | {"noise_multiplier": noise, "epsilon": epsilon, "delta": DELTA, "shadows": len(some)}
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def module_kernels(first: Factors, second: Factors) -> dict[str, Tensor]:
     other = sorted(set(first.down) ^ set(second.down))
     if other:
         raise InputError(
-            f"{len(other)} modules are on one side alone: {shortened(other, 3)}; the LoRA and the shadow LoRAs must have "
-            "the same layers"
+            f"{len(other)} modules are on one side alone: {shortened(other, 3)}; LoRA and shadow LoRAs must have the "
+            "same layers"
         )
     kernels = {}
     for name in first.down:

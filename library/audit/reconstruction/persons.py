@@ -77,6 +77,6 @@ def check_disjoint(sides: Mapping[str, PersonSet]) -> None:
             seen = [{one for shown in sides[side].pictures for one in shown} for side in (first, second)]
             if shared or seen[0] & seen[1]:
                 raise InputError(
-                    f"{first} and {second} share {len(shared)} persons and {len(seen[0] & seen[1])} pictures; an attack "
-                    "that was fitted on them proves nothing. Give a public folder of other persons"
+                    f"{first} and {second} share {len(shared)} persons and {len(seen[0] & seen[1])} pictures; an "
+                    "attack that was fitted on them proves nothing. Give a public folder of other persons"
                 )

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from library.audit.statistics.intervals import Interval, clopper_pearson
+from library.audit.statistics.intervals import clopper_pearson
 from library.seeding import numpy_stream
 
 Ranks = NDArray[np.int64]
@@ -83,6 +83,14 @@ class Figure:
     value: float
     low: float
     high: float
+
+
+def mean_figure(values: Tensor) -> Figure:
+    """Mean of [V] values with a bootstrap interval over victims."""
+    rows = np.asarray(values.double().tolist())
+    drawn = rows[numpy_stream(0, "bootstrap").integers(0, len(rows), (DRAWS, len(rows)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Figure(float(rows.mean()), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ def checked_rows(rows: Sequence[RetrievalRow]) -> list[RetrievalRow]:
     return list(rows)
 
 
-def row_of(
+def row_of(  # noqa: PLR0913  one call is one row of a table
     *, attack: str, title: str, knows: Sequence[str], target: str, shadows: int, scores: Tensor, true: Sequence[int],
     nothing: Tensor, others: Tensor, ceiling: Tensor,
 ) -> RetrievalRow:  # fmt: skip
@@ -199,9 +207,7 @@ def row_of(
         OTHERS: ranks_of(others, true),
         CEILING: ranks_of(ceiling, true),
     }
-    return RetrievalRow(
-        attack, title, tuple(knows), target, shadows, ranks_of(scores, true), scores.shape[1], controls
-    )
+    return RetrievalRow(attack, title, tuple(knows), target, shadows, ranks_of(scores, true), scores.shape[1], controls)
 
 
 def rank_p(rank: int, candidates: int) -> float:
@@ -212,8 +218,3 @@ def rank_p(rank: int, candidates: int) -> float:
 def share_text(figure: Figure) -> str:
     """``62 % [49, 74]``."""
     return f"{100 * figure.value:.0f} % [{100 * figure.low:.0f}, {100 * figure.high:.0f}]"
-
-
-def interval_of(figure: Figure) -> Interval:
-    """Low and high."""
-    return figure.low, figure.high

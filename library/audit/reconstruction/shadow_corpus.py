@@ -153,8 +153,8 @@ def check_facts(place: Path, facts: dict[str, object]) -> None:
     other = [key for key in here if stated.get(key) != here[key]]
     if other:
         raise InputError(
-            f"'{place}' holds shadow LoRAs of another {' and '.join(other)}; nothing was changed. Move the folder away, "
-            "or give the base and the recipe that it was made with"
+            f"'{place}' holds shadow LoRAs of another {' and '.join(other)}; nothing was changed. Move the folder "
+            "away, or give the base and the recipe that it was made with"
         )
 
 
@@ -208,5 +208,7 @@ def read_piece(file: Path, recipe: CorpusRecipe, fingerprint: str, count: int) -
         by_step.setdefault(int(step), {})[key] = value
     bad = [*not_finite(tensors), *(name for name, value in tensors.items() if len(value) != count)]
     if bad or any(not by_step[step] for step in wanted):
-        raise InputError(f"'{file}' is damaged ({shortened(bad, 3) or 'steps are missing'}); remove it, it is made again")
+        raise InputError(
+            f"'{file}' is damaged ({shortened(bad, 3) or 'steps are missing'}); remove it, it is made again"
+        )
     return {step: factors_from_state(by_step[step], recipe.scale) for step in wanted}

@@ -247,7 +247,9 @@ class StackedModel:
         device = self.device
         latents, timesteps = latents.to(device), timesteps.to(device)
         with StackedLoRA(self.layers).using(factors):
-            answer = self.unet(latents.to(self.unet.dtype), timesteps, context.to(device, self.unet.dtype)).sample.float()
+            answer = self.unet(
+                latents.to(self.unet.dtype), timesteps, context.to(device, self.unet.dtype)
+            ).sample.float()
         if not self.velocity:
             return answer
         alpha = self.alphas_cumprod.to(device)[timesteps][:, None, None, None]

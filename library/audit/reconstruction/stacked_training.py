@@ -36,7 +36,7 @@ class Batch:
 OnStep = Callable[[int, Factors, Batch], None]
 
 
-def train_stack(
+def train_stack(  # noqa: PLR0913  all that a training is
     model: StackedModel,
     start: Factors,
     latents: Tensor,
@@ -71,9 +71,11 @@ def train_stack(
     kept: dict[int, Factors] = {}
     for step in range(1, steps + 1):
         batch = drawn_batch(latents, len(model.alphas_cumprod), recipe, keys, seed, step)
-        gradients = (private_gradients if recipe.noise_multiplier else clipped_gradients)(
-            model, factors, batch, contexts, recipe, keys, seed, step
-        )
+        if recipe.noise_multiplier:
+            chances = [stream(seed, "shadow noise", key, step) for key in keys]
+            gradients = private_gradients(model, factors, batch, contexts, recipe, chances)
+        else:
+            gradients = clipped_gradients(model, factors, batch, contexts, recipe.clip)
         for value, gradient in zip(factors.tensors(), gradients, strict=True):
             value.grad = gradient
         optimizer.step()
@@ -124,27 +126,33 @@ def losses_of(model: StackedModel, factors: Factors, batch: Batch, contexts: Ten
 
 
 def clipped_gradients(
-    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, recipe: StepRecipe, keys: Sequence[str],
-    seed: int, step: int,
-) -> list[Tensor]:  # fmt: skip
+    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, clip: float
+) -> list[Tensor]:
     """Gradients of the sum over LoRAs of the mean over each one's pictures, clipped for every LoRA on its own."""
     count = factors.count
     loss = losses_of(model, factors, batch, contexts).reshape(count, -1).mean(1).sum()
     gradients = torch.autograd.grad(loss, factors.tensors())
     norms = _norms(gradients)  # [K]
-    shrink = (recipe.clip / norms.clamp(min=1e-12)).clamp(max=1.0)
+    shrink = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
     return [gradient * _beside(shrink, gradient) for gradient in gradients]
 
 
 def private_gradients(
-    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, recipe: StepRecipe, keys: Sequence[str],
-    seed: int, step: int,
-) -> list[Tensor]:  # fmt: skip
+    model: StackedModel,
+    factors: Factors,
+    batch: Batch,
+    contexts: Tensor,
+    recipe: StepRecipe,
+    chances: Sequence[torch.Generator],
+) -> list[Tensor]:
     """DP-SGD: every picture's own gradient is clipped, their sum gets noise, and is divided by the expected batch.
 
     Each row of the batch has a copy of its LoRA, so one backward pass gives exact gradients of single pictures.
+
+    Args:
+        chances: each LoRA's stream of noise.
     """
-    count, device = factors.count, model.device
+    device = model.device
     sums = [torch.zeros_like(value) for value in factors.tensors()]
     if len(batch.owner):
         copies = factors.rows(batch.owner).changed(lambda value: value.detach().requires_grad_())
@@ -155,11 +163,10 @@ def private_gradients(
         owner = batch.owner.to(device)
         for place, gradient in enumerate(gradients):
             sums[place].index_add_(0, owner, torch.nan_to_num(gradient) * _beside(shrink, gradient))
-    chances = [stream(seed, "shadow noise", key, step) for key in keys]
     deviation = recipe.noise_multiplier * recipe.clip
     noisy = []
     for total in sums:
-        noise = torch.stack([torch.randn(total.shape[1:], generator=chances[k]) for k in range(count)])
+        noise = torch.stack([torch.randn(total.shape[1:], generator=chance) for chance in chances])
         noisy.append((total + deviation * noise.to(device)) / recipe.batch)
     return noisy
 

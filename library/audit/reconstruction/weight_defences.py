@@ -115,5 +115,3 @@ def utility(
         )
         result[number] = (base - own) / base
     return result
-
-
