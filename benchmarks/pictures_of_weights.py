@@ -1,10 +1,10 @@
 """What pictures come out of LoRA files of single persons: the encoder of arXiv 2409.08482, guided sampling, controls.
 
-python benchmarks/pictures_of_weights.py WORK --public DIR --held_out DIR [--out DIR --persons 60 ...]
+python -m benchmarks.pictures_of_weights WORK --public DIR --held_out DIR [--out DIR --persons 60 ...]
 
 WORK, --public and --held_out are those of benchmarks/leak_of_weights.py, whose victims are painted here; the last
-sixth of them are no candidates and serve as "LoRA of other persons". Stages, each kept in --out and resumed: ``capacity``
-(what a prompt embedding can say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json).
+sixth of them are no candidates and serve as "LoRA of other persons". Stages, kept in --out and resumed: ``capacity``
+(what a prompt embedding can say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json), ``sheet``.
 """
 
 import argparse
@@ -27,7 +27,16 @@ from library.audit.reconstruction.kernel import fit_kernel
 from library.audit.reconstruction.matrix_encoder import matrix_shapes
 from library.audit.reconstruction.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.persons import PersonSet
-from library.audit.reconstruction.picture_rows import PictureSettings, Sitters, Studio, paint_rows
+from library.audit.reconstruction.picture_rows import (
+    CODE,
+    EDIT,
+    WEIGHTS,
+    PictureSettings,
+    Sitters,
+    Studio,
+    guided_name,
+    paint_rows,
+)
 from library.audit.reconstruction.picture_table import (
     CEILING,
     Sets,
@@ -41,12 +50,15 @@ from library.audit.reconstruction.picture_table import (
 from library.audit.reconstruction.retrieval import public_space
 from library.audit.reconstruction.samplers import Course
 from library.diffusion.vae import decoder_of
-from library.tensor_files import private_folder, read_tensors, write_tensors, write_whole
+from library.seeding import permutation
+from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole
 
 STRANGERS = 6  # one in so many victims is no candidate
 LIMIT = 6.0  # of the demo's latents: the largest public one
 ORACLE = "embedding fitted to the person (oracle), on the base"
-STAGES = ("capacity", "encoder", "paint", "score")
+STAGES = ("capacity", "encoder", "paint", "score", "sheet")
+SHOWN = 5  # victims on the sheet, drawn by chance
+ATTACKS = (CODE, *(guided_name(weight) for weight in WEIGHTS), EDIT)
 
 
 def parsed(arguments: list[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
@@ -77,9 +89,8 @@ class Pictures:
         stack = self.run.base.stack
         course = Course(stack.alphas_cumprod, own.sampler_steps, 980, LIMIT)
         edit = course.started_at(300, max(2, own.sampler_steps // 2))
-        self.studio = Studio(
-            stack, PictureSettings(course, edit, own.samples, together=10, seed=1), tuple(self.run.victims.latents.shape[2:])
-        )  # fmt: skip
+        settings = PictureSettings(course, edit, own.samples, together=10, seed=1)
+        self.studio = Studio(stack, settings, tuple(self.run.victims.latents.shape[2:]))
         self.class_prompt = self.run.base.encode_text([CLASS_PROMPT])[0]  # [T, D]
         self.victims = list(range(len(self.run.victims) - len(self.run.victims) // STRANGERS))
 
@@ -174,7 +185,6 @@ def views_of(parts: Pictures) -> dict[str, View]:
 
 def remembered(parts: Pictures, seen: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Features that are kept by what the latents are."""
-    from library.tensor_files import state_fingerprint
 
     def features(latents: Tensor) -> Tensor:
         return parts.kept(f"features-{state_fingerprint({'': latents})[:24]}", lambda: seen(latents))
@@ -233,6 +243,28 @@ def capacity_lines(parts: Pictures, base: Tensor) -> list[dict[str, object]]:
     return lines
 
 
+def write_sheet(parts: Pictures, outputs: dict[str, Tensor]) -> None:
+    """sheet.safetensors: a blind draw of victims, what was private, what attacks made, what the controls made."""
+    chosen = permutation(len(parts.victims), 1, "sheet")[:SHOWN]
+    decode = decoder_of(parts.run.base.model.vae)
+
+    def shown(latents: Tensor) -> Tensor:
+        pixels = decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        return (pixels * 255).round().to(torch.uint8)
+
+    private, held_out = (one.latents[chosen, :4] for one in (parts.run.victims, parts.run.held_out))
+    attacks = [name for name in ATTACKS if name in outputs]
+    rows = {"private pictures": private} | {name: outputs[name][chosen] for name in attacks}
+    controls = {name: made[chosen] for name, made in outputs.items() if name not in ATTACKS}
+    controls["held-out pictures of the person"] = held_out
+    parted = ["#what was private", "private pictures", "#attacks: made of the weights alone", *attacks, "#controls"]
+    names = [*parted, *controls]
+    pictures = {name: shown(latents) for name, latents in (rows | controls).items()}
+    tensors = {name: pictures.get(name, torch.zeros(1, dtype=torch.uint8)) for name in names}
+    title = f"{SHOWN} of {len(parts.victims)} victims, drawn by chance; all rows start from the same noise"
+    write_tensors(parts.out / "sheet.safetensors", tensors, {"rows": "\n".join(names), "title": title})
+
+
 def main(arguments: list[str]) -> None:
     """The stages that were asked for, in their order."""
     own, given = parsed(arguments)
@@ -242,9 +274,11 @@ def main(arguments: list[str]) -> None:
         fitted(parts)
     if "encoder" in own.stages:
         trained(parts)
-    if not {"paint", "score"} & set(own.stages):
+    if not {"paint", "score", "sheet"} & set(own.stages):
         return
     outputs = paint_rows(parts.studio, sitters_of(parts), parts.out / "pictures")
+    if "sheet" in own.stages:
+        write_sheet(parts, outputs)
     if "score" in own.stages:
         losses = trained(parts)[1]
         result = {

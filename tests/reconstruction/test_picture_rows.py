@@ -116,7 +116,7 @@ def test_pictures_of_nan_are_refused_by_row(studio, sitters, tmp_path) -> None:
 
 
 def test_a_code_without_other_persons_loras_is_refused(studio, sitters) -> None:
-    with pytest.raises(InputError, match="LoRAs of other public persons"):
+    with pytest.raises(InputError, match="LoRAs of other persons"):
         picture_rows.painters(studio, dataclasses.replace(sitters, others=None))
 
 

@@ -103,7 +103,7 @@ def attribution(row: PictureRow) -> Attribution:
     gains = {name: spread(own - row.controls[name].above_others()) for name in below}
     if not row.reads_code:
         weaker = [name for name in TO_BEAT if gains[name].low <= 0]
-        said = f"no better than: {', '.join(weaker)}" if weaker else "better than base, class prompt and others' weights"
+        said = f"no better than: {', '.join(weaker)}" if weaker else "better than base, class prompt and other LoRAs"
         return Attribution(not weaker, gains, None, said)
     on_base = spread(row.controls[ON_BASE].above_others())
     differs = gains[MEAN_CODE].low > 0 and gains[PERMUTED].low > 0

@@ -83,9 +83,7 @@ class EncoderCourse:
         self.encoder = encoder.to(model.device).train()
         self.model, self.rules = model, rules
         self.parameters = encoder.trained_parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=rules.learning_rate, weight_decay=rules.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rules.learning_rate, weight_decay=rules.weight_decay)
         self.facts = json.dumps(facts | {"size": asdict(encoder.size), "rules": asdict(rules)}, sort_keys=True)
         self.done = 0  # stacks of LoRAs, or steps on a kept corpus
         self.losses: list[float] = []  # of every encoder step, before it

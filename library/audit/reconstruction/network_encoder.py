@@ -106,9 +106,7 @@ class NetworkEncoder(nn.Module):
         self.shapes, self.size = tuple(shapes), size
         self.matrices = MatrixEncoder(shapes, size.hidden)
         self.task = nn.Parameter(torch.randn(size.hidden) / math.sqrt(size.hidden))
-        self.step = nn.Sequential(
-            nn.Linear(size.hidden, size.hidden), nn.SiLU(), nn.Linear(size.hidden, size.hidden)
-        )
+        self.step = nn.Sequential(nn.Linear(size.hidden, size.hidden), nn.SiLU(), nn.Linear(size.hidden, size.hidden))
         self.first_norm = nn.LayerNorm(size.hidden)
         self.body = new_body(size) if body is None else body
         self.body.requires_grad_(not size.frozen_body)

@@ -118,7 +118,7 @@ def code_painters(studio: Studio, sitters: Sitters, codes: Tensor) -> dict[str, 
     """The encoder's row and the controls that only a code has."""
     factors, others, other_codes = sitters.factors, sitters.others, sitters.other_codes
     if others is None or other_codes is None:
-        raise InputError("an encoder's row needs LoRAs of other public persons as a control; give their factors and codes")
+        raise InputError("an encoder's row needs LoRAs of other persons as a control; give their factors and codes")
     mean = codes.mean(0, keepdim=True).expand_as(codes)
     return {
         CODE: lambda: studio.paint(factors, codes),

@@ -20,7 +20,7 @@ from library.audit.reconstruction.attribution import (
     random_outputs,
 )
 from library.audit.reconstruction.identity_scores import IdentitySpace, best_output_cosines
-from library.audit.reconstruction.picture_rows import CODE, EDIT, guided_name, WEIGHTS
+from library.audit.reconstruction.picture_rows import CODE, EDIT, WEIGHTS, guided_name
 
 CEILING = "other pictures of the person (ceiling)"  # what the space can see at best
 KNOWS = {

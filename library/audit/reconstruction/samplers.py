@@ -41,7 +41,7 @@ class Course:
 
 
 def shared_noise(samples: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """[samples, C, h, w]: the same for every victim and every row of a table, so that rows differ in the model alone."""
+    """[samples, C, h, w]: the same for every victim and every row, so that rows differ in the model alone."""
     return torch.stack([torch.randn(shape, generator=stream(seed, "sampler noise", one)) for one in range(samples)])
 
 
