@@ -85,6 +85,15 @@ def test_a_row_without_a_code_needs_no_controls_of_codes() -> None:
         attribution(dataclasses.replace(row(0.5, reads_code=False), reads_code=True))
 
 
+def test_a_few_victims_or_a_single_file_get_no_verdict() -> None:
+    """A bootstrap over one victim has no width: everything would be credited."""
+    whole = row(5.0)
+    few = Likeness(whole.found.scores[:19], range(19), 2)
+    controls = {name: Likeness(one.scores[:19], range(19), 2) for name, one in whole.controls.items()}
+    found = attribution(dataclasses.replace(whole, found=few, controls=controls))
+    assert not found.credited and "19 victims" in found.because
+
+
 def test_controls_of_another_experiment_are_refused() -> None:
     whole = row(0.5)
     other = Likeness(torch.zeros(3, 3), range(3), 2)

@@ -18,6 +18,7 @@ ON_BASE, MEAN_CODE = "code on the base", "mean code"
 OF_PICTURES = (BASE, CLASS, PERMUTED, RANDOM, TRIGGER)  # controls of every row
 OF_CODES = (*OF_PICTURES, ON_BASE, MEAN_CODE, OTHERS)  # of a row whose prompt embedding was read from the weights
 TO_BEAT = (BASE, CLASS, PERMUTED)  # by a row without a code
+FEWEST = 20  # victims for a verdict: with fewer a bootstrap interval is too narrow, and with one it has no width
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def attribution(row: PictureRow) -> Attribution:
     """
     check_controls(row)
     own = row.found.above_others()
+    if len(own) < FEWEST:
+        return Attribution(False, {}, None, f"no verdict: {len(own)} victims, of which a verdict needs {FEWEST}")
     below = (MEAN_CODE, PERMUTED, CLASS, BASE) if row.reads_code else TO_BEAT
     gains = {name: spread(own - row.controls[name].above_others()) for name in below}
     if not row.reads_code:
