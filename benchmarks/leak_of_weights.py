@@ -1,10 +1,11 @@
 """What LoRA files of single persons give away by their weights alone, undefended and defended; resumable.
 
-python benchmarks/leak_of_weights.py WORK --public DIR --held_out DIR [--victims 60 --shadows 150 ...]
+python benchmarks/leak_of_weights.py WORK --public DIR --held_out DIR [--victims 50 --shadows 150 ...]
 
 The base and the victims' private pictures are the demo's (demo/images, whose persons the base never saw). DIR of
 --public and --held_out come from demo/build.py: strangers for the shadow LoRAs, and further pictures of the private
-persons. WORK keeps corpora, answers and findings.json; docs/pictures_from_weights.md is written from that file.
+persons. WORK keeps corpora and findings-<shadows>.json; docs/pictures_from_weights.md is written from that file. A run with more
+shadows takes over the corpora of one with fewer.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from library.audit.reconstruction.weight_attacks import (
     BASE,
     HELD_OUT,
     PRIVATE_SET,
+    RAW,
     RECIPE,
     WEIGHTS,
     PublicKnowledge,
@@ -47,7 +49,7 @@ from library.audit.reconstruction.weight_attacks import (
     reader_rows,
     shadow_free_readers,
 )
-from library.audit.reconstruction.weight_defences import WeightDefence, published, utility
+from library.audit.reconstruction.weight_defences import TRUNCATION, WeightDefence, published, utility
 from library.options.declarations import Config
 from library.privacy.dp.accounting import calibrated_noise
 from library.tensor_files import private_folder, write_whole
@@ -69,15 +71,15 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("work", type=Path)
     parser.add_argument("--public", type=Path, required=True)
     parser.add_argument("--held_out", type=Path, required=True)
-    parser.add_argument("--victims", type=int, default=60)
+    parser.add_argument("--victims", type=int, default=50)
     parser.add_argument("--shadows", type=int, default=150)
-    parser.add_argument("--others", type=int, default=30, help="public persons whose LoRAs are a control")
+    parser.add_argument("--others", type=int, default=10, help="public persons whose LoRAs are a control")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--together", type=int, default=30)
+    parser.add_argument("--together", type=int, default=25)
     parser.add_argument("--epsilon", type=float, nargs="*", default=[50.0, 10.0])
-    parser.add_argument("--adaptive_dp", type=int, default=80, help="shadows that are trained with DP-SGD as well")
+    parser.add_argument("--adaptive_dp", type=int, default=50, help="shadows that are trained with DP-SGD as well")
     parser.add_argument("--gallery", type=int, default=1, help="pictures of each candidate set; 0 = no gallery")
     return parser.parse_args(arguments)
 
@@ -160,7 +162,9 @@ def attack_rows(
     victims = asked(run.base.stack, own, known, "probes of victims")
     others = asked(run.base.stack, published(corpora["others"], defence), known, "probes of others")
     answers = asked(run.base.stack, known.shadows, known, "probes of shadows").answers
-    readers = [*fitted_readers(known, answers), *([] if adaptive else shadow_free_readers())]
+    same_ranks = defence.kind != TRUNCATION or adaptive is not None  # raw factors of other ranks have other numbers
+    readers = [one for one in fitted_readers(known, answers) if one.attack != RAW or same_ranks]
+    readers += [] if adaptive else shadow_free_readers()
     sets = candidates_of(run, known.space)
     return reader_rows(readers, victims, others, sets, sets[PRIVATE_SET], range(len(run.victims)), known)
 
@@ -191,7 +195,7 @@ def gallery_rows(
 
 
 def entry(row: RetrievalRow) -> dict:
-    """A row for findings.json."""
+    """A row for the findings."""
     control, advantage = row.advantage()
     return {
         "attack": row.attack, "title": row.title, "knows": list(row.knows), "target": row.target,
@@ -214,7 +218,7 @@ def usefulness(run: Experiment, factors: Factors) -> dict:
 
 
 class Findings:
-    """findings.json of a run: what is there is not measured again."""
+    """The findings of a run: what is there is not measured again."""
 
     def __init__(self, file: Path, facts: dict) -> None:
         self.file = file
@@ -247,14 +251,14 @@ def measure_defence(
 
 
 def main(arguments: list[str]) -> None:
-    """Corpora, attacks, defences; findings.json after each, so that a stopped run goes on where it stood."""
+    """Corpora, attacks, defences; findings are written after each, so that a stopped run goes on where it stood."""
     given = parsed(arguments)
     torch.set_num_threads(1)
     run = opened(given)
     corpora = {name: run.corpus(getattr(run, name), f"{name}: LoRAs") for name in ("victims", "shadows", "others")}
     space = public_space(run.shadows.latents.flatten(0, 1))
     known = known_by(run, corpora["shadows"].last, run.shadows, space)
-    findings = Findings(given.work / "findings.json", {
+    findings = Findings(given.work / f"findings-{len(run.shadows)}.json", {
         "victims": len(run.victims), "shadows": len(run.shadows), "others": len(run.others), "pictures": 4,
         "rank": given.rank, "steps": given.steps, "batch": given.batch, "learning_rate": run.recipe.step.learning_rate,
         "base": run.base.stack.fingerprint, "layers": len(run.base.stack.layers), "delta": DELTA,

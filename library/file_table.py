@@ -104,8 +104,8 @@ RECORDS = (
     Row("sweep-<any>.json", BY_AUDIT, "hashes of all pictures, and where the model's answers about them lie", NEVER),
     Row("records/", BY_AUDIT, "the model's answers", NEVER),
     Row("records/<hash>*/", BY_AUDIT, "answers to one set of questions", NEVER),
-    Row("records/<hash>*/<hash>.safetensors", BY_AUDIT, "statistics by hash of the picture; of drawings also thumbnails",
-        NEVER),
+    Row("records/<hash>*/<hash>.safetensors", BY_AUDIT, "statistics by hash of the picture; of drawings also thumbnails, of robustness "
+        "also what was added to the picture", NEVER),
 )  # fmt: skip
 SHADOW = (
     Row("sides.json", BY_AUDIT, "the same pictures on a shadow's sides", NEVER),
@@ -117,6 +117,15 @@ AUDIT = (
     Row("findings.json", BY_AUDIT, "aggregate figures at full precision; no picture, caption, or name of a picture, group "
         "or folder", "no: publish the one of --publishable"),
     Row("scores.csv", BY_AUDIT, "every score of every picture, by the hash of its pixels, with its side and the number of its group", NEVER),
+    Row("robustness.json", BY_AUDIT, "with `--attacks robustness`: aggregate figures at full precision; no picture, caption, or name", "no: quote rounded figures with n and interval"),
+    Row("robustness.html", BY_AUDIT, "the same as a page, under the folder's name; no picture", "no"),
+    Row("reconstruction.json", BY_AUDIT, "with `--attacks reconstruction`: aggregate figures at full precision; no picture, caption, or name", "no: quote rounded figures with n and interval"),
+    Row("reconstruction.html", BY_AUDIT, "the same as a page, under the folder's name; no picture", "no"),
+    Row("reconstruction/", BY_AUDIT, "what the attack on the weights learns from", NEVER),
+    Row("reconstruction/shadows/", BY_AUDIT, "LoRAs of public persons", NEVER),
+    Row("reconstruction/shadows/<hash>/", BY_AUDIT, "those of one base and recipe", NEVER),
+    Row("reconstruction/shadows/<hash>/corpus.json", BY_AUDIT, "base and recipe", NEVER),
+    Row("reconstruction/shadows/<hash>/<hash>.safetensors", BY_AUDIT, "some LoRAs of public persons, at four moments of their training", NEVER),
     *RECORDS,
     Row("shadows/", BY_AUDIT, "shadow LoRAs", NEVER),
     Row("shadows/<hash>/", BY_AUDIT, "one shadow: what a training writes (its LoRA is 0600), and the rows of a shadow",

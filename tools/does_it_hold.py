@@ -23,9 +23,9 @@ def main(arguments: list[str], docs: Path = DOCS) -> int:
         raise InputError("python -m tools.does_it_hold takes the folder of a finished comparison, and nothing else")
     folder, page = Path(arguments[0]), docs / "does_it_hold.md"
     rows = [_row(entry) for entry in json.loads(_text(folder / "frontier.json"))]
-    text = _filled(page.read_text(encoding="utf-8"), "table", frontier_table(rows))
-    page.write_text(_filled(text, "answer", answer(rows)), encoding="utf-8")
-    (docs / "does_it_hold.svg").write_text(_standing_alone(_text(folder / "frontier.svg")), encoding="utf-8")
+    text = filled(page.read_text(encoding="utf-8"), "table", frontier_table(rows))
+    page.write_text(filled(text, "answer", answer(rows)), encoding="utf-8")
+    (docs / "does_it_hold.svg").write_text(standing_alone(_text(folder / "frontier.svg")), encoding="utf-8")
     return 0
 
 
@@ -33,7 +33,7 @@ def _text(file: Path) -> str:
     return read_text(file, f"'{file}'")
 
 
-def _filled(page: str, name: str, content: str) -> str:
+def filled(page: str, name: str, content: str) -> str:
     """The page with other lines in one of its blocks."""
     return re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + content + found[2], page)
 
@@ -50,7 +50,7 @@ def _figure(value: dict[str, float]) -> Figure:
     return Figure(value["value"], (value["high"] - value["low"]) / 2 / Z)
 
 
-def _standing_alone(element: str) -> str:
+def standing_alone(element: str) -> str:
     """An SVG element as a file, on white."""
     return element.replace("<svg", '<svg style="background:#ffffff"', 1)
 

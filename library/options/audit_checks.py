@@ -32,6 +32,8 @@ def _check_attacks(config: Config, faults: Faults) -> None:
         )
     elif config.scores_only and set(config.attacks) != {"membership"}:
         faults.add("scores_only asks no model, and only membership can do without; leave one of the two out")
+    if config.public_data_dir and "reconstruction" not in config.attacks:
+        faults.add("public_data_dir is for the attack on the weights; add reconstruction to attacks, or leave it out")
     if not config.robustness_eps:
         faults.add("robustness_eps is empty; give one or more, such as 8/255", about="robustness_eps")
     read_sizes(config.robustness_eps, faults)

@@ -8,7 +8,7 @@ from library.incoming.shapes import WIDEST
 from library.trainers import GAME, PRIVATE, TRAINERS
 
 AUDIT = ("audit",)
-AUDITED = ("membership", "robustness")  # words of the option attacks; each beside the first has a measure in assembly
+AUDITED = ("membership", "robustness", "reconstruction")  # words of the option attacks; each beside the first has a measure in assembly
 EVERYWHERE = (*TRAINERS, *AUDIT)
 
 
@@ -267,7 +267,7 @@ class Config:
     logging_dir: str | None = option("previews", None, "TensorBoard folder; unset: output_dir/tensorboard", shapes_weights=False)
 
     outputs: list[str] = option("audit", [], "output folders of the trainers, or LoRA files (these need pretrained_model_name_or_path, train_data_dir and split_file); several are audited side by side", doors=AUDIT, shapes_weights=False)
-    attacks: list[str] = option("audit", ["membership"], "what is tried on the LoRA, one or more of: membership: who was in it; robustness: how far small changes of a picture or of its text move the model, at several ranks of the LoRA", choices=AUDITED, doors=AUDIT, shapes_weights=False)
+    attacks: list[str] = option("audit", ["membership"], "what is tried on the LoRA, one or more of: membership: who was in it; robustness: how far small changes of a picture or of its text move the model, at several ranks of the LoRA; reconstruction: what the weights alone show of the private pictures", choices=AUDITED, doors=AUDIT, shapes_weights=False)
     profile: str = option("audit", "lite", "lite: about 26 UNet passes per image and state; full: about 119", choices=("lite", "full"), doors=AUDIT, shapes_weights=False)
     checkpoints: str = option("audit", "spread", "which LoRA files of an output folder are audited: spread: the last one and up to three earlier ones, evenly over the training, for the curve of AUC against exposures; all: every saved one; last: that alone", choices=("spread", "all", "last"), doors=AUDIT, shapes_weights=False)
     target_fpr: float = option("audit", 0.05, "false-positive rate (0..1); its threshold is set on the aux sides, and the report shows the rate that results on the test sides", above=0, most=0.5, doors=AUDIT, shapes_weights=False)
@@ -290,6 +290,10 @@ class Config:
     robustness_restarts: int = option("audit", 2, "starts of projected gradient; the best point of all counts", least=1, most=100, doors=AUDIT, shapes_weights=False)
     robustness_pictures: int = option("audit", 20, "pictures of each test side, at most two of a group", least=2, doors=AUDIT, shapes_weights=False)
     robustness_ranks: list[str] = option("audit", [], "ranks that the LoRA is also cut to, below its own; unset: its own halved again and again, down to 1", doors=AUDIT, shapes_weights=False)
+    public_data_dir: str | None = option("audit", None, "kohya parent folder of public pictures with groups.json (whose each one is), for attacks reconstruction: shadow LoRAs of these persons are trained, and the attacks that learn from them run; unset: only those that need none", doors=AUDIT, shapes_weights=False)
+    class_prompt: str = option("audit", "", "words that say what all the pictures show, such as portrait, for attacks reconstruction", doors=AUDIT, shapes_weights=False)
+    reconstruction_shadows: int = option("audit", 100, "shadow LoRAs of public persons, at most; fewer where public_data_dir has fewer persons with 4 pictures", least=16, most=10000, doors=AUDIT, shapes_weights=False)
+    reconstruction_steps: int = option("audit", 60, "optimizer steps of each shadow LoRA, with 2 pictures each", least=10, most=10000, doors=AUDIT, shapes_weights=False)
     audit_seed: int = option("audit", 0, "seed of folds, classifiers, bootstrap and permutations; the noise depends only on the images", least=0, most=2**31 - 1, doors=AUDIT, shapes_weights=False)
 
     audit: bool = option("run", False, "audit the LoRA when its training has ended (with configs/audit.toml), and end with the verdict", shapes_weights=False)

@@ -12,7 +12,7 @@ from library.options.sources import with_origin
 from library.plain_text import plain
 from library.trainers import PRIVATE
 
-FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume")
+FOLDERS = ("train_data_dir", "nonmember_data_dir", "reg_data_dir", "conditioning_data_dir", "resume", "public_data_dir")
 FILES = (
     "in_json", "dataset_config", "split_file", "sample_prompts", "network_weights", "log_tracker_config",
     "inception_weights",

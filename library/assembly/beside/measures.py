@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 
 from library.assembly.audit_lora import Subject
-from library.assembly.beside import robustness
+from library.assembly.beside import reconstruction, robustness
 from library.audit.report.beside import Beside, write_page
 from library.plain_text import plain
 
-MEASURES: Mapping[str, Callable[[Subject], Beside]] = {"robustness": robustness.measured}
+MEASURES: Mapping[str, Callable[[Subject], Beside]] = {
+    "robustness": robustness.measured,
+    "reconstruction": reconstruction.measured,
+}
 
 
 def measured(subject: Subject, say: Callable[[str], None]) -> list[Beside]:
@@ -21,5 +24,6 @@ def measured(subject: Subject, say: Callable[[str], None]) -> list[Beside]:
         if word in MEASURES:
             one = MEASURES[word](subject)
             found.append(one)
-            say(plain(f"{one.headline}\n  {word}: {write_page(one, subject.run.label, subject.run.audit)}"))
+            say(plain(one.headline))
+            say(plain(f"  {word} of {subject.run.label}: {write_page(one, subject.run.label, subject.run.audit)}"))
     return found

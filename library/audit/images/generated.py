@@ -64,15 +64,30 @@ def drawn_latents(audited: AuditedModel, batch: Sequence[Picture], draw: int, st
     here = torch.stack([starting_noise(picture.identity, draw, shape) for picture in batch]).to(audited.device)
     states = audited.encode_text([picture.caption for picture in batch])
     both = torch.cat([states, audited.encode_text([""] * len(batch))])
+    return denoised(audited, here, both, ddim_timesteps(audited, steps), guidance).cpu()
+
+
+def ddim_timesteps(audited: AuditedModel, steps: int) -> list[int]:
+    """Where a drawing of so many steps asks the model, noisiest first."""
     count = int((audited.alphas_cumprod > 0).sum())  # a step without any signal says nothing of the picture
-    timesteps = [round(count * (steps - place) / steps) - 1 for place in range(steps)]
+    return [round(count * (steps - place) / steps) - 1 for place in range(steps)]
+
+
+@torch.no_grad()
+def denoised(audited: AuditedModel, here: Tensor, both: Tensor, timesteps: Sequence[int], guidance: float) -> Tensor:
+    """[B, 4, h, w] clean latents by DDIM with classifier-free guidance.
+
+    Args:
+        here: [B, 4, h, w] at the noise of the first timestep.
+        both: [2 B, T, D] text states of the captions, then of empty ones.
+    """
     for place, timestep in enumerate(timesteps):
-        asked = torch.full((2 * len(batch),), timestep, dtype=torch.int64, device=audited.device)
+        asked = torch.full((len(both),), timestep, dtype=torch.int64, device=audited.device)
         with_caption, without = audited.predict_noise(torch.cat([here, here]), asked, both).float().chunk(2)
         prediction = without + guidance * (with_caption - without)
-        alpha_next = audited.alpha_bar(timesteps[place + 1]) if place + 1 < steps else 1.0
+        alpha_next = audited.alpha_bar(timesteps[place + 1]) if place + 1 < len(timesteps) else 1.0
         here = moved_along(here, prediction, audited.alpha_bar(timestep), alpha_next)
-    return here.cpu()
+    return here
 
 
 def draw_records(

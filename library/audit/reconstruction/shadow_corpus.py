@@ -76,14 +76,13 @@ class Corpus:
         return self.at[self.recipe.steps]
 
 
-def corpus_facts(model: StackedModel, persons: PersonSet, recipe: CorpusRecipe) -> dict[str, object]:
-    """All that the LoRAs depend on; no name of a person or picture is in it."""
+def corpus_facts(model: StackedModel, recipe: CorpusRecipe) -> dict[str, object]:
+    """All that the LoRAs depend on but their pictures."""
     return {
         "format": FORMAT,
         "base": model.fingerprint,
         "layers": hashlib.sha256(" ".join(model.layers).encode()).hexdigest(),
         "recipe": asdict(recipe),
-        "pictures": persons.fingerprint(),
     }
 
 
@@ -105,11 +104,13 @@ def make_corpus(
 ) -> Corpus:
     """Train what ``folder`` does not have yet, ``together`` LoRAs at once, and return all of them.
 
-    The LoRAs of a person are the same whoever is trained beside them, so a stopped corpus goes on where it stood.
+    The LoRA of a person is the same whoever is trained beside it, so a stopped corpus goes on where it stood, and a
+    larger one takes over the pieces of a smaller one.
 
     Args:
         encode_text: captions -> text states [P, T, D] of the base.
-        folder: of all corpora; this one gets a folder of its own (0700, files 0600), named by its fingerprint.
+        folder: of all corpora; those of one base and recipe share a folder in it (0700, files 0600), named by a hash of
+            both. A piece is named by a hash of its persons' pictures.
         on_step: see ``train_stack``; called for LoRAs that are trained now and not for those that were kept.
 
     Raises:
@@ -120,7 +121,7 @@ def make_corpus(
         raise InputError(f"the recipe has {recipe.pictures} pictures a person, got {persons.latents.shape[1]}")
     if recipe.start not in (RANDOM, SHARED):
         raise InputError(f"start must be '{RANDOM}' or '{SHARED}', got '{recipe.start}'")
-    facts = corpus_facts(model, persons, recipe)
+    facts = corpus_facts(model, recipe)
     fingerprint = fingerprint_of(facts)
     place = private_folder(private_folder(folder) / fingerprint[:32])
     check_facts(place, facts)
@@ -128,22 +129,22 @@ def make_corpus(
     bar = counted(len(persons) * recipe.steps, name, "LoRA steps")
     pieces = []
     for first in range(0, len(persons), together):
-        rows = list(range(first, min(first + together, len(persons))))
-        file = place / f"loras-{first:05d}-{len(rows)}.safetensors"
+        some = persons.some(range(first, min(first + together, len(persons))))
+        file, identity = place / f"{some.fingerprint()[:32]}.safetensors", fingerprint + some.fingerprint()
         if not file.is_file():
-            some = persons.some(rows)
-            write_tensors(file, _trained(model, encode_text, some, recipe, on_step, bar), {"corpus": fingerprint})
+            write_tensors(file, _trained(model, encode_text, some, recipe, on_step, bar), {"corpus": identity})
         else:
-            bar.update(len(rows) * recipe.steps)
-        pieces.append(read_piece(file, recipe, fingerprint, len(rows)))
+            bar.update(len(some) * recipe.steps)
+        pieces.append(read_piece(file, recipe, identity, len(some)))
     bar.close()
     steps = recipe.snapshot_steps()
     at = {step: joined([piece[step] for piece in pieces]) for step in steps}
-    return Corpus(persons, at, joined([piece[0] for piece in pieces]), recipe, fingerprint)
+    whole = hashlib.sha256(f"{fingerprint} {persons.fingerprint()}".encode()).hexdigest()
+    return Corpus(persons, at, joined([piece[0] for piece in pieces]), recipe, whole)
 
 
 def check_facts(place: Path, facts: dict[str, object]) -> None:
-    """Raises: InputError when the folder holds the corpus of another base, recipe or set of pictures."""
+    """Raises: InputError when the folder holds the corpus of another base or recipe."""
     file = place / "corpus.json"
     if not file.is_file():
         return
@@ -192,14 +193,14 @@ def _trained(
     return state
 
 
-def read_piece(file: Path, recipe: CorpusRecipe, fingerprint: str, count: int) -> dict[int, Factors]:
+def read_piece(file: Path, recipe: CorpusRecipe, identity: str, count: int) -> dict[int, Factors]:
     """Factors by steps done (0 = untrained) of some LoRAs of a corpus.
 
     Raises:
         InputError: a file of another corpus, or a damaged one.
     """
     tensors, metadata = read_tensors(file)
-    if metadata.get("corpus") != fingerprint:
+    if metadata.get("corpus") != identity:
         raise InputError(f"'{file}' belongs to another corpus; remove it, it is made again")
     wanted = [0, *recipe.snapshot_steps()]
     by_step: dict[int, dict[str, Tensor]] = {step: {} for step in wanted}

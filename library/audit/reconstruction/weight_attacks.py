@@ -62,16 +62,17 @@ def shadow_free_readers() -> list[Reader]:
     ]
 
 
-def fitted_readers(known: PublicKnowledge, answers: Tensor) -> list[Reader]:
+def fitted_readers(known: PublicKnowledge, answers: Tensor, *, cosine: bool = False) -> list[Reader]:
     """Every attack that learns from shadow LoRAs.
 
     Args:
         answers: [n, P, C] probe answers of the shadows.
+        cosine: the kernel ignores how far a LoRA was trained: for a target that was trained longer than the shadows.
     """
     if known.shadows is None:
         raise InputError("these attacks learn from shadow LoRAs; give a public folder")
     count, centre, all_of_it = known.shadows.count, known.centre, (WEIGHTS, BASE, PUBLIC, RECIPE)
-    kernel, raw = fit_kernel(known.shadows, known.means), fit_factors(known.shadows, known.means)
+    kernel, raw = fit_kernel(known.shadows, known.means, cosine=cosine), fit_factors(known.shadows, known.means)
     probes, common = fit_probes(answers, known.means), zero_shot(answers).mean(0)
     return [
         Reader(

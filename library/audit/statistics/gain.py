@@ -37,13 +37,18 @@ def gain_with_interval(falls: Losses, groups: Sequence[str], level: float = 0.95
         falls: [n] of ``log_falls``.
         groups: [n]; pictures of one group are not independent.
     """
-    mean = float(falls.mean())
-    error, count = _error_of_mean(falls, groups)
-    if count < 2:
-        return 1 - float(np.exp(-mean)), float("-inf"), 1.0
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
-    low, middle, high = (1 - float(np.exp(-value)) for value in (mean - reach, mean, mean + reach))
+    middle, low, high = (1 - float(np.exp(-value)) for value in mean_with_interval(falls, groups, level))
     return middle, low, high
+
+
+def mean_with_interval(values: Losses, groups: Sequence[str], level: float = 0.95) -> Share:
+    """Mean of [n] values and its interval: t over the means of whole groups; of a single group without bounds."""
+    mean = float(values.mean())
+    error, count = _error_of_mean(values, groups)
+    if count < 2:
+        return mean, float("-inf"), float("inf")
+    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    return mean, mean - reach, mean + reach
 
 
 def auc_without_luck(

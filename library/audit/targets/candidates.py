@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,19 @@ def encode_candidates(
         )
         for example, size, one, crop in zip(candidate_set.examples, sizes, moments, crops, strict=True)
     ]
+
+
+def some_of(candidate_set: CandidateSet, rows: Sequence[int]) -> CandidateSet:
+    """The same split with the pictures of these rows alone."""
+    everybody = candidate_set.candidates
+    pixels, sides, groups = (
+        [values[row] for row in rows] for values in (everybody.pixels, everybody.sides, everybody.groups)
+    )
+    return replace(
+        candidate_set,
+        examples=[candidate_set.examples[row] for row in rows],
+        candidates=Candidates(pixels, sides, groups),
+    )
 
 
 def features_of(

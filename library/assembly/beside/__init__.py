@@ -1,0 +1,1 @@
+"""What ``audit.py`` measures of a LoRA beside membership, one measurement a module."""
