@@ -19,15 +19,15 @@ from torch import Tensor
 from benchmarks.leak_of_weights import CLASS_PROMPT, opened
 from benchmarks.leak_of_weights import parsed as parsed_for_leaks
 from library.audit.images import perceptual
-from library.audit.reconstruction.attribution import BASE, HELD_OUT, PRIVATE, Likeness
-from library.audit.reconstruction.base_capacity import inverted_embeddings
-from library.audit.reconstruction.encoder_training import EncoderRules, codes_of, train_encoder, untrained
-from library.audit.reconstruction.identity_scores import fit_space
+from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
+from library.audit.reconstruction.encoder.encoder_training import EncoderRules, codes_of, train_encoder, untrained
+from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
+from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.kernel import fit_kernel
-from library.audit.reconstruction.matrix_encoder import matrix_shapes
-from library.audit.reconstruction.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.persons import PersonSet
-from library.audit.reconstruction.picture_rows import (
+from library.audit.reconstruction.pictures.attribution import BASE, HELD_OUT, PRIVATE, Likeness
+from library.audit.reconstruction.pictures.identity_scores import fit_space
+from library.audit.reconstruction.pictures.picture_rows import (
     CODE,
     EDIT,
     WEIGHTS,
@@ -37,7 +37,7 @@ from library.audit.reconstruction.picture_rows import (
     guided_name,
     paint_rows,
 )
-from library.audit.reconstruction.picture_table import (
+from library.audit.reconstruction.pictures.picture_table import (
     CEILING,
     Sets,
     View,
@@ -47,8 +47,8 @@ from library.audit.reconstruction.picture_table import (
     likenesses,
     table,
 )
+from library.audit.reconstruction.pictures.samplers import Course
 from library.audit.reconstruction.retrieval import public_space
-from library.audit.reconstruction.samplers import Course
 from library.diffusion.vae import decoder_of
 from library.seeding import permutation
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from library.audit.reconstruction.attribution import (
+from library.audit.reconstruction.pictures.attribution import (
     MEAN_CODE,
     OF_CODES,
     OF_PICTURES,

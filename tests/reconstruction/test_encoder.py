@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.audit.reconstruction.matrix_encoder import (
+from library.audit.reconstruction.encoder.matrix_encoder import (
     EqualMatrices,
     MatrixShape,
     matrices_of,
     matrix_shapes,
 )
-from library.audit.reconstruction.network_encoder import (
+from library.audit.reconstruction.encoder.network_encoder import (
     Code,
     EncoderSize,
     NetworkEncoder,

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from library.audit.reconstruction import encoder_training
-from library.audit.reconstruction.encoder_training import (
+from library.audit.reconstruction.encoder import encoder_training
+from library.audit.reconstruction.encoder.encoder_training import (
     EncoderCourse,
     EncoderRules,
     codes_of,
@@ -19,8 +19,8 @@ from library.audit.reconstruction.encoder_training import (
     train_on_kept,
     untrained,
 )
-from library.audit.reconstruction.matrix_encoder import matrix_shapes
-from library.audit.reconstruction.network_encoder import EncoderSize, NetworkEncoder
+from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
+from library.audit.reconstruction.encoder.network_encoder import EncoderSize, NetworkEncoder
 from library.audit.reconstruction.persons import PersonSet
 from library.audit.reconstruction.shadow_corpus import RANDOM, CorpusRecipe, make_corpus
 from library.audit.reconstruction.stacked_lora import StackedModel, attention_layers

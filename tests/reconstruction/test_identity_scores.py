@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from library.audit.reconstruction.identity_scores import (
+from library.audit.reconstruction.pictures.identity_scores import (
     best_output_cosines,
     fit_space,
     own_above_others,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from library.audit.reconstruction import picture_rows
-from library.audit.reconstruction.attribution import (
+from library.audit.reconstruction.pictures import picture_rows
+from library.audit.reconstruction.pictures.attribution import (
     BASE,
     CLASS,
     HELD_OUT,
@@ -19,11 +19,11 @@ from library.audit.reconstruction.attribution import (
     PRIVATE,
     TRIGGER,
 )
-from library.audit.reconstruction.identity_scores import fit_space
-from library.audit.reconstruction.picture_rows import CODE, EDIT, PictureSettings, Sitters, Studio, paint_rows
-from library.audit.reconstruction.picture_table import Sets, View, flat_latents, likenesses, rows_of, table
+from library.audit.reconstruction.pictures.identity_scores import fit_space
+from library.audit.reconstruction.pictures.picture_rows import CODE, EDIT, PictureSettings, Sitters, Studio, paint_rows
+from library.audit.reconstruction.pictures.picture_table import Sets, View, flat_latents, likenesses, rows_of, table
+from library.audit.reconstruction.pictures.samplers import Course
 from library.audit.reconstruction.retrieval import MissingControls
-from library.audit.reconstruction.samplers import Course
 from library.audit.reconstruction.stacked_lora import StackedModel, attention_layers, fresh_factors
 from library.errors import InputError
 from library.seeding import stream

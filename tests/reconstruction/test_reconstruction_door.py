@@ -13,7 +13,8 @@ from library.options.resolve import read_config
 from library.tensor_files import read_tensors, write_tensors
 from tests.helpers import audit_run, tiny
 
-ALONE = ("zero-shot", "gallery")
+PAINTED = ("painted class prompt, no encoder", *(f"painted guided, w {weight}" for weight in (3, 5, 10)))
+ALONE = ("zero-shot", "gallery", *PAINTED)
 WORDS = ("walrus", "ocelot", "quokka", "zebrafolder")
 FEW = ("--reconstruction_shadows", 16, "--reconstruction_steps", 10, "--class_prompt", "portrait")
 
@@ -99,7 +100,7 @@ def test_what_would_make_the_attack_meaningless_is_refused_and_nothing_is_lost(t
     with pytest.raises(InputError, match="are on the split"):
         attack(out, "--public_data_dir", private)
     assert not (out / "audit" / "reconstruction.json").exists()
-    lora = (out / "last.safetensors")
+    lora = out / "last.safetensors"
     tensors, metadata = read_tensors(lora)
     write_tensors(lora, tensors, {**metadata, "ss_privacy_base_fingerprint": "0" * 64})
     with pytest.raises(InputError, match="trained on another base model"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.samplers import Course, ddim, edited, guided, sampled, shared_noise
+from library.audit.reconstruction.pictures.samplers import Course, ddim, edited, guided, sampled, shared_noise
 from library.seeding import stream
 
 ALPHAS = torch.linspace(0.9999, 0.01, 1000)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from library.audit.reconstruction.pictures.contact_sheet import GAP, LABEL, LINE
 from library.errors import InputError
 from library.tensor_files import write_tensors
-from tools.pictures_from_weights import GAP, LABEL, LINE, main
+from tools.pictures_from_weights import main
 
 RED = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.audit.reconstruction.matrix_encoder import MatrixEncoder, MatrixShape
+from library.audit.reconstruction.encoder.matrix_encoder import MatrixEncoder, MatrixShape
 from library.errors import InputError
 
 LONGEST = 10_000.0  # period of the slowest wave of the step's embedding

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.attribution import (
+from library.audit.reconstruction.pictures.attribution import (
     HELD_OUT,
     OF_CODES,
     OF_PICTURES,
@@ -19,8 +19,8 @@ from library.audit.reconstruction.attribution import (
     memorised,
     random_outputs,
 )
-from library.audit.reconstruction.identity_scores import IdentitySpace, best_output_cosines
-from library.audit.reconstruction.picture_rows import CODE, EDIT, WEIGHTS, guided_name
+from library.audit.reconstruction.pictures.identity_scores import IdentitySpace, best_output_cosines
+from library.audit.reconstruction.pictures.picture_rows import CODE, EDIT, WEIGHTS, guided_name
 
 CEILING = "other pictures of the person (ceiling)"  # what the space can see at best
 KNOWS = {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.identity_scores import own_above_others, ranks_of_own
+from library.audit.reconstruction.pictures.identity_scores import own_above_others, ranks_of_own
 from library.audit.reconstruction.retrieval import DRAWS, Figure, MissingControls, Retrieval, retrieval
 from library.seeding import numpy_stream, stream
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.attribution import BASE, CLASS, MEAN_CODE, ON_BASE, OTHERS, PERMUTED, TRIGGER
-from library.audit.reconstruction.samplers import Course, NoisePrediction, edited, guided, sampled, shared_noise
+from library.audit.reconstruction.pictures.attribution import BASE, CLASS, MEAN_CODE, ON_BASE, OTHERS, PERMUTED, TRIGGER
+from library.audit.reconstruction.pictures.samplers import (
+    Course,
+    NoisePrediction,
+    edited,
+    guided,
+    sampled,
+    shared_noise,
+)
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel
 from library.errors import InputError
 from library.progress import counted

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.matrix_encoder import matrices_of
-from library.audit.reconstruction.network_encoder import NetworkEncoder
+from library.audit.reconstruction.encoder.matrix_encoder import matrices_of
+from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder
 from library.audit.reconstruction.persons import PersonSet
 from library.audit.reconstruction.shadow_corpus import (
     SHARED,

@@ -6,7 +6,7 @@ No attack: it sees the private pictures. If even this says nothing of the person
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.samplers import NoisePrediction
+from library.audit.reconstruction.pictures.samplers import NoisePrediction
 from library.progress import counted
 from library.seeding import stream
 
