@@ -115,7 +115,7 @@ def fitted(parts: Pictures) -> Tensor:
     def make() -> Tensor:
         return inverted_embeddings(
             parts.studio.predictor(None), run.victims.latents[: parts.own.capacity_persons], parts.class_prompt[:8],
-            run.base.stack.alphas_cumprod, steps=parts.own.capacity_steps, learning_rate=0.05, seed=1,
+            run.base.stack.alphas_cumprod, steps=parts.own.capacity_steps, learning_rate=0.03, seed=1,
         )  # fmt: skip
 
     return parts.kept("fitted", make)

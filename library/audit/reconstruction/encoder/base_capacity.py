@@ -27,6 +27,7 @@ def inverted_embeddings(
         predict: the frozen base; differentiable in the text states.
         latents: [V, n, C, h, w] each person's pictures.
         start: [T, D] where each embedding begins, for example a class prompt's states.
+        learning_rate: of Adam, in the first step; it falls to 0 in a line.
     """
     persons, count = latents.shape[:2]
     embeddings = start.detach().float().repeat(persons, 1, 1).requires_grad_(True)
@@ -44,6 +45,7 @@ def inverted_embeddings(
             error = predict(noisy, timesteps.to(latents.device), embeddings) - noise
             (gradient,) = torch.autograd.grad(error.square().mean((1, 2, 3)).sum(), [embeddings])
             embeddings.grad = gradient
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)  # the last steps average the noise
             optimizer.step()
             bar.update()
     return embeddings.detach()
