@@ -4,8 +4,8 @@ python benchmarks/leak_of_weights.py WORK --public DIR --held_out DIR [--victims
 
 The base and the victims' private pictures are the demo's (demo/images, whose persons the base never saw). DIR of
 --public and --held_out come from demo/build.py: strangers for the shadow LoRAs, and further pictures of the private
-persons. WORK keeps corpora and findings-<shadows>.json; docs/pictures_from_weights.md is written from that file. A run with more
-shadows takes over the corpora of one with fewer.
+persons. WORK keeps corpora and findings-<shadows>.json, which docs/pictures_from_weights.md is written from. A run with
+more shadows takes over the corpora of one with fewer.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from library.audit.reconstruction.retrieval import (
     cosine_scores,
     mean_figure,
     public_space,
-    retrieval,
+    row_json,
     row_of,
 )
 from library.audit.reconstruction.shadow_corpus import RANDOM, Corpus, CorpusRecipe, make_corpus
@@ -194,18 +194,6 @@ def gallery_rows(
     return rows
 
 
-def entry(row: RetrievalRow) -> dict:
-    """A row for the findings."""
-    control, advantage = row.advantage()
-    return {
-        "attack": row.attack, "title": row.title, "knows": list(row.knows), "target": row.target,
-        "shadows": row.shadows, "figures": dataclasses.asdict(row.figures()),
-        "controls": {n: dataclasses.asdict(retrieval(r, row.candidates)) for n, r in row.controls.items()},
-        "strongest_control": control, "advantage": dataclasses.asdict(advantage),
-        "reads_the_weights": row.reads_the_weights(), "ranks": row.ranks.tolist(),
-    }  # fmt: skip
-
-
 def usefulness(run: Experiment, factors: Factors) -> dict:
     """Fall of the loss on the victims' own and on held-out pictures, own caption, with intervals over victims."""
     some = range(min(UTILITY_OF, len(run.victims)))
@@ -245,8 +233,8 @@ def measure_defence(
     knowing = attack_rows(run, corpora, own, defence, adaptive)
     return {
         "utility": usefulness(run, published(corpora["victims"], defence)),
-        "naive": [entry(row) for row in checked_rows(naive)],
-        "adaptive": [entry(row) for row in checked_rows(knowing)],
+        "naive": [row_json(row) for row in checked_rows(naive)],
+        "adaptive": [row_json(row) for row in checked_rows(knowing)],
     }
 
 
@@ -271,7 +259,7 @@ def main(arguments: list[str]) -> None:
     if given.gallery:
         findings.measure(
             "undefended", "gallery",
-            lambda: [entry(row) for row in checked_rows(gallery_rows(run, corpora, known, given.gallery))],
+            lambda: [row_json(row) for row in checked_rows(gallery_rows(run, corpora, known, given.gallery))],
         )  # fmt: skip
     for epsilon in given.epsilon:
         findings.measure(

@@ -8,7 +8,11 @@ from library.incoming.shapes import WIDEST
 from library.trainers import GAME, PRIVATE, TRAINERS
 
 AUDIT = ("audit",)
-AUDITED = ("membership", "robustness", "reconstruction")  # words of the option attacks; each beside the first has a measure in assembly
+AUDITED = (
+    "membership",
+    "robustness",
+    "reconstruction",
+)  # words of the option attacks; each beside the first has a measure in assembly
 EVERYWHERE = (*TRAINERS, *AUDIT)
 
 

@@ -43,6 +43,7 @@ PICTURES, BATCH = 4, 2  # of each shadow's person; of a step
 TOGETHER = 25  # shadow LoRAs in one batch
 LEAST_SHADOWS, LEAST_PROBES = 16, 8
 PAINTINGS = 4  # of each row
+LEARNING = "attacks that learn from shadow LoRAs"
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ def public_pictures(subject: Subject, base: StackedBase, skipped: list[str]) -> 
         shared = seen & set(subject.candidate_set.candidates.pixels)
         if shared:
             raise InputError(
-                f"{len(shared)} pictures of public_data_dir are on the split of '{subject.run.lora}'; an attack that was "
-                "fitted on them proves nothing. Give a public folder of other persons"
+                f"{len(shared)} pictures of public_data_dir are on the split of '{subject.run.lora}'; an attack that "
+                "was fitted on them proves nothing. Give a public folder of other persons"
             )
         return Public(persons.latents.flatten(0, 1), persons)
     skipped.append(
-        "attacks that learn from shadow LoRAs (invariant kernel, probes with ridge): they need public pictures grouped "
+        f"{LEARNING} (invariant kernel, probes with ridge): they need public pictures grouped "
         "by person; give them with --public_data_dir. Non-members of the aux side stand in for public pictures"
     )
     rows = subject.candidate_set.candidates.indices("non-members-aux").tolist()
@@ -158,8 +159,8 @@ def recipe_of(subject: Subject, target: Factors, skipped: list[str]) -> CorpusRe
     scales = {target.scale_of(name) for name in target.down}
     if len(ranks) > 1 or len(scales) > 1:
         skipped.append(
-            f"attacks that learn from shadow LoRAs: the file has modules of {len(ranks)} ranks and {len(scales)} scales, "
-            "and a shadow corpus has one of each"
+            f"{LEARNING}: the file has modules of {len(ranks)} ranks and {len(scales)} scales, and a shadow corpus has "
+            "one of each"
         )
         return None
     rate = settings["learning_rate"] if settings["unet_lr"] is None else settings["unet_lr"]

@@ -1,7 +1,8 @@
 """One LoRA under audit: does what its weights give away lie nearer to its own pictures than to others'?
 
-Up to ``FEW`` member pictures are one set, ranked among decoy sets of non-members. Of more pictures the mean says little:
-then the nearest output to each picture is compared between members and non-members of the test sides.
+Up to ``FEW`` member pictures are one set, ranked among decoy sets of non-members. Of more pictures the mean says
+little: then the likeness of each picture to what was read is compared between members and non-members of the test
+sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,8 @@
 """How well predictions find the true set among others, and the controls without which no row may be shown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,6 +209,24 @@ def row_of(  # noqa: PLR0913  one call is one row of a table
         CEILING: ranks_of(ceiling, true),
     }
     return RetrievalRow(attack, title, tuple(knows), target, shadows, ranks_of(scores, true), scores.shape[1], controls)
+
+
+def row_json(row: RetrievalRow) -> dict[str, Any]:
+    """A row as plain numbers, with its controls beside it."""
+    control, advantage = row.advantage()
+    return {
+        "attack": row.attack,
+        "title": row.title,
+        "knows": list(row.knows),
+        "target": row.target,
+        "shadows": row.shadows,
+        "figures": asdict(row.figures()),
+        "controls": {name: asdict(retrieval(ranks, row.candidates)) for name, ranks in row.controls.items()},
+        "strongest_control": control,
+        "advantage": asdict(advantage),
+        "reads_the_weights": row.reads_the_weights(),
+        "ranks": row.ranks.tolist(),
+    }
 
 
 def rank_p(rank: int, candidates: int) -> float:

@@ -1,0 +1,159 @@
+"""From the findings of benchmarks/leak_of_weights.py to the tables, the answers and the figure of its page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from library.audit.reconstruction.retrieval import BELOW, CEILING, Figure, share_text
+from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
+from library.plain_text import plain
+
+Row = Mapping[str, Any]
+NAIVE, ADAPTIVE = "naive", "adaptive"
+OWN, HELD_OUT = "own pictures", "held-out pictures"
+PRIVATE_SET = "private set"
+
+
+def figure_of(values: Mapping[str, float]) -> Figure:
+    """A figure as it was saved."""
+    return Figure(values["value"], values["low"], values["high"])
+
+
+def number(figure: Figure, form: str = ".2f") -> str:
+    """``.98 [.96, .99]``."""
+    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+
+
+def setting(findings: Mapping[str, Any]) -> str:
+    """What was measured, in one paragraph."""
+    facts = findings["facts"]
+    return (
+        f"{facts['victims']} victims (private persons of the demo), {facts['shadows']} shadow LoRAs and "
+        f"{facts['others']} LoRAs as a control, of persons drawn for it; {facts['pictures']} pictures a person, rank "
+        f"{facts['rank']}, {facts['steps']} steps of AdamW at {facts['learning_rate']:g} with {facts['batch']} "
+        f"pictures each, {facts['layers']} layers (query and value projections). "
+        f"Chance: top-1 {100 / facts['victims']:.1f} %, AUC .5.\n"
+    )
+
+
+def attack_table(findings: Mapping[str, Any]) -> str:
+    """Undefended LoRAs: every attack beside its controls."""
+    head = ("attack", "knows", "shadows", "ranks the", "top-1", "top-5", "median rank", "AUC",
+            *(f"AUC, {name}" for name in (*BELOW, CEILING)), "above the strongest control")  # fmt: skip
+    lines = []
+    for row in undefended_rows(findings):
+        found = row["figures"]
+        controls = [f"{row['controls'][name]['auc']['value']:.2f}" for name in (*BELOW, CEILING)]
+        lines.append([
+            row["title"], ", ".join(row["knows"]), str(row["shadows"]), row["target"],
+            share_text(figure_of(found["top_1"])), share_text(figure_of(found["top_5"])),
+            number(figure_of(found["median_rank"]), ".3g"), number(figure_of(found["auc"])), *controls,
+            number(figure_of(row["advantage"]), "+.2f"),
+        ])  # fmt: skip
+    return markdown(head, lines)
+
+
+def undefended_rows(findings: Mapping[str, Any]) -> list[Row]:
+    """Of the shadow attacks and of the gallery."""
+    return [*findings["defences"]["none"][NAIVE], *findings["undefended"].get("gallery", [])]
+
+
+def strongest(rows: Sequence[Row]) -> Row:
+    """The row with the most first ranks among those that rank the private set, then by AUC."""
+    own = [row for row in rows if row["target"] == PRIVATE_SET]
+    return max(own, key=lambda row: (row["figures"]["top_1"]["value"], row["figures"]["auc"]["value"]))
+
+
+def defence_table(findings: Mapping[str, Any]) -> str:
+    """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
+    head = ("defence", "fall of the loss, held-out pictures", "own pictures", "strongest attack, naive", "top-1",
+            "AUC", "strongest attack, adaptive", "top-1", "AUC")  # fmt: skip
+    lines = []
+    for title, found in findings["defences"].items():
+        cells = [title, *(f"{number(percent(found['utility'][name]), '.1f')} %" for name in (HELD_OUT, OWN))]
+        for kind in (NAIVE, ADAPTIVE):
+            row = strongest(found[kind])
+            figures = row["figures"]
+            cells += [row["title"], share_text(figure_of(figures["top_1"])), number(figure_of(figures["auc"]))]
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def percent(values: Mapping[str, float]) -> Figure:
+    """A share in per cent."""
+    return Figure(*(100 * values[name] for name in ("value", "low", "high")))
+
+
+def answers(findings: Mapping[str, Any]) -> str:
+    """What the tables say, whatever that is."""
+    return "\n".join(_answers(findings)) + "\n"
+
+
+def _answers(findings: Mapping[str, Any]) -> Iterator[str]:
+    rows = undefended_rows(findings)
+    best = strongest(rows)
+    credited = [row for row in rows if row["reads_the_weights"]]
+    if not credited:
+        yield "* **No attack reads the weights**: none is above all of its controls with an interval clear of zero."
+    else:
+        found = best["figures"]
+        yield (
+            f"* **The weights give the private set away**: {best['title']} ranks it first for "
+            f"{share_text(figure_of(found['top_1']))} of {found['victims']} victims (chance "
+            f"{100 / found['candidates']:.1f} %), AUC {number(figure_of(found['auc']))}."
+        )
+    silent = [f"{row['title']} ({row['target']})" for row in rows if not row["reads_the_weights"]]
+    if silent:
+        yield f"* Not above their controls: {'; '.join(silent)}."
+    same = [row for row in rows if row["target"] != PRIVATE_SET and row["reads_the_weights"]]
+    yield (
+        "* **It is the person, not only the pictures**: held-out pictures of the same person are found as well "
+        f"({max(same, key=lambda row: row['figures']['auc']['value'])['title']}, AUC "
+        f"{max(row['figures']['auc']['value'] for row in same):.2f})."
+        if same
+        else "* Held-out pictures of the same person are not found: what leaks is the pictures, not the person."
+    )
+    yield from _of_defences(findings["defences"])
+
+
+def _of_defences(defences: Mapping[str, Any]) -> Iterator[str]:
+    """Which defence keeps half of the held-out use and takes the adaptive attacker to chance."""
+    use = defences["none"]["utility"][HELD_OUT]["value"]
+    holds = []
+    for title, found in defences.items():
+        kept = found["utility"][HELD_OUT]["value"] / use if use > 0 else 0.0
+        hidden = not any(row["reads_the_weights"] for kind in (NAIVE, ADAPTIVE) for row in found[kind])
+        if hidden and kept >= 0.5:
+            holds.append(f"{title} ({kept:.0%} of the held-out use)")
+    if holds:
+        yield f"* **Hides the person from every attack here and keeps half of the use**: {'; '.join(holds)}."
+    else:
+        yield "* **No defence here takes every attack to its controls and keeps half of the held-out use.**"
+
+
+def defence_figure(findings: Mapping[str, Any]) -> str:
+    """Held-out use against top-1 of the strongest attack: naive hollow, adaptive filled, numbered as in the table."""
+    figure, (axes,) = canvas(4.6)
+    told = []
+    for place, (title, found) in enumerate(findings["defences"].items(), 1):
+        use = 100 * found["utility"][HELD_OUT]["value"]
+        for kind, colour, fill in ((NAIVE, NON_MEMBER, "none"), (ADAPTIVE, MEMBER, MEMBER)):
+            share = figure_of(strongest(found[kind])["figures"]["top_1"])
+            label = f"{kind} attacker" if place == 1 else None
+            reach = [[100 * (share.value - share.low)], [100 * (share.high - share.value)]]
+            axes.errorbar(use, 100 * share.value, yerr=reach, color=colour, linewidth=1, alpha=0.5)
+            axes.plot(use, 100 * share.value, marker="o", color=colour, markerfacecolor=fill, linestyle="", label=label)
+            if kind == ADAPTIVE:
+                axes.annotate(str(place), (use, 100 * share.value), xytext=(5, 4), textcoords="offset points")
+                told.append(f"{title}: {use:.0f} %, top-1 {100 * share.value:.0f} %")
+    axes.axhline(100 / findings["facts"]["victims"], color=QUIET, linestyle="--", linewidth=1)
+    axes.set(
+        xlabel="fall of the loss on held-out pictures, %", ylabel="top-1 of the strongest attack, %", ylim=(-3, 105)
+    )
+    axes.legend(frameon=False, loc="best")
+    return inline(figure, "weights", f"Use against leak by defence: {'; '.join(told)}.")
