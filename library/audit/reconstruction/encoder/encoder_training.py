@@ -172,7 +172,7 @@ def train_encoder(
         recipe: the victim's, as far as the attacker knows it.
         file: the state; a course that was stopped goes on after its last whole stack of LoRAs.
     """
-    corpus = fingerprint_of(corpus_facts(model, persons, recipe))
+    corpus = fingerprint_of(corpus_facts(model, recipe) | {"pictures": persons.fingerprint()})
     course = EncoderCourse(encoder, model, rules, {"base": model.fingerprint, "corpus": corpus})
     if file.is_file():
         course.resume(file)
