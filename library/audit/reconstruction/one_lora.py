@@ -108,13 +108,10 @@ def one_lora_rows(
         kind = AUC if sets is None else RANK
         return OneRow(attack, title, tuple(knows), shadows, kind, value, low, high, p, members, count, controls)
 
-    rows = [
-        row(
-            one.attack, one.title, one.knows, one.shadows,
-            lambda some, one=one: direction_scores(one.direct(some.factors, some.answers).float(), centred)[0],
-        )
-        for one in readers
-    ]  # fmt: skip
+    def likeness(reader: Reader) -> Score:
+        return lambda some: direction_scores(reader.direct(some.factors, some.answers).float(), centred)[0]
+
+    rows = [row(one.attack, one.title, one.knows, one.shadows, likeness(one)) for one in readers]
     if with_gallery:
         candidates = pictures.latents[:, None] if sets is None else torch.stack([pictures.latents[s] for s in sets])
         gallery = open_gallery(model, candidates, known.probes.context, seed, images=2)
@@ -131,10 +128,11 @@ def judged(
     if sets is not None:
         rank = int(ranks_of(scores[None], [0])[0])
         return float(rank), float(rank), float(rank), rank_p(rank, len(sets))
-    sides = [pictures.rows(True), pictures.rows(False)]
+    inside, outside = pictures.rows(True), pictures.rows(False)
     found = examine_scores(
-        *(scores[rows].double().numpy() for rows in sides),
-        ([pictures.groups[row] for row in sides[0]], [pictures.groups[row] for row in sides[1]]),
+        scores[inside].double().numpy(),
+        scores[outside].double().numpy(),
+        ([pictures.groups[row] for row in inside], [pictures.groups[row] for row in outside]),
         settings=ScoreSettings(seed=seed),
     ).finding
     return found.auc, *found.auc_interval, found.p
