@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.leak_of_weights import CLASS_PROMPT, opened
+from benchmarks.leak_of_weights import CLASS_PROMPT, ROOT, opened
 from benchmarks.leak_of_weights import parsed as parsed_for_leaks
 from library.audit.images import perceptual
 from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
@@ -55,7 +55,8 @@ from library.tensor_files import private_folder, read_tensors, state_fingerprint
 
 STRANGERS = 6  # one in so many victims is no candidate
 LIMIT = 6.0  # of the demo's latents: the largest public one
-ORACLE = "embedding fitted to the person (oracle), on the base"
+ORACLE = "embedding fitted to the person (oracle)"
+WORDS = "true words of hair and skin (oracle)"  # what the base's own text can say of a person
 STAGES = ("capacity", "encoder", "paint", "score", "sheet")
 SHOWN = 5  # victims on the sheet, drawn by chance
 ATTACKS = (CODE, *(guided_name(weight) for weight in WEIGHTS), EDIT)
@@ -73,7 +74,7 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, argparse.Namespace
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--sampler_steps", type=int, default=12)
     parser.add_argument("--capacity_persons", type=int, default=24)
-    parser.add_argument("--capacity_steps", type=int, default=100)
+    parser.add_argument("--capacity_steps", type=int, default=110)
     parser.add_argument("--edit", action="store_true", help="also from the kernel's guess; needs the shadows of WORK")
     parser.add_argument("--bf16", action="store_true", help="train the encoder and its LoRAs in bf16 autocast")
     own, rest = parser.parse_known_args(arguments)
@@ -115,10 +116,19 @@ def fitted(parts: Pictures) -> Tensor:
     def make() -> Tensor:
         return inverted_embeddings(
             parts.studio.predictor(None), run.victims.latents[: parts.own.capacity_persons], parts.class_prompt[:8],
-            run.base.stack.alphas_cumprod, steps=parts.own.capacity_steps, learning_rate=0.03, seed=1,
+            run.base.stack.alphas_cumprod, steps=parts.own.capacity_steps, learning_rate=0.006, seed=1,
         )  # fmt: skip
 
     return parts.kept("fitted", make)
+
+
+def worded(parts: Pictures) -> Tensor:
+    """[P, T, D] text states of the class prompt with the words that the demo's captions have for hair and skin."""
+    prompts = []
+    for name in parts.run.victims.names[: parts.own.capacity_persons]:
+        caption = (ROOT / "demo" / "images" / "1_folk" / f"{name}_0.txt").read_text(encoding="utf-8").strip()
+        prompts.append(", ".join([CLASS_PROMPT, *caption.split(", ")[1:3]]))
+    return parts.run.base.encode_text(prompts)
 
 
 def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
@@ -233,12 +243,14 @@ def capacity_lines(parts: Pictures, base: Tensor) -> list[dict[str, object]]:
     some = list(range(parts.own.capacity_persons))
     outputs = {
         ORACLE: parts.kept("fitted_pictures", lambda: parts.studio.paint(None, fitted(parts))),
+        WORDS: parts.kept("worded_pictures", lambda: parts.studio.paint(None, worded(parts))),
         BASE: base[some],
     }
+    real = ceilings(parts)
     lines: list[dict[str, object]] = []
     for name, view in views_of(parts).items():
         for side, sets in sides_of(parts).items():
-            found = likenesses(outputs, view, sets, some, 1)
+            found = likenesses(outputs | {CEILING: real[side][some]}, view, sets, some, 1)
             lines += [{"row": row, "space": name, "side": side} | figures_of(one) for row, one in found.items()]
     return lines
 
