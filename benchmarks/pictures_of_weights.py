@@ -1,10 +1,10 @@
 """What pictures come out of LoRA files of single persons: the encoder of arXiv 2409.08482, guided sampling, controls.
 
-python -m benchmarks.pictures_of_weights WORK --public DIR --held_out DIR [--out DIR --persons 60 ...]
+python -m benchmarks.pictures_of_weights WORK --public DIR --held_out DIR --out DIR [--persons 60 ...]
 
-WORK, --public and --held_out are those of benchmarks/leak_of_weights.py, whose victims are painted here; the last
-sixth of them are no candidates and serve as "LoRA of other persons". Stages, kept in --out and resumed: ``capacity``
-(what a prompt embedding can say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json), ``sheet``.
+WORK, --public and --held_out are those of benchmarks/leak_of_weights.py, whose victims are painted here, and whose
+others serve as "LoRA of other persons". Stages, kept in --out and resumed: ``capacity`` (what a prompt embedding can
+say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json), ``sheet``.
 """
 
 import argparse
@@ -53,7 +53,6 @@ from library.diffusion.vae import decoder_of
 from library.seeding import permutation
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole
 
-STRANGERS = 6  # one in so many victims is no candidate
 LIMIT = 6.0  # of the demo's latents: the largest public one
 ORACLE = "embedding fitted to the person (oracle)"
 WORDS = "true words of hair and skin (oracle)"  # what the base's own text can say of a person
@@ -93,7 +92,7 @@ class Pictures:
         settings = PictureSettings(course, edit, own.samples, together=10, seed=1)
         self.studio = Studio(stack, settings, tuple(self.run.victims.latents.shape[2:]))
         self.class_prompt = self.run.base.encode_text([CLASS_PROMPT])[0]  # [T, D]
-        self.victims = list(range(len(self.run.victims) - len(self.run.victims) // STRANGERS))
+        self.victims = list(range(len(self.run.victims)))
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor of ``out``, made where it is not there."""
@@ -146,18 +145,17 @@ def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
 
 def sitters_of(parts: Pictures) -> Sitters:
     """The victims' LoRAs with everything that pictures are painted from."""
-    run, chosen = parts.run, parts.victims
+    run = parts.run
     factors = run.corpus(run.victims, "victims: LoRAs").last
-    strangers = list(range(len(chosen), factors.count))
+    strangers = run.corpus(run.others, "others: LoRAs").last
     encoder, _ = trained(parts)
-    codes = codes_of(encoder, factors, run.recipe.steps)
     return Sitters(
-        factors=factors.rows(chosen),
+        factors=factors,
         class_prompt=parts.class_prompt,
-        true_prompts=run.contexts()[chosen],
-        codes=codes[chosen],
-        others=factors.rows(strangers),
-        other_codes=codes[strangers],
+        true_prompts=run.contexts(),
+        codes=codes_of(encoder, factors, run.recipe.steps),
+        others=strangers,
+        other_codes=codes_of(encoder, strangers, run.recipe.steps),
         guesses=guesses_of(parts) if parts.own.edit else None,
     )
 
@@ -168,7 +166,7 @@ def guesses_of(parts: Pictures) -> Tensor:
     shadows = run.corpus(run.shadows, "shadows: LoRAs").last
     space = public_space(run.shadows.latents.flatten(0, 1))
     ridge = fit_kernel(shadows, space.coefficients(run.shadows.means()))
-    victims = run.corpus(run.victims, "victims: LoRAs").last.rows(parts.victims)
+    victims = run.corpus(run.victims, "victims: LoRAs").last
     flat = ridge.predict(victims) @ space.basis.T + space.mean
     return flat.unflatten(1, run.victims.latents.shape[2:])
 
