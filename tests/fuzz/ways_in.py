@@ -10,6 +10,7 @@ import torch
 import PLoRA
 from library.audit.queries.answer_cache import AnswerCache
 from library.audit.queries.run_queries import read_index
+from library.audit.reconstruction.shadow_corpus import check_facts, corpus_facts, read_piece
 from library.audit.report.comparison.comparison_table import read_findings
 from library.audit.targets.candidates import find_candidates, read_pictures
 from library.audit.targets.lora_runs import find_runs
@@ -23,13 +24,14 @@ from library.diffusion.text import encode_text, read_captions
 from library.diffusion.vae_files import open_vae
 from library.options.comparison_plan import read_plan
 from library.options.resolve import read_config, typed_settings
+from library.tensor_files import write_tensors
 from library.training.run_log import learning_summary
 from library.training.saved_state import read_state
 from library.training.state import load_training_state
 from library.training.teacher_files import read_teacher
 from library.training.trackers import read_tracker_config
 from tests.fuzz import sound
-from tests.helpers import data_toy, keys, tiny
+from tests.helpers import data_toy, keys, stacked_toy, tiny
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ target_fpr = 0.1
 LOG = [{"step": step, "epoch": 1, "loss": 0.5, "adaptation_loss_members_aux": 0.4, "images_members_aux": 3.0,
         "adaptation_loss_non_members_aux": 0.5, "images_non_members_aux": 3.0, "proxy_balanced_accuracy": 0.5}
        for step in (0, 1, 2)]  # fmt: skip
+
+
+def write_corpus(folder: Path) -> None:
+    """Shadow LoRAs and what they were made with."""
+    model, recipe = stacked_toy.stacked_toy(), stacked_toy.toy_recipe()
+    write(folder, "corpus.json", json.dumps(corpus_facts(model, recipe)))
+    stack = stacked_toy.random_factors(model, 2, rank=recipe.rank)
+    steps = (0, *recipe.snapshot_steps())
+    state = {f"{step}/{name}": value for step in steps for name, value in stack.state().items()}
+    write_tensors(folder / "piece.safetensors", state, {"corpus": "x"})
+
+
+def read_corpus(folder: Path) -> object:
+    """As the attack goes on with them."""
+    model, recipe = stacked_toy.stacked_toy(), stacked_toy.toy_recipe()
+    check_facts(folder, corpus_facts(model, recipe))
+    return read_piece(folder / "piece.safetensors", model.layers, recipe, "x", 2)
 
 
 def images() -> Path:
@@ -306,6 +325,8 @@ WAYS = [
           lambda folder: read_index(folder / "audit" / "sweep.json", sound.SHELF, sound.ADAPTER)),
     WayIn("audit records", "shard.safetensors", "tensors", write_answers, read_answers),
     WayIn("audited run", "run/config.toml", "toml", write_run, read_run),
+    WayIn("shadow corpus", "corpus.json", "json", write_corpus, read_corpus),
+    WayIn("shadow LoRAs", "piece.safetensors", "tensors", write_corpus, read_corpus),
     WayIn("findings", "audit/findings.json", "json", lambda folder: write(folder, "audit/findings.json", '{"a": 1}'),
           read_findings),
     WayIn("LoRA", "lora.safetensors", "tensors", lambda folder: sound.copied(sound.lora(), folder / "lora.safetensors"),

@@ -11,6 +11,7 @@ from library.audit.reconstruction.kernel import fit_kernel, module_kernels
 from library.audit.reconstruction.persons import check_disjoint, persons_of
 from library.audit.reconstruction.probes import probe_answers, public_probes, zero_shot
 from library.audit.reconstruction.retrieval import (
+    CEILING,
     NOTHING,
     OTHERS,
     PERMUTED,
@@ -138,18 +139,24 @@ def test_loras_that_change_nothing_give_exact_zeros_and_chance(scene) -> None:
 
 
 def test_no_attack_learns_from_anything_private(scene) -> None:
-    """With other private pictures the same files give the same directions: only scoring saw them."""
-    model, known, loras, _ = scene
-    shadows = asked(model, known.shadows, known)
-    fitted = {reader.attack: reader for reader in fitted_readers(known, shadows.answers)}
-    victims = asked(model, loras["victims"], known)
-    first = {name: reader.direct(victims.factors, victims.answers) for name, reader in fitted.items()}
-    one_by_one = {
-        name: torch.cat([reader.direct(victims.factors.rows([i]), victims.answers[[i]]) for i in range(VICTIMS)])
-        for name, reader in fitted.items()
-    }
-    for name, value in first.items():
-        torch.testing.assert_close(value, one_by_one[name], rtol=1e-4, atol=1e-5)
+    """With other private pictures the ceiling alone changes, and each LoRA is read by itself."""
+    model, known, loras, sets = scene
+    shadows, victims = asked(model, known.shadows, known), asked(model, loras["victims"], known)
+    readers = [*fitted_readers(known, shadows.answers), *shadow_free_readers()]
+    others = asked(model, loras["others"], known)
+    given = ({"private set": sets}, sets, {"private set": sets}, torch.randn(sets.shape, generator=stream(7)))
+    first, second = (
+        reader_rows(readers, victims, others, given[i], given[i + 1], range(VICTIMS), known) for i in (0, 2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert one.ranks.tolist() == other.ranks.tolist(), one.title
+        for name in (PERMUTED, NOTHING, OTHERS):
+            assert one.controls[name].tolist() == other.controls[name].tolist()
+        assert one.controls[CEILING].tolist() != other.controls[CEILING].tolist()
+    for reader in readers:
+        together = reader.direct(victims.factors, victims.answers)
+        alone = reader.direct(victims.factors.rows([3]), victims.answers[[3]])
+        torch.testing.assert_close(alone[0], together[3], rtol=1e-4, atol=1e-5)
 
 
 def test_persons_on_two_sides_are_refused() -> None:

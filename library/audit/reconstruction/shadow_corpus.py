@@ -3,12 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.audit.reconstruction.persons import PersonSet
 from library.audit.reconstruction.stacked_lora import (
@@ -17,6 +17,7 @@ from library.audit.reconstruction.stacked_lora import (
     factors_from_state,
     fresh_factors,
     joined,
+    weight_shape,
 )
 from library.audit.reconstruction.stacked_training import OnStep, StepRecipe, train_stack
 from library.errors import InputError, shortened
@@ -135,7 +136,7 @@ def make_corpus(
             write_tensors(file, _trained(model, encode_text, some, recipe, on_step, bar), {"corpus": identity})
         else:
             bar.update(len(some) * recipe.steps)
-        pieces.append(read_piece(file, recipe, identity, len(some)))
+        pieces.append(read_piece(file, model.layers, recipe, identity, len(some)))
     bar.close()
     steps = recipe.snapshot_steps()
     at = {step: joined([piece[step] for piece in pieces]) for step in steps}
@@ -193,7 +194,9 @@ def _trained(
     return state
 
 
-def read_piece(file: Path, recipe: CorpusRecipe, identity: str, count: int) -> dict[int, Factors]:
+def read_piece(
+    file: Path, layers: Mapping[str, nn.Module], recipe: CorpusRecipe, identity: str, count: int
+) -> dict[int, Factors]:
     """Factors by steps done (0 = untrained) of some LoRAs of a corpus.
 
     Raises:
@@ -202,14 +205,27 @@ def read_piece(file: Path, recipe: CorpusRecipe, identity: str, count: int) -> d
     tensors, metadata = read_tensors(file)
     if metadata.get("corpus") != identity:
         raise InputError(f"'{file}' belongs to another corpus; remove it, it is made again")
-    wanted = [0, *recipe.snapshot_steps()]
-    by_step: dict[int, dict[str, Tensor]] = {step: {} for step in wanted}
+    expected = {
+        f"{step}/{name}.{part}": shape
+        for step in (0, *recipe.snapshot_steps())
+        for name, layer in layers.items()
+        for part, shape in shapes_of(layer, recipe.rank, count)
+    }
+    bad = [*not_finite(tensors), *(set(tensors) ^ set(expected))]
+    bad += [name for name, shape in expected.items() if name in tensors and tuple(tensors[name].shape) != shape]
+    bad += [name for name in expected if name in tensors and tensors[name].dtype != torch.float32]
+    if bad:
+        raise InputError(
+            f"'{file}' is damaged ({len(bad)} tensors: {shortened(sorted(bad), 3)}); remove it, it is made again"
+        )
+    by_step: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         step, _, key = name.partition("/")
         by_step.setdefault(int(step), {})[key] = value
-    bad = [*not_finite(tensors), *(name for name, value in tensors.items() if len(value) != count)]
-    if bad or any(not by_step[step] for step in wanted):
-        raise InputError(
-            f"'{file}' is damaged ({shortened(bad, 3) or 'steps are missing'}); remove it, it is made again"
-        )
-    return {step: factors_from_state(by_step[step], recipe.scale) for step in wanted}
+    return {step: factors_from_state(state, recipe.scale) for step, state in by_step.items()}
+
+
+def shapes_of(layer: nn.Module, rank: int, count: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """Names and shapes of both factors of ``count`` LoRAs."""
+    d_out, d_in = weight_shape(layer)
+    return [("down", (count, rank, d_in)), ("up", (count, d_out, rank))]
