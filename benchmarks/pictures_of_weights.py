@@ -20,7 +20,7 @@ from benchmarks.leak_of_weights import CLASS_PROMPT, ROOT, opened
 from benchmarks.leak_of_weights import parsed as parsed_for_leaks
 from library.audit.images import perceptual
 from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
-from library.audit.reconstruction.encoder.encoder_training import EncoderRules, codes_of, train_encoder, untrained
+from library.audit.reconstruction.encoder.encoder_training import EncoderRecipe, codes_of, train_encoder, untrained
 from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
 from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.kernel import fit_kernel
@@ -133,7 +133,7 @@ def worded(parts: Pictures) -> Tensor:
 def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
     """The encoder after Algorithm 2 on public persons, and its losses."""
     own, run = parts.own, parts.run
-    rules = EncoderRules(own.encoder_learning_rate, 5e-4, own.kl_weight, own.encoder_together, passes=1, seed=2)
+    rules = EncoderRecipe(own.encoder_learning_rate, 5e-4, own.kl_weight, own.encoder_together, passes=1, seed=2)
     people = run.shadows.some(range(own.persons))
     with torch.autocast("cpu", torch.bfloat16, enabled=own.bf16):
         course = train_encoder(

@@ -12,7 +12,7 @@ from torch import Tensor
 from library.audit.reconstruction.encoder import encoder_training
 from library.audit.reconstruction.encoder.encoder_training import (
     EncoderCourse,
-    EncoderRules,
+    EncoderRecipe,
     codes_of,
     encoder_loss,
     train_encoder,
@@ -29,7 +29,7 @@ from library.errors import InputError
 from library.seeding import stream
 from tests.helpers.tiny import SCHEDULE, build_parts
 
-RULES = EncoderRules(learning_rate=1e-2, weight_decay=5e-4, kl_weight=0.0, together=2, passes=1, seed=3)
+RULES = EncoderRecipe(learning_rate=1e-2, weight_decay=5e-4, kl_weight=0.0, together=2, passes=1, seed=3)
 STEP = StepRecipe(learning_rate=3e-3, weight_decay=0.01, clip=1.0, batch=2)
 RECIPE = CorpusRecipe(
     rank=2, scale=1.0, steps=3, pictures=2, step=STEP, start=RANDOM, class_word="portrait", triggers=2, seed=5

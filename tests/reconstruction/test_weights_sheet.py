@@ -13,11 +13,10 @@ from library.audit.reconstruction.pictures.attribution import HELD_OUT, OF_CODES
 from library.audit.reconstruction.pictures.contact_sheet import GAP, LABEL, LINE
 from library.audit.reconstruction.pictures.picture_rows import CODE
 from library.audit.reconstruction.pictures.picture_table import table
-from library.audit.report.painted_page import painted_table
 from library.errors import InputError
 from library.seeding import stream
 from library.tensor_files import write_tensors
-from tools.pictures_from_weights import main
+from tools.pictures_from_weights import main, painted_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 RED = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]

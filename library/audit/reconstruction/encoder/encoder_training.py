@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
-class EncoderRules:
+class EncoderRecipe:
     """How the encoder is trained; the release has AdamW 5e-3, weight decay 5e-4, one LoRA at a time, no KL."""
 
     learning_rate: float
@@ -78,7 +78,7 @@ class EncoderCourse:
     """An encoder in training: its optimizer, what it has seen, and its state on disk."""
 
     def __init__(
-        self, encoder: NetworkEncoder, model: StackedModel, rules: EncoderRules, facts: dict[str, object]
+        self, encoder: NetworkEncoder, model: StackedModel, rules: EncoderRecipe, facts: dict[str, object]
     ) -> None:
         self.encoder = encoder.to(model.device).train()
         self.model, self.rules = model, rules
@@ -161,7 +161,7 @@ def train_encoder(
     encode_text: Callable[[Sequence[str]], Tensor],
     persons: PersonSet,
     recipe: CorpusRecipe,
-    rules: EncoderRules,
+    rules: EncoderRecipe,
     file: Path,
 ) -> EncoderCourse:
     """Algorithm 2: train fresh LoRAs of public persons and, after each of their steps, the encoder on what they are.
@@ -195,7 +195,7 @@ def train_encoder(
     return course
 
 
-def stacks_of(persons: int, rules: EncoderRules, number: int) -> list[list[int]]:
+def stacks_of(persons: int, rules: EncoderRecipe, number: int) -> list[list[int]]:
     """The persons of one pass in an order of its own, ``together`` at a time."""
     order = permutation(persons, rules.seed, "encoder order", number)
     return [order[first : first + rules.together] for first in range(0, persons, rules.together)]
@@ -221,7 +221,7 @@ def train_on_kept(
     encoder: NetworkEncoder,
     model: StackedModel,
     corpus: Corpus,
-    rules: EncoderRules,
+    rules: EncoderRecipe,
     steps: int,
     file: Path,
 ) -> EncoderCourse:
