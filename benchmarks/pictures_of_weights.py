@@ -4,7 +4,8 @@ python -m benchmarks.pictures_of_weights WORK --public DIR --held_out DIR --out 
 
 WORK, --public and --held_out are those of benchmarks/leak_of_weights.py, whose victims are painted here, and whose
 others serve as "LoRA of other persons". Stages, kept in --out and resumed: ``capacity`` (what a prompt embedding can
-say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json), ``sheet``.
+say on the base at best), ``encoder``, ``paint``, ``score`` (pictures.json), ``sheet``. What a stage would have made and
+was never asked for is left out of the tables.
 """
 
 import argparse
@@ -53,6 +54,7 @@ from library.diffusion.vae import decoder_of
 from library.seeding import permutation
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole
 
+ENCODER = "encoder.safetensors"
 LIMIT = 6.0  # of the demo's latents: the largest public one
 ORACLE = "embedding fitted to the person (oracle)"
 WORDS = "true words of hair and skin (oracle)"  # what the base's own text can say of a person
@@ -92,6 +94,8 @@ class Pictures:
         settings = PictureSettings(course, edit, own.samples, together=10, seed=1)
         self.studio = Studio(stack, settings, tuple(self.run.victims.latents.shape[2:]))
         self.class_prompt = self.run.base.encode_text([CLASS_PROMPT])[0]  # [T, D]
+        self.with_encoder = "encoder" in own.stages or (self.out / ENCODER).is_file()
+        self.with_capacity = "capacity" in own.stages or (self.out / "fitted.safetensors").is_file()
         self.victims = list(range(len(self.run.victims)))
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -138,7 +142,7 @@ def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
     with torch.autocast("cpu", torch.bfloat16, enabled=own.bf16):
         course = train_encoder(
             parts.encoder(), run.base.stack, run.base.encode_text, people, run.recipe, rules,
-            parts.out / "encoder.safetensors",
+            parts.out / ENCODER,
         )  # fmt: skip
     return course.encoder, course.losses
 
@@ -148,14 +152,17 @@ def sitters_of(parts: Pictures) -> Sitters:
     run = parts.run
     factors = run.corpus(run.victims, "victims: LoRAs").last
     strangers = run.corpus(run.others, "others: LoRAs").last
-    encoder, _ = trained(parts)
+    codes, other_codes = None, None
+    if parts.with_encoder:
+        encoder, _ = trained(parts)
+        codes, other_codes = (codes_of(encoder, some, run.recipe.steps) for some in (factors, strangers))
     return Sitters(
         factors=factors,
         class_prompt=parts.class_prompt,
         true_prompts=run.contexts(),
-        codes=codes_of(encoder, factors, run.recipe.steps),
+        codes=codes,
         others=strangers,
-        other_codes=codes_of(encoder, strangers, run.recipe.steps),
+        other_codes=other_codes,
         guesses=guesses_of(parts) if parts.own.edit else None,
     )
 
@@ -262,7 +269,7 @@ def write_sheet(parts: Pictures, outputs: dict[str, Tensor]) -> None:
         pixels = decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
         return (pixels * 255).round().to(torch.uint8)
 
-    private, held_out = (one.latents[chosen, :4] for one in (parts.run.victims, parts.run.held_out))
+    private, held_out = (one.latents[chosen, : parts.own.samples] for one in (parts.run.victims, parts.run.held_out))
     attacks = [name for name in ATTACKS if name in outputs]
     rows = {"private pictures": private} | {name: outputs[name][chosen] for name in attacks}
     controls = {name: made[chosen] for name, made in outputs.items() if name not in ATTACKS}
@@ -290,12 +297,12 @@ def main(arguments: list[str]) -> None:
     if "sheet" in own.stages:
         write_sheet(parts, outputs)
     if "score" in own.stages:
-        losses = trained(parts)[1]
+        losses = trained(parts)[1] if parts.with_encoder else []
         result = {
             "arguments": {name: str(value) for name, value in vars(own).items() if name != "out"},
             "victims": len(parts.victims), "encoder_steps": len(losses),
             "encoder_losses": [sum(part) / len(part) for part in torch.tensor(losses).split(30)],
-            "capacity": capacity_lines(parts, outputs[BASE]), "table": scored(parts, outputs),
+            "capacity": capacity_lines(parts, outputs[BASE]) if parts.with_capacity else [], "table": scored(parts, outputs),
         }  # fmt: skip
         write_whole(parts.out / "pictures.json", json.dumps(result, indent=1, default=float) + "\n")
         print(f"written: {parts.out / 'pictures.json'}")
