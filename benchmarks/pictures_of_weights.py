@@ -302,7 +302,8 @@ def main(arguments: list[str]) -> None:
             "arguments": {name: str(value) for name, value in vars(own).items() if name != "out"},
             "victims": len(parts.victims), "encoder_steps": len(losses),
             "encoder_losses": [sum(part) / len(part) for part in torch.tensor(losses).split(30)],
-            "capacity": capacity_lines(parts, outputs[BASE]) if parts.with_capacity else [], "table": scored(parts, outputs),
+            "capacity": capacity_lines(parts, outputs[BASE]) if parts.with_capacity else [],
+            "table": scored(parts, outputs),
         }  # fmt: skip
         write_whole(parts.out / "pictures.json", json.dumps(result, indent=1, default=float) + "\n")
         print(f"written: {parts.out / 'pictures.json'}")
