@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,13 +43,15 @@ from library.audit.reconstruction.weight_attacks import (
     RAW,
     RECIPE,
     WEIGHTS,
+    Asked,
     PublicKnowledge,
+    Reader,
     asked,
     fitted_readers,
     reader_rows,
     shadow_free_readers,
 )
-from library.audit.reconstruction.weight_defences import TRUNCATION, WeightDefence, published, utility
+from library.audit.reconstruction.weight_defences import GAUGE, NONE, WeightDefence, published, utility
 from library.options.declarations import Config
 from library.privacy.dp.accounting import calibrated_noise
 from library.tensor_files import private_folder, write_whole
@@ -57,13 +59,14 @@ from library.tensor_files import private_folder, write_whole
 ROOT = Path(__file__).parent.parent
 CLASS_PROMPT = "portrait"
 DEFENCES = (
-    WeightDefence("none"), WeightDefence("re-gauge"), WeightDefence("early stopping", 0.1),
-    WeightDefence("early stopping", 0.3), WeightDefence("truncation", 1), WeightDefence("noise", 1.0),
-    WeightDefence("noise", 3.0), WeightDefence("noise", 10.0),
+    WeightDefence("none"), WeightDefence("noise", 3.0), WeightDefence("early stopping", 0.3),
+    WeightDefence("truncation", 1), WeightDefence("noise", 1.0), WeightDefence("noise", 10.0),
+    WeightDefence("early stopping", 0.1), WeightDefence("re-gauge"),
 )  # fmt: skip
 DELTA = 1e-3
 DP_CLIP = 0.03  # the middle norm of one picture's gradient on the demo base
-UTILITY_OF = 30  # victims
+UTILITY_OF = 20  # victims
+ADAPTIVE_PROBED = 50  # defended shadows that are asked the probes; the kernel learns from all
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -150,23 +153,41 @@ def candidates_of(run: Experiment, space: PublicSpace) -> dict[str, Tensor]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """The LoRAs under attack, as published, with their answers to the probes."""
+
+    victims: Asked
+    others: Asked
+    published: Factors  # of the victims
+
+
+def attacked(run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, defence: WeightDefence) -> Attacked:
+    """Ask the victims' LoRAs, and those of others, under a defence."""
+    own, strangers = (published(corpora[name], defence) for name in ("victims", "others"))
+    return Attacked(
+        asked(run.base.stack, own, known, "probes of victims"),
+        asked(run.base.stack, strangers, known, "probes of others"),
+        own,
+    )
+
+
 def attack_rows(
-    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, defence: WeightDefence, adaptive: Corpus | None
+    run: Experiment, under: Attacked, known: PublicKnowledge, answers: Tensor, more: Sequence[Reader] = ()
 ) -> list[RetrievalRow]:
-    """Every reader on the victims' LoRAs under a defence.
+    """Every reader that is fitted on the shadows of ``known``.
 
     Args:
-        adaptive: shadows that were made with the defence too; None: undefended ones.
+        answers: [m, P, C] of the first m shadows.
+        more: readers that learn from none.
     """
-    own = published(corpora["victims"], defence)
-    victims = asked(run.base.stack, own, known, "probes of victims")
-    others = asked(run.base.stack, published(corpora["others"], defence), known, "probes of others")
-    answers = asked(run.base.stack, known.shadows, known, "probes of shadows").answers
-    same_ranks = defence.kind != TRUNCATION or adaptive is not None  # raw factors of other ranks have other numbers
-    readers = [one for one in fitted_readers(known, answers) if one.attack != RAW or same_ranks]
-    readers += [] if adaptive else shadow_free_readers()
+    ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, under.published)]
+    same = len(set(ranks)) == 1  # raw factors of other ranks have other numbers
+    readers = [*(one for one in fitted_readers(known, answers) if one.attack != RAW or same), *more]
     sets = candidates_of(run, known.space)
-    return reader_rows(readers, victims, others, sets, sets[PRIVATE_SET], range(len(run.victims)), known)
+    return checked_rows(
+        reader_rows(readers, under.victims, under.others, sets, sets[PRIVATE_SET], range(len(run.victims)), known)
+    )
 
 
 def gallery_rows(
@@ -224,18 +245,26 @@ class Findings:
 
 
 def measure_defence(
-    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, space: PublicSpace, defence: WeightDefence,
-    adaptive: Corpus,
+    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, answers: Tensor, defence: WeightDefence,
+    private: Corpus | None = None,
 ) -> dict:  # fmt: skip
-    """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
-    naive = attack_rows(run, corpora, known, defence, None)
-    own = known_by(run, published(adaptive, defence), adaptive.persons, space)
-    knowing = attack_rows(run, corpora, own, defence, adaptive)
-    return {
-        "utility": usefulness(run, published(corpora["victims"], defence)),
-        "naive": [row_json(row) for row in checked_rows(naive)],
-        "adaptive": [row_json(row) for row in checked_rows(knowing)],
-    }
+    """Utility beside leak, for the attacker who does not know the defence and for the one who does.
+
+    Args:
+        answers: of the undefended shadows of ``known``.
+        private: shadows that were trained with the defence; None: it acts on finished files.
+    """
+    under = attacked(run, corpora, known, defence)
+    naive = [row_json(row) for row in attack_rows(run, under, known, answers, shadow_free_readers())]
+    if defence.kind in (NONE, GAUGE) and private is None:
+        adaptive = naive  # shadows made with it are the same changes
+    else:
+        shadows = private or corpora["shadows"]
+        factors = published(shadows, defence)
+        some = asked(run.base.stack, factors.rows(range(min(ADAPTIVE_PROBED, factors.count))), known, "probes").answers
+        own = known_by(run, factors, shadows.persons, known.space)
+        adaptive = [row_json(row) for row in attack_rows(run, under, own, some)]
+    return {"utility": usefulness(run, under.published), "naive": naive, "adaptive": adaptive}
 
 
 def main(arguments: list[str]) -> None:
@@ -246,6 +275,7 @@ def main(arguments: list[str]) -> None:
     corpora = {name: run.corpus(getattr(run, name), f"{name}: LoRAs") for name in ("victims", "shadows", "others")}
     space = public_space(run.shadows.latents.flatten(0, 1))
     known = known_by(run, corpora["shadows"].last, run.shadows, space)
+    answers = asked(run.base.stack, corpora["shadows"].last, known, "probes of shadows").answers
     findings = Findings(given.work / f"findings-{len(run.shadows)}.json", {
         "victims": len(run.victims), "shadows": len(run.shadows), "others": len(run.others), "pictures": 4,
         "rank": given.rank, "steps": given.steps, "batch": given.batch, "learning_rate": run.recipe.step.learning_rate,
@@ -254,7 +284,7 @@ def main(arguments: list[str]) -> None:
     for defence in DEFENCES:
         findings.measure(
             "defences", defence.title(),
-            lambda defence=defence: measure_defence(run, corpora, known, space, defence, corpora["shadows"]),
+            lambda defence=defence: measure_defence(run, corpora, known, answers, defence),
         )  # fmt: skip
     if given.gallery:
         findings.measure(
@@ -263,12 +293,12 @@ def main(arguments: list[str]) -> None:
         )  # fmt: skip
     for epsilon in given.epsilon:
         findings.measure(
-            "defences", f"DP, epsilon {epsilon:g}", lambda e=epsilon: measure_dp(run, given, known, space, e)
+            "defences", f"DP, epsilon {epsilon:g}", lambda e=epsilon: measure_dp(run, given, known, answers, e)
         )
 
 
 def measure_dp(
-    run: Experiment, given: argparse.Namespace, known: PublicKnowledge, space: PublicSpace, epsilon: float
+    run: Experiment, given: argparse.Namespace, known: PublicKnowledge, answers: Tensor, epsilon: float
 ) -> dict:
     """Victims, and the shadows of the one who knows, trained with DP-SGD."""
     noise = calibrated_noise(epsilon, run.recipe.step.batch / run.recipe.pictures, DELTA, run.recipe.steps)
@@ -277,7 +307,7 @@ def measure_dp(
         name: run.corpus(persons, f"DP {epsilon:g}, {name}: LoRAs", noise)
         for name, persons in (("victims", run.victims), ("shadows", some), ("others", run.others.some(range(10))))
     }
-    found = measure_defence(run, corpora, known, space, WeightDefence("none"), corpora["shadows"])
+    found = measure_defence(run, corpora, known, answers, WeightDefence(NONE), corpora["shadows"])
     return found | {"noise_multiplier": noise, "epsilon": epsilon, "delta": DELTA, "shadows": len(some)}
 
 

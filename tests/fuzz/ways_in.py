@@ -1,8 +1,6 @@
 """Every way in for files from outside: a sound set of files, which of them is damaged, and how the suite reads it."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,20 +29,9 @@ from library.training.state import load_training_state
 from library.training.teacher_files import read_teacher
 from library.training.trackers import read_tracker_config
 from tests.fuzz import sound
+from tests.fuzz.way_in import WayIn
+from tests.fuzz.ways_of_tools import TOOL_WAYS
 from tests.helpers import data_toy, keys, stacked_toy, tiny
-
-
-@dataclass(frozen=True)
-class WayIn:
-    """One kind of file and the reader that it meets first."""
-
-    name: str
-    file: str  # that is damaged, in the case's folder
-    form: str  # see damages
-    prepare: Callable[[Path], object]  # lays the sound files down
-    read: Callable[[Path], object]  # as the suite reads them
-    writes: str = "written"  # a folder that the reader may write into
-
 
 CONFIG = """
 [model]
@@ -113,7 +100,7 @@ def write_corpus(folder: Path) -> None:
     write(folder, "corpus.json", json.dumps(corpus_facts(model, recipe)))
     stack = stacked_toy.random_factors(model, 2, rank=recipe.rank)
     steps = (0, *recipe.snapshot_steps())
-    state = {f"{step}/{name}": value for step in steps for name, value in stack.state().items()}
+    state = {f"{step}/{name}": value.clone() for step in steps for name, value in stack.state().items()}
     write_tensors(folder / "piece.safetensors", state, {"corpus": "x"})
 
 
@@ -360,4 +347,5 @@ WAYS = [
     WayIn("parquet", "train.parquet", "bytes", lambda folder: sound.copied(sound.parquet(), folder / "train.parquet"),
           lambda folder: data_toy.from_dataset(folder / "train.parquet", folder / "written", image_column="image",
                                                caption_column="text", group_column="person")),
+    *TOOL_WAYS,
 ]  # fmt: skip

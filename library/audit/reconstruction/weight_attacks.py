@@ -66,14 +66,14 @@ def fitted_readers(known: PublicKnowledge, answers: Tensor, *, cosine: bool = Fa
     """Every attack that learns from shadow LoRAs.
 
     Args:
-        answers: [n, P, C] probe answers of the shadows.
+        answers: [m, P, C] probe answers of the first m shadows, for the attacks that ask the model.
         cosine: the kernel ignores how far a LoRA was trained: for a target that was trained longer than the shadows.
     """
     if known.shadows is None:
         raise InputError("these attacks learn from shadow LoRAs; give a public folder")
     count, centre, all_of_it = known.shadows.count, known.centre, (WEIGHTS, BASE, PUBLIC, RECIPE)
     kernel, raw = fit_kernel(known.shadows, known.means, cosine=cosine), fit_factors(known.shadows, known.means)
-    probes, common = fit_probes(answers, known.means), zero_shot(answers).mean(0)
+    probes, common = fit_probes(answers, known.means[: len(answers)]), zero_shot(answers).mean(0)
     return [
         Reader(
             KERNEL,
@@ -82,12 +82,14 @@ def fitted_readers(known: PublicKnowledge, answers: Tensor, *, cosine: bool = Fa
             count,
             lambda factors, _: kernel.predict(factors) - centre,
         ),
-        Reader(PROBES, "probes with ridge", all_of_it, count, lambda _, answers: probes.predict(answers) - centre),
+        Reader(
+            PROBES, "probes with ridge", all_of_it, len(answers), lambda _, answers: probes.predict(answers) - centre
+        ),
         Reader(
             ZERO_CENTRED,
             "probes, zero-shot less the shadows' mean",
             all_of_it,
-            count,
+            len(answers),
             lambda _, answers: zero_shot(answers) - common,
         ),
         Reader(
