@@ -38,8 +38,9 @@ def painted_table(result: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     victims = result["victims"]
     steps = result["encoder_steps"]
+    encoder = f"the encoder took {steps} steps" if steps else "**the encoder was not run here**, so it has no row"
     return (
-        f"{victims} victims; the encoder took {steps} steps. Chance: top-1 {100 / victims:.1f} %, AUC .5. "
+        f"{victims} victims; {encoder}. Chance: top-1 {100 / victims:.1f} %, AUC .5. "
         "The cosines are those to held-out pictures.\n\n" + markdown(head, lines)
     )
 
@@ -47,6 +48,8 @@ def painted_table(result: Mapping[str, Any]) -> str:
 def capacity_table(result: Mapping[str, Any]) -> str:
     """What an embedding that was fitted to the private pictures shows on the base: no encoder can do better."""
     head = ("on the base alone", "space", "private: top-1", "AUC", "held-out: top-1", "AUC")
+    if not result["capacity"]:
+        return "Not measured here.\n"
     lines = [
         [private["row"], private["space"], *ranks(private), *ranks(held_out)]
         for private, held_out in pairs(result["capacity"])
