@@ -13,7 +13,8 @@ from library.options.resolve import read_config
 from library.tensor_files import read_tensors, write_tensors
 from tests.helpers import audit_run, tiny
 
-ALONE = ("zero-shot", "gallery")
+PAINTED = ("painted class prompt, no encoder", *(f"painted guided, w {weight}" for weight in (3, 5, 10)))
+ALONE = ("zero-shot", "gallery", *PAINTED)
 WORDS = ("walrus", "ocelot", "quokka", "zebrafolder")
 FEW = ("--reconstruction_shadows", 16, "--reconstruction_steps", 10, "--class_prompt", "portrait")
 
@@ -57,7 +58,11 @@ def test_one_file_and_no_corpus_gets_what_needs_no_shadows_and_is_told_what_was_
     for row in found["rows"]:
         assert row["kind"] == "AUC" and row["shadows"] == 0 and 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert {"base alone", "shuffled weights", "true set mean"} <= set(row["controls"])
-        assert row["controls"]["base alone"] == 0.5, "B = 0 says nothing"
+        if row["attack"] in PAINTED:  # the base paints something as well
+            assert row["attack"] == PAINTED[0] or "class prompt, no encoder" in row["controls"]
+        else:
+            assert row["controls"]["base alone"] == 0.5, "B = 0 says nothing"
+    assert (out / "audit" / "reconstruction" / "pictures.png").is_file()
     assert "pictures from the weights: " in capsys.readouterr().out
     assert (out / "last.safetensors").read_bytes() == before, "nothing of it enters the LoRA file"
     for path in (out / "audit").rglob("*"):

@@ -15,6 +15,10 @@ from library.assembly.beside.stacked_base import StackedBase, latents_of, read_p
 from library.audit.queries.audited_model import opened_base
 from library.audit.reconstruction.one_lora import FEW, OneRow, TestPictures, checked_one, one_lora_rows
 from library.audit.reconstruction.persons import PersonSet
+from library.audit.reconstruction.pictures.contact_sheet import contact_sheet
+from library.audit.reconstruction.pictures.one_file import Painted, painted_rows
+from library.audit.reconstruction.pictures.picture_rows import PictureSettings
+from library.audit.reconstruction.pictures.samplers import Course
 from library.audit.reconstruction.probes import PROBES, public_probes
 from library.audit.reconstruction.retrieval import public_space
 from library.audit.reconstruction.shadow_corpus import RANDOM, CorpusRecipe, make_corpus
@@ -30,6 +34,7 @@ from library.audit.reconstruction.weight_attacks import (
 from library.audit.report.beside import Beside
 from library.audit.report.reconstruction_section import reconstruction_json, reconstruction_section
 from library.audit.targets import provenance
+from library.diffusion.vae import decoder_of
 from library.errors import InputError
 from library.tensor_files import private_folder, write_whole
 
@@ -37,6 +42,7 @@ logger = logging.getLogger(__name__)
 PICTURES, BATCH = 4, 2  # of each shadow's person; of a step
 TOGETHER = 25  # shadow LoRAs in one batch
 LEAST_SHADOWS, LEAST_PROBES = 16, 8
+PAINTINGS = 4  # of each row
 LEARNING = "attacks that learn from shadow LoRAs"
 
 
@@ -62,11 +68,29 @@ def measured(subject: Subject) -> Beside:
     if known.shadows is not None:
         answers = asked(base.stack, known.shadows, known, "probes of shadow LoRAs").answers
         readers += [one for one in fitted_readers(known, answers, cosine=True) if one.attack != RAW]
-    rows = checked_one(
-        one_lora_rows(base.stack, target, readers, known, test_pictures(subject, base), config.audit_seed)
-    )
+    scored = test_pictures(subject, base)
+    painted = paint(subject, base, target, known, public, scored)
+    rows = checked_one([*one_lora_rows(base.stack, target, readers, known, scored, config.audit_seed), *painted.rows])
     write_json(subject, rows, skipped, known)
     return reconstruction_section(rows, skipped)
+
+
+def paint(
+    subject: Subject, base: StackedBase, target: Factors, known: PublicKnowledge, public: Public, scored: TestPictures
+) -> Painted:
+    """Pictures from the file alone, on a sheet for the owner's eyes (0600 in a 0700 folder), and how near they come."""
+    config, stack = subject.config, base.stack
+    last = len(stack.alphas_cumprod) - 1
+    steps = min(config.generation_steps, last)
+    course = Course(stack.alphas_cumprod, steps, round(0.98 * last), float(public.latents.abs().max()))
+    settings = PictureSettings(course, course, PAINTINGS, together=1, seed=config.audit_seed)
+    painted = painted_rows(stack, target, known, scored, settings, config.audit_seed)
+    decode = decoder_of(base.model.vae)
+    shown = [(name, (decode(made)[None] * 255).round().to(torch.uint8)) for name, made in painted.outputs.items()]
+    folder = private_folder(private_folder(subject.run.audit) / "reconstruction")
+    title = f"painted with the file and the prompt '{config.class_prompt}' alone, {steps} steps"
+    write_whole(folder / "pictures.png", contact_sheet(shown, title))
+    return painted
 
 
 def unread_parts(subject: Subject, target: Factors) -> list[str]:
