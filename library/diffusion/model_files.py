@@ -49,9 +49,14 @@ def open_base(
     model = load_model(path, dtype, config_folder, tokenizer_cache_dir=rules.tokenizer_cache_dir)
     faults = Faults()
     _check_family(model, rules, faults)
-    model.scheduler = _schedule(model, rules, faults, is_file=is_file(path))
-    layers = model.text_encoder.config.num_hidden_layers
-    if rules.clip_skip > layers:
+    model.scheduler = _schedule(model, rules, faults)
+    layers = model.text_encoders()[0].config.num_hidden_layers
+    if not model.family.reads_clip_skip and rules.clip_skip > 1:
+        logger.info(
+            "clip_skip has no effect here: %s takes the last but one states of its text encoders, whatever it says",
+            model.family.name,
+        )
+    elif rules.clip_skip > layers:
         faults.add(
             f"clip_skip must be at most {layers}, the number of the text encoder's layers, got {rules.clip_skip}"
         )
@@ -77,7 +82,7 @@ def load_model(
     """Open a model as its files describe it: everything frozen, on the CPU, in evaluation mode.
 
     Args:
-        path: diffusers folder; .safetensors / .ckpt / .pt in the original layout of SD 1.x or 2.x; hub id.
+        path: diffusers folder; .safetensors / .ckpt / .pt in the original layout; hub id.
         dtype: of the frozen UNet and text encoder; the VAE is in fp32.
         config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
@@ -96,7 +101,7 @@ def load_model(
         model = _open_from_hub(path, dtype, tokenizer_cache_dir)
     else:
         raise InputError(hub.missing("pretrained_model_name_or_path", path))
-    for part in (model.text_encoder, model.vae, model.unet):
+    for part in (*model.text_encoders(), model.vae, model.unet):
         part.requires_grad_(False)
         part.eval()
     return model
@@ -120,18 +125,21 @@ def _check_family(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> 
         faults.add(f"v2 is set, but '{path}' is an {family.name} model; leave --v2 out")
 
 
-def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults, *, is_file: bool) -> DDPMScheduler:
+def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> DDPMScheduler:
     """The noise schedule with the target of the options, rescaled to zero SNR if they say so.
 
-    A diffusers folder states its target, a single file does not.
+    A diffusers folder states its target, most single files do not.
     """
     path, wanted = rules.pretrained_model_name_or_path, "v_prediction" if rules.v_parameterization else "epsilon"
-    if is_file and (model.family.velocity_version or rules.v_parameterization):
+    if not model.states_its_target and (model.family.velocity_version or rules.v_parameterization):
         target = "velocity (v_parameterization is set)" if rules.v_parameterization else "noise, as the base model has"
-        logger.info("'%s' does not state its target; read as %s; 768-v models need --v_parameterization", path, target)
-    elif not is_file and model.predicts_velocity() and not rules.v_parameterization:
+        velocity_models = "768-v models need" if model.family.v2 else "models tuned to velocity need"
+        logger.info(
+            "'%s' does not state its target; read as %s; %s --v_parameterization", path, target, velocity_models
+        )
+    elif model.states_its_target and model.predicts_velocity() and not rules.v_parameterization:
         faults.add(f"'{path}' predicts velocity, but v_parameterization is not set; add --v_parameterization")
-    elif not is_file and rules.v_parameterization and not model.predicts_velocity():
+    elif model.states_its_target and rules.v_parameterization and not model.predicts_velocity():
         faults.add(f"v_parameterization is set, but '{path}' predicts noise; leave --v_parameterization out")
     changes: dict[str, object] = {"prediction_type": wanted}
     if rules.zero_terminal_snr:  # arXiv 2305.08891
