@@ -22,7 +22,7 @@ class Conditioning:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """The same change of rows or device for every tensor."""
-        return Conditioning(*(None if one is None else change(one) for one in self._tensors()))  # type: ignore[arg-type]
+        return Conditioning(*(None if one is None else change(one) for one in self._columns()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Conditioning":
         """On another device."""
@@ -46,13 +46,17 @@ class Conditioning:
         added = None if self.pooled is None else {"text_embeds": self.pooled, "time_ids": self.framing}
         return unet(latents, timesteps, self.states, added_cond_kwargs=added).sample
 
-    def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def tensors(self) -> list[Tensor]:
+        """What there is of them."""
+        return [one for one in self._columns() if one is not None]
+
+    def _columns(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.states, self.pooled, self.framing
 
 
 def joined(parts: Sequence[Conditioning]) -> Conditioning:
     """The rows of several, one after the other; all are of one family."""
-    columns = zip(*(part._tensors() for part in parts), strict=True)
+    columns = zip(*(part._columns() for part in parts), strict=True)
     return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ down and three on the way up, whatever its widths, so the two namings translate 
 import re
 from collections.abc import Iterable, Mapping
 
-UNET, FIRST_TEXT, SECOND_TEXT = "lora_unet_", "lora_te1_", "lora_te2_"
+UNET, FIRST_TEXT = "lora_unet_", "lora_te1_"
 LEVELS, DOWN, UP = 3, 2, 3  # levels, and resnets of each on the way down and up
 OF_RESNETS = {
     "norm1": "in_layers_0", "conv1": "in_layers_2", "time_emb_proj": "emb_layers_1", "norm2": "out_layers_0",
@@ -83,8 +83,11 @@ def is_sdxl(names: Iterable[str]) -> bool:
 
 
 def sdxl_named(module: str) -> str:
-    """A module of an SDXL file as kohya names it; the text encoders of other writers may lack the level text_model."""
+    """A module of an SDXL file as kohya names it.
+
+    Args:
+        module: by the rules of SD 1.x: the UNet's layers as in diffusers, lora_te_ for the first text encoder.
+    """
     if module.startswith(UNET):
         return UNET + original_name(module.removeprefix(UNET))
-    module = re.sub(r"^lora_te_", FIRST_TEXT, module)
-    return re.sub(r"^(lora_te[12]_)(?=encoder_|embeddings_|final_layer_norm)", r"\1text_model_", module)
+    return re.sub(r"^lora_te_", FIRST_TEXT, module)

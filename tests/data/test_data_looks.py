@@ -202,12 +202,13 @@ def test_a_mask_goes_through_the_same_crop_mirror_and_scaling_as_its_picture(tmp
     one = masked(tmp_path, random_crop=True, flip_aug=True)
     seen = set()
     for index in range(40):
-        pixels, mask = use_of(one, (16, 16), stream(1, index))
+        use = use_of(one, (16, 16), stream(1, index))
+        pixels, mask = use.pixels, use.mask
         assert mask is not None and torch.allclose((pixels[0] + 1) / 2, mask[0], atol=1e-6)
         seen.add(float(mask[0, 0, 0]))
     assert len(seen) > 15
-    pixels, mask = use_of(one, (16, 16), None)
-    assert torch.allclose(mask, plain_mask(one, (16, 16)))
+    mask = use_of(one, (16, 16), None).mask
+    assert mask is not None and torch.allclose(mask, plain_mask(one, (16, 16)))
 
 
 def test_masks_are_averaged_over_each_latent_pixel() -> None:

@@ -21,6 +21,7 @@ from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.image_distances import frechet_distance, kernel_distance
 from library.audit.statistics.set_test import SetTest, set_test
 from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
+from library.diffusion.conditioning import joined, uncropped
 from library.seeding import numpy_stream, stream
 
 POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
@@ -62,8 +63,9 @@ def drawn_latents(audited: AuditedModel, batch: Sequence[Picture], draw: int, st
     """[B, 4, h, w] latents drawn from the captions by DDIM with classifier-free guidance."""
     shape = tuple(batch[0].latent.shape)
     here = torch.stack([starting_noise(picture.identity, draw, shape) for picture in batch]).to(audited.device)
-    states = audited.encode_text([picture.caption for picture in batch])
-    both = torch.cat([states, audited.encode_text([""] * len(batch))])
+    framing = torch.stack([uncropped((int(one.framing[5]), int(one.framing[4]))) for one in batch])
+    captions = [[picture.caption for picture in batch], [""] * len(batch)]
+    both = joined([audited.encode_text(texts).framed(framing) for texts in captions])
     count = int((audited.alphas_cumprod > 0).sum())  # a step without any signal says nothing of the picture
     timesteps = [round(count * (steps - place) / steps) - 1 for place in range(steps)]
     for place, timestep in enumerate(timesteps):

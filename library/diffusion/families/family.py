@@ -67,6 +67,7 @@ class Family:
     pipeline: str  # diffusers' class
     pipeline_options: Mapping[str, Any]  # beside the parts
     reads_clip_skip: bool = True
+    blocks_by_number: bool = False  # kohya counts all of the UNet's blocks, embeddings and output included
     encode: Callable[[Any, Tensor, int, Tensor | None], Conditioning] = encode_one
     """(text encoders as kohya passes them, tokens, clip_skip, token weights or None) -> states without a framing."""
     layer_name: Callable[[str], str] = diffusers_layer_name

@@ -94,6 +94,7 @@ SDXL = Family(
     pipeline="StableDiffusionXLPipeline",
     pipeline_options={"add_watermarker": False, "force_zeros_for_empty_prompt": False},
     reads_clip_skip=False,
+    blocks_by_number=True,
     encode=encode_both,
     layer_name=layer_name,
 )
