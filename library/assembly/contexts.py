@@ -65,7 +65,7 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, netw
     table, entries = _table(accelerator, denoiser, pictures)
     logger.info(
         "text encoder frozen: %d captions were encoded once (%.1f MB)",
-        len(table.states), sum(one.numel() * one.element_size() for one in table.tensors()) / 1e6,
+        len(table), sum(one.numel() * one.element_size() for one in table.tensors()) / 1e6,
     )  # fmt: skip
     if not can_be_switched_off(network):
         return Contexts(denoiser, table, entries)

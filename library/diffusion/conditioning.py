@@ -16,6 +16,10 @@ class Conditioning:
     pooled: Tensor | None = None  # [B, P] of the whole caption; None: the family has no such state
     framing: Tensor | None = None  # [B, 6] original height and width, top and left of the crop, target height and width
 
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.states)
+
     def framed(self, framing: Tensor) -> "Conditioning":
         """The same with each picture's framing [B, 6], where the family's UNet takes one."""
         return self if self.pooled is None else Conditioning(self.states, self.pooled, framing.to(self.states.device))
@@ -43,7 +47,9 @@ class Conditioning:
 
     def predicted(self, unet: Any, latents: Tensor, timesteps: Tensor) -> Tensor:
         """What the UNet predicts, [B, C, h, w]."""
-        added = None if self.pooled is None else {"text_embeds": self.pooled, "time_ids": self.framing}
+        if self.pooled is None:
+            return unet(latents, timesteps, self.states).sample
+        added = {"text_embeds": self.pooled, "time_ids": self.framing}
         return unet(latents, timesteps, self.states, added_cond_kwargs=added).sample
 
     def tensors(self) -> list[Tensor]:

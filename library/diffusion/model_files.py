@@ -112,8 +112,9 @@ def _open_from_hub(name: str, dtype: torch.dtype, tokenizer_cache_dir: str | Non
     option = "pretrained_model_name_or_path"
     has_tokenizer = tokenizer_cache_dir is not None and hub.kept_tokenizer(name, tokenizer_cache_dir).is_dir()
     texts = hub.SETTINGS if has_tokenizer else (*hub.SETTINGS, *hub.TOKENIZER)
-    check_kind(hub.fetch(name, option, texts))
-    folder = hub.fetch(name, option, (*texts, *hub.WEIGHTS))
+    family = check_kind(hub.fetch(name, option, texts))
+    more = hub.SECOND_TEXT if len(family.texts) > 1 else ()
+    folder = hub.fetch(name, option, (*texts, *hub.WEIGHTS, *more))
     return open_folder(folder, dtype, hub.tokenizer_of(name, folder, tokenizer_cache_dir))
 
 

@@ -179,7 +179,8 @@ def test_old_text_encoder_names_are_read_as_if_they_were_current(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"addition_embed_type": "text_time"}, "is an SDXL model"), ({"in_channels": 9}, "is an inpainting model"),
+    [({"addition_embed_type": "text_time"}, "not a diffusers folder of an SDXL model: it has no text_encoder_2"),
+     ({"addition_embed_type": "image"}, "takes conditions beside the text"), ({"in_channels": 9}, "is an inpainting model"),
      ({"in_channels": 7}, "not a plain text-to-image model")],
 )  # fmt: skip
 def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path, model_folder: Path, settings, message) -> None:
