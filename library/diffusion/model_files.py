@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import check_kind, open_folder
+from library.diffusion.families.sdxl import SDXL
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.single_file import open_single_file
 from library.diffusion.vae_files import open_vae
@@ -26,6 +27,7 @@ class ModelRules:
 
     pretrained_model_name_or_path: str
     v2: bool
+    sdxl: bool
     v_parameterization: bool
     vae: str | None
     tokenizer_cache_dir: str | None
@@ -122,8 +124,9 @@ def _check_family(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> 
     path, family = rules.pretrained_model_name_or_path, model.family
     if family.v2 and not rules.v2:
         faults.add(f"'{path}' is an {family.name} model, but v2 is not set; add --v2")
-    if rules.v2 and not family.v2:
-        faults.add(f"v2 is set, but '{path}' is an {family.name} model; leave --v2 out")
+    for flag, is_set, is_so in (("v2", rules.v2, family.v2), ("sdxl", rules.sdxl, family is SDXL)):
+        if is_set and not is_so:
+            faults.add(f"{flag} is set, but '{path}' is an {family.name} model; leave --{flag} out")
 
 
 def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> DDPMScheduler:
