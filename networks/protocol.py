@@ -157,8 +157,8 @@ def parameter_groups(
         found = network.prepare_optimizer_params_with_multiple_te_lrs(rates, unet_lr, learning_rate)
     elif isinstance(text_encoder_lr, list) and not isinstance(network, LoRANetwork):
         raise InputError(
-            f"text_encoder_lr names a rate for each text encoder ({text_encoder_lr}), and this network_module takes one "
-            f"for all; give one, or use {OWN}"
+            f"text_encoder_lr names a rate for each text encoder ({text_encoder_lr}), and this network_module takes one for "
+            f"all; give one, or use {OWN}"
         )
     elif len(inspect.signature(network.prepare_optimizer_params).parameters) < 3:
         filled = [learning_rate if rate is None else rate for rate in (text_encoder_lr, unet_lr)]
@@ -322,7 +322,9 @@ def _in_live_names(tensors: Mapping[str, Tensor], text_encoder: Any) -> dict[str
     """Names after the module tree: without ``text_model`` where transformers has none, the UNet as in diffusers."""
     found = {}
     encoders = in_a_list(text_encoder)
-    flat = [prefix for prefix, one in zip(PREFIXES[len(encoders)], encoders, strict=True) if not hasattr(one, "text_model")]
+    flat = [
+        prefix for prefix, one in zip(PREFIXES[len(encoders)], encoders, strict=True) if not hasattr(one, "text_model")
+    ]
     for name, value in tensors.items():
         prefix = next((one for one in flat if name.startswith(f"{one}text_model_")), None)
         if prefix is not None:

@@ -57,7 +57,7 @@ def open_contexts(accelerator: Any, denoiser: Denoiser, pictures: Pictures, netw
     Raises:
         InputError: ``insist``, and why it cannot be.
     """
-    reason = _why_not(accelerator, denoiser, pictures)
+    reason = _why_not(accelerator, denoiser, pictures, network)
     if reason:
         if insist:
             raise InputError(f"cache_text_encoder_outputs cannot be: {reason}")
@@ -88,7 +88,7 @@ def _table(accelerator: Any, denoiser: Denoiser, pictures: Pictures) -> tuple[Co
             caption = tokens[place].numpy().tobytes() + (b"" if weights is None else weights[place].numpy().tobytes())
             if caption not in places:
                 places[caption] = len(states)
-                states.append(contexts.map(lambda one, place=place: one[place : place + 1].clone()))
+                states.append(contexts.row(place))
             entries.append(places[caption])
         progress.update(len(tokens))
     progress.close()
@@ -101,13 +101,25 @@ def _encoded(accelerator: Any, denoiser: Denoiser, tokens: Tensor, weights: Tens
         return denoiser.context(tokens, weights).to(torch.device("cpu"))
 
 
-def _why_not(accelerator: Any, denoiser: Denoiser, pictures: Pictures) -> str:
+def _why_not(accelerator: Any, denoiser: Denoiser, pictures: Pictures, network: Any) -> str:
     """What makes text states differ from use to use; empty when nothing does."""
     if not pictures.static_captions:
         return "captions change from use to use (shuffle_caption, dropout, wildcards, warm-up); leave these out"
     tokens, weights = pictures.plain_tokens([0])
     with torch.enable_grad(), accelerator.autocast():
-        trained = any(one.requires_grad for one in denoiser.context(tokens, weights).tensors())
-    if trained:
+        states = denoiser.context(tokens, weights).tensors()
+    if _depends_on(states, [one for one in network.parameters() if one.requires_grad]):
         return "the text encoder is trained; set network_train_unet_only = true, or text_encoder_lr = 0"
     return ""
+
+
+def _depends_on(states: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    """Whether the states change with any of the parameters.
+
+    That they require a gradient does not say so: activation checkpointing gives frozen embeddings one as well.
+    """
+    reached = [one.float().sum() for one in states if one.requires_grad]
+    if not reached or not parameters:
+        return False
+    total = torch.stack(reached).sum()
+    return any(one is not None for one in torch.autograd.grad(total, list(parameters), allow_unused=True))

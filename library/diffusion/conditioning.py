@@ -1,4 +1,4 @@
-"""What a UNet is told beside a noisy latent and its timestep: the caption's states, and in SDXL the picture's framing."""
+"""What a UNet is told beside a noisy latent and its timestep: text states, and in SDXL the picture's framing too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +39,10 @@ class Conditioning:
     def repeated(self, times: int) -> "Conditioning":
         """Every row so many times in a row."""
         return self.map(lambda one: one.repeat_interleave(times, dim=0))
+
+    def row(self, place: int) -> "Conditioning":
+        """One row alone, in memory of its own."""
+        return self.map(lambda one: one[place : place + 1].clone())
 
     def equals(self, other: "Conditioning") -> bool:
         """Whether the states of tokens and captions are the same bit for bit."""

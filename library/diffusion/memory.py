@@ -27,9 +27,7 @@ class MemoryRules:
     no_half_vae: bool
 
 
-def saved_activations(
-    unet: Any, latent_size: tuple[int, int], *, gradient_checkpointing: bool = False
-) -> int:
+def saved_activations(unet: Any, latent_size: tuple[int, int], *, gradient_checkpointing: bool = False) -> int:
     """Numbers that autograd keeps for one image while a LoRA trains, counted on a copy without data.
 
     The copy runs with fake tensors of the CPU, whose attention keeps queries, keys, values and output, as the fused

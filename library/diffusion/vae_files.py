@@ -104,7 +104,7 @@ def _check_space(name: str, vae: Any, own: Any, latent_channels: int) -> None:
     if abs(vae.config.scaling_factor - own.config.scaling_factor) > 1e-6:
         raise InputError(
             f"vae '{name}' scales latents by {vae.config.scaling_factor}, the base model's own by "
-            f"{own.config.scaling_factor}: it belongs to another family (SDXL's have 0.13025); give a VAE of the same family"
+            f"{own.config.scaling_factor}: it belongs to another family (SDXL's have 0.13025); give one of the same"
         )
 
 

@@ -73,7 +73,9 @@ def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     if not is_sdxl(named):
         return named
-    return {".".join((sdxl_named(name.partition(".")[0]), name.partition(".")[2])): value for name, value in named.items()}
+    return {
+        ".".join((sdxl_named(name.partition(".")[0]), name.partition(".")[2])): value for name, value in named.items()
+    }
 
 
 def with_one_attention_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

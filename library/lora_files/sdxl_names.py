@@ -1,4 +1,4 @@
-"""Names of SDXL's layers in LoRA files: the UNet in its original layout (lora_unet_input_blocks_...), lora_te1, lora_te2.
+"""Names of SDXL's layers in LoRA files: the UNet as in its original layout, lora_unet_input_blocks_4_1_...
 
 Everything else here names the UNet's layers as diffusers does. SDXL's UNet has three levels with two resnets on the way
 down and three on the way up, whatever its widths, so the two namings translate into each other place by place.

@@ -85,8 +85,7 @@ def check_sdxl(given: Mapping[str, Given]) -> None:
     if marks and not known:
         shown = ", ".join(f"{name} = {given[name].value!r} ({given[name].origin})" for name in marks)
         raise InputError(
-            f"this is a config for SDXL: {shown}; and {place} is no SDXL model; give an SDXL base model, or leave these "
-            "keys out"
+            f"this is a config for SDXL: {shown}; and {place} is no SDXL model; give one, or leave these keys out"
         )
     denied = given.get("sdxl")
     if known and denied is not None and reads_as_off(denied.value):

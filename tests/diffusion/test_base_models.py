@@ -120,9 +120,7 @@ def test_shipped_dimensions_are_the_published_ones(family, parameters, text_modu
     counted = [sum(weight.numel() for weight in part.parameters()) / 1e6 for part in (unet, vae, text_encoder)]
     assert tuple(round(count, 1) for count in counted) == parameters
     assert (len(network.unet_loras), len(network.text_encoder_loras)) == (192, text_modules)
-    plain, saving = (
-        memory.saved_activations(unet, (64, 64), gradient_checkpointing=saved) for saved in (False, True)
-    )
+    plain, saving = (memory.saved_activations(unet, (64, 64), gradient_checkpointing=saved) for saved in (False, True))
     assert 455e6 < plain < 463e6 and 0.150e9 < 2 * saving < 0.155e9  # 463 M counts the rank's own numbers too
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False)
@@ -180,7 +178,8 @@ def test_old_text_encoder_names_are_read_as_if_they_were_current(tmp_path: Path,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"addition_embed_type": "text_time"}, "not a diffusers folder of an SDXL model: it has no text_encoder_2"),
-     ({"addition_embed_type": "image"}, "takes conditions beside the text"), ({"in_channels": 9}, "is an inpainting model"),
+     ({"addition_embed_type": "image"}, "takes conditions beside the text"),
+     ({"in_channels": 9}, "is an inpainting model"),
      ({"in_channels": 7}, "not a plain text-to-image model")],
 )  # fmt: skip
 def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path, model_folder: Path, settings, message) -> None:

@@ -48,7 +48,9 @@ def test_an_sdxl_repository_is_fetched_with_both_text_encoders_and_its_refiner_i
 ) -> None:
     folder = tiny_sdxl.write_model(tmp_path / "xl")
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, allow_patterns: fake_hub.append(allow_patterns) or str(folder)
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: fake_hub.append(allow_patterns) or str(folder),
     )
     assert open_base(rules("someone/xl")).family is SDXL
     assert not any("_2/model" in pattern for pattern in fake_hub[0]) and set(hub.SECOND_TEXT) <= set(fake_hub[1])

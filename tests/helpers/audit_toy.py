@@ -103,8 +103,13 @@ def toy_pictures(count: int, seed: int = 0) -> list[Picture]:
     latents = torch.randn(count, 2, 4, 8, 8, generator=generator)
     return [
         Picture(
-            f"key{seed}-{row}", f"pixels{seed}-{row}", latents[row, 0], latents[row, 1], f"{row} two three four five",
-            uncropped((16, 16)), uncropped((16, 16)),
+            f"key{seed}-{row}",
+            f"pixels{seed}-{row}",
+            latents[row, 0],
+            latents[row, 1],
+            f"{row} two three four five",
+            uncropped((16, 16)),
+            uncropped((16, 16)),
         )
         for row in range(count)
     ]

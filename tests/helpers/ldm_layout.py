@@ -48,7 +48,7 @@ TOP = {
 
 
 def unet_name(name: str, first_up_has_attention: bool = False) -> str:
-    """A UNet tensor's name in the original layout; SDXL's first level on the way up has attention, SD 1.x's has none."""
+    """A UNet tensor's name in the original layout; SDXL's way up begins with attention."""
     for new, old in TOP.items():
         if name.startswith(new + "."):
             return "model.diffusion_model." + name.replace(new, old, 1)

@@ -102,7 +102,9 @@ class Asker:
             records["clipped"] = self._clipped(batch, latents)
         return {name: value.cpu() for name, value in records.items()}
 
-    def _noise_grid(self, batch: list[Picture], latents: Tensor, states: Conditioning, empty: Conditioning) -> dict[str, Tensor]:
+    def _noise_grid(
+        self, batch: list[Picture], latents: Tensor, states: Conditioning, empty: Conditioning
+    ) -> dict[str, Tensor]:
         """noise [B, T, K, 2, S] for caption and empty caption; pair [B, T, K, 2]; map_loss [B, 4, s, s]."""
         grid, pairs, kept = [], [], {}
         for timestep in self.plan.noise_timesteps:

@@ -193,7 +193,7 @@ def enlarged_centre(pixels: Tensor, share: float) -> Tensor:
 
 
 def centre_framing(framing: Tensor, share: float) -> Tensor:
-    """[6] what ``enlarged_centre`` shows, of the framing of the whole: the picture is scaled more, and cut further in."""
+    """[6] what ``enlarged_centre`` shows, of the whole's framing: the picture is scaled more, and cut further in."""
     height, width, top, left, wanted_height, wanted_width = framing.tolist()
     inside = [round((at + side * (1 - share) / 2) / share) for at, side in ((top, wanted_height), (left, wanted_width))]
     return torch.tensor([height, width, *inside, wanted_height, wanted_width])

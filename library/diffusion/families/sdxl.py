@@ -1,6 +1,6 @@
 """SDXL base: CLIP-L and OpenCLIP-bigG side by side, 2,048 numbers a token, and conditions on caption and framing.
 
-Podell et al., arXiv 2307.01952. The base model predicts noise; models that were tuned to velocity have the same tensors.
+arXiv 2307.01952. The base model predicts noise; models that were tuned to velocity have the same tensors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,9 @@ def encode_both(text_encoders: Any, tokens: Tensor, clip_skip: int, token_weight
         batch, pieces, length = ids.shape
         outputs.append(text_encoder(ids.reshape(batch * pieces, length), output_hidden_states=True))
         states.append(joined_pieces(outputs[-1].hidden_states[-2], (batch, pieces), token_weights))
-    pooled = outputs[-1].text_embeds.reshape(batch, pieces, -1)[:, 0]  # of a long caption the first piece's, as in kohya
+    pooled = outputs[-1].text_embeds.reshape(batch, pieces, -1)[
+        :, 0
+    ]  # of a long caption the first piece's, as in kohya
     return Conditioning(torch.cat(states, dim=-1), pooled)
 
 
@@ -108,8 +110,8 @@ def is_sdxl_file(names: Iterable[str]) -> bool:
 def refiner_refused(where: object) -> InputError:
     """What is said of SDXL's refiner."""
     return InputError(
-        f"'{where}' is SDXL's refiner, which goes on from what the base model drew and has one text encoder of the two; "
-        "give the base model (sd_xl_base)"
+        f"'{where}' is SDXL's refiner, which goes on from what the base model drew, with one of the two text "
+        "encoders; give the base model (sd_xl_base)"
     )
 
 
