@@ -157,8 +157,8 @@ def parameter_groups(
         found = network.prepare_optimizer_params_with_multiple_te_lrs(rates, unet_lr, learning_rate)
     elif isinstance(text_encoder_lr, list) and not isinstance(network, LoRANetwork):
         raise InputError(
-            f"text_encoder_lr names a rate for each text encoder ({text_encoder_lr}), and this network_module takes one for "
-            f"all; give one, or use {OWN}"
+            f"text_encoder_lr names a rate for each text encoder ({text_encoder_lr}), and this network_module takes "
+            f"one for all; give one, or use {OWN}"
         )
     elif len(inspect.signature(network.prepare_optimizer_params).parameters) < 3:
         filled = [learning_rate if rate is None else rate for rate in (text_encoder_lr, unet_lr)]

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from library.errors import shortened
-from library.lora_files.sdxl_names import is_sdxl, sdxl_named
+from library.lora_files.sdxl_names import all_sdxl_named, is_sdxl
 from library.tensor_files import tensor_hash, tensor_names, write_tensors
 
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,11 +71,7 @@ def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         re.sub(r"^(lora_te[12]?_)(?!text_model_|text_projection)", r"\1text_model_", name): value
         for name, value in state.items()
     }
-    if not is_sdxl(named):
-        return named
-    return {
-        ".".join((sdxl_named(name.partition(".")[0]), name.partition(".")[2])): value for name, value in named.items()
-    }
+    return all_sdxl_named(named) if is_sdxl(named) else named
 
 
 def with_one_attention_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from library.incoming.files import is_file, is_folder, open_regular
 from library.lora_files import adapter_config
 from library.lora_files.format import KINDS, factors_agree, kind_of, modules_of
 from library.lora_files.other_names import kohya_named, other_family, rank_of, renamed
-from library.lora_files.sdxl_names import is_sdxl
+from library.lora_files.sdxl_names import all_sdxl_named, is_sdxl
 from library.tensor_files import read_tensors, tensor_hash
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -88,7 +88,7 @@ def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if is_file(path / part / "adapter_config.json"):
             tensors, stated = _of_peft_folder(path / part, f"{part}.")
             found, metadata = found | tensors, metadata | stated
-    return found, metadata
+    return (all_sdxl_named(found) if is_sdxl(found) else found), metadata
 
 
 def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

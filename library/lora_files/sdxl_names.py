@@ -7,6 +7,8 @@ down and three on the way up, whatever its widths, so the two namings translate 
 import re
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 UNET, FIRST_TEXT = "lora_unet_", "lora_te1_"
 LEVELS, DOWN, UP = 3, 2, 3  # levels, and resnets of each on the way down and up
 OF_RESNETS = {
@@ -91,3 +93,9 @@ def sdxl_named(module: str) -> str:
     if module.startswith(UNET):
         return UNET + original_name(module.removeprefix(UNET))
     return re.sub(r"^lora_te_", FIRST_TEXT, module)
+
+
+def all_sdxl_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an SDXL file, their modules named by ``sdxl_named``."""
+    parted = ((*name.partition("."), value) for name, value in tensors.items())
+    return {f"{sdxl_named(module)}{dot}{part}": value for module, dot, part, value in parted}
