@@ -7,6 +7,7 @@ from library.errors import InputError
 
 PATIENCE = 3  # passes without a gain before the rate decays
 LEAST_RISE = 0.002  # of what is learnt, that counts as a gain
+PACE_IN_DECAY = 0.25  # of the AUC's rise while the rate falls to zero; 0 to .27 were seen on the demo
 SURE = 1.645  # standard errors at chance by which a target must exceed 0.5
 NOT_LUCK = 0.5  # of that error that is left without luck; the first pass explains .8 to .9 of the falls' variance
 
@@ -65,8 +66,9 @@ class Course:
 def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Course:
     """When the rate falls and when the run ends; a function of the checks, so a resumed run has the same.
 
-    The decay begins at the first check from which the AUC would reach the target in the course of it, or after
-    ``PATIENCE`` checks without a gain, and early enough to end with the planned steps.
+    The decay begins at the last check from which it is foreseen to end below the target, since decayed weights that
+    meet it have learnt more than any before; or after ``PATIENCE`` checks without a gain; and early enough to end with
+    the planned steps.
     """
     if rules.target_auc is None:
         return Course(planned, planned)
@@ -74,19 +76,19 @@ def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Cou
     for number, check in enumerate(checks):
         seen = checks[: number + 1]
         may_begin = 0 < check.done < begin and not check.is_first
-        if may_begin and (_auc_after_decay(rules, seen) >= rules.target_auc or _has_stalled(seen)):
+        if may_begin and (_auc_from_next_check(rules, seen) >= rules.target_auc or _has_stalled(seen)):
             begin = check.done
             break
     return Course(begin, min(planned, begin + round(rules.target_decay * begin)))
 
 
-def _auc_after_decay(rules: StopRules, checks: Sequence[GapCheck]) -> float:
-    """The last AUC and its rise over the last checks, which goes on at half its pace while the rate falls to zero."""
+def _auc_from_next_check(rules: StopRules, checks: Sequence[GapCheck]) -> float:
+    """The AUC at the end of a decay that begins one check later: its rise over the last checks goes on until then."""
     last, trained = checks[-1], [check for check in checks if check.done > 0]
-    before = trained[-1 - PATIENCE :][0]
+    before, ahead = trained[-1 - PATIENCE :][0], last.done - checks[-2].done if len(checks) > 1 else 0
     start = 0.5 if before.is_first else before.auc  # the first one is what the others are compared with
     rise = max(0.0, last.auc - start) / max(1, last.done - before.done)
-    return last.auc + rise * rules.target_decay * last.done / 2
+    return last.auc + rise * (ahead + PACE_IN_DECAY * rules.target_decay * (last.done + ahead))
 
 
 def _has_stalled(checks: Sequence[GapCheck]) -> bool:

@@ -16,6 +16,7 @@ from library.diffusion.folder_settings import check_files
 from library.diffusion.single_file import converted, unfilled_parts, with_text_model_names
 from library.errors import Faults, InputError, shortened
 from library.incoming.files import is_file, is_folder
+from library.incoming.foreign import foreign_reader
 from library.tensor_files import Slot, open_tensors, slots
 from networks.lora_targets import all_text_targets, locon_targets, named_layers, unet_targets
 
@@ -146,7 +147,7 @@ def _open_folder(path: Path, stack: ExitStack) -> BaseCheckpoint:
     for part, role in roles.items():
         check_files(path / part, role, faults)
     faults.raise_if_any()
-    with torch.device("meta"):
+    with foreign_reader(f"'{path}'"), torch.device("meta"):
         unet, _, *text_encoders = unfilled_parts(path, family)
     folders = {"unet": "UNet"} | {one.folder: one.role for one in family.texts}
     found: dict[tuple[str, str], Place] = {}

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.fuzz import sound
 from tests.fuzz.damage import Damage, damages
 from tests.fuzz.outcome import outcome_of
-from tests.fuzz.ways_in import WAYS, WayIn
+from tests.fuzz.way_in import WayIn
+from tests.fuzz.ways_in import WAYS
 
 LONGEST_WAIT = 180.0  # seconds without a word of a process: a loaded machine takes some for 10 of processor time
 STILL = 3  # rounds without a new case: the way has no more

@@ -16,7 +16,7 @@ from library.errors import InputError
 from library.plain_text import STEERING
 from tests.fuzz import sound
 from tests.fuzz.damage import Damage, apply
-from tests.fuzz.ways_in import WayIn
+from tests.fuzz.way_in import WayIn
 
 MOST_SECONDS = 10.0  # of processor time
 MOST_MIB = 1024

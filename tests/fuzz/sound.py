@@ -19,8 +19,10 @@ from library.data.split_file import write_split
 from library.options.declarations import Config
 from library.training.state import TrainingState, copied_tensors, save_state
 from library.training.teacher_files import teacher_file, write_teacher
+from networks import merge_lora
 from tests.helpers import data_toy, ldm_layout, tiny
 from tests.helpers.keys import secret_of
+from tests.helpers.lora_files import filled_lora
 
 SHELF = Shelf(Path("shared"), "5" * 64)
 ADAPTER = "a" * 64
@@ -120,6 +122,21 @@ def lora() -> Path:
              "ss_network_dim": "2"}  # fmt: skip
     save_file(tensors, file, facts)
     return file
+
+
+@cache
+def whole_lora() -> Path:
+    """A LoRA of every layer of the tiny model."""
+    return filled_lora(model(), SCRATCH / "whole.safetensors", rank=2)
+
+
+@cache
+def tuned() -> Path:
+    """The tiny model with this LoRA merged into it."""
+    folder = SCRATCH / "tuned"
+    words = ["--sd_model", str(model()), "--models", str(whole_lora()), "--save_to", str(folder)]
+    merge_lora.main([*words, "--save_precision", "float"])
+    return folder
 
 
 @cache

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.fuzz import sound
 from tests.fuzz.damage import Damage, apply, damages
 from tests.fuzz.outcome import outcome_of
-from tests.fuzz.ways_in import WAYS, WayIn
+from tests.fuzz.way_in import WayIn
+from tests.fuzz.ways_in import WAYS
 
 CASES = 8  # of each way
 LONGEST_WAIT = 60  # seconds of a case

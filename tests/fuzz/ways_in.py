@@ -1,8 +1,6 @@
 """Every way in for files from outside: a sound set of files, which of them is damaged, and how the suite reads it."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,20 +27,9 @@ from library.training.state import load_training_state
 from library.training.teacher_files import read_teacher
 from library.training.trackers import read_tracker_config
 from tests.fuzz import sound
+from tests.fuzz.way_in import WayIn
+from tests.fuzz.ways_of_tools import TOOL_WAYS
 from tests.helpers import data_toy, keys, tiny
-
-
-@dataclass(frozen=True)
-class WayIn:
-    """One kind of file and the reader that it meets first."""
-
-    name: str
-    file: str  # that is damaged, in the case's folder
-    form: str  # see damages
-    prepare: Callable[[Path], object]  # lays the sound files down
-    read: Callable[[Path], object]  # as the suite reads them
-    writes: str = "written"  # a folder that the reader may write into
-
 
 CONFIG = """
 [model]
@@ -339,4 +326,5 @@ WAYS = [
     WayIn("parquet", "train.parquet", "bytes", lambda folder: sound.copied(sound.parquet(), folder / "train.parquet"),
           lambda folder: data_toy.from_dataset(folder / "train.parquet", folder / "written", image_column="image",
                                                caption_column="text", group_column="person")),
+    *TOOL_WAYS,
 ]  # fmt: skip

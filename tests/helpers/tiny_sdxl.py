@@ -16,7 +16,7 @@ SECOND = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "n
 SHAPE = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 3],  # the real one: 1, 2, 10; at the first level there are none
+    "transformer_layers_per_block": [1, 1, 2],  # the real one: 1, 2, 10; at the first level there are none
     "layers_per_block": 2,
     "cross_attention_dim": tiny.TEXT["hidden_size"] + SECOND["hidden_size"],
     "use_linear_projection": True,

@@ -89,8 +89,10 @@ def test_a_model_of_the_published_size_has_kohyas_722_72_and_192_modules(real) -
     )
     assert len(names) == len(network.modules_of_both()) == 722 + 264 + 66  # 17 resnets, 11 shortcuts, 4 samplers
     assert "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k" in names
-    assert {"lora_unet_middle_block_1_proj_in", "lora_unet_output_blocks_2_2_conv", "lora_unet_input_blocks_3_0_op",
-            "lora_unet_input_blocks_4_0_skip_connection", "lora_unet_output_blocks_8_0_emb_layers_1"} <= names  # fmt: skip
+    assert {
+        "lora_unet_middle_block_1_proj_in", "lora_unet_output_blocks_2_2_conv", "lora_unet_input_blocks_3_0_op",
+        "lora_unet_input_blocks_4_0_skip_connection", "lora_unet_output_blocks_8_0_emb_layers_1",
+    } <= names  # fmt: skip
     assert not [name for name in names if "_blocks_0_attentions" in name or "resnets" in name]
 
 
@@ -115,7 +117,7 @@ def test_both_namings_of_the_unet_translate_into_each_other(real) -> None:
 
 
 def test_the_key_maps_of_comfyui_forge_and_a1111_leave_nothing_unmatched(real) -> None:
-    """All three look up the checkpoint's own names; of bigG A1111 those of OpenCLIP, the others those of transformers."""
+    """They look up the checkpoint's own names; of bigG A1111 those of OpenCLIP, the others those of transformers."""
     unet, text_encoders, network = real
     names = {lora.lora_name for lora in network.modules_of_both()}
     keys = [ldm_layout.unet_name(name, True) for name in unet.state_dict() if name.endswith(".weight")]
@@ -206,8 +208,10 @@ def of_others(file: Path, unet) -> dict[str, dict[str, torch.Tensor]]:
         parted = [(name.partition(".")[0], name.partition(".")[2], value) for name, value in scaled.items()]
         return {f"{path_of(module)}.{ways[part]}": value for module, part, value in parted}
 
-    in_diffusers = {re.sub("^lora_unet_([a-z_0-9]+)", lambda found: f"lora_unet_{diffusers_name(found[1])}", name): value
-                    for name, value in scaled.items()}  # fmt: skip
+    in_diffusers = {
+        re.sub("^lora_unet_([a-z_0-9]+)", lambda found: f"lora_unet_{diffusers_name(found[1])}", name): value
+        for name, value in scaled.items()
+    }
     return {
         "kohya without alphas": scaled,
         "kohya's prefixes on diffusers' names": in_diffusers,

@@ -51,12 +51,22 @@ def test_the_rate_falls_from_the_first_check_at_the_target_to_the_end() -> None:
     assert factors[2:] == sorted(factors[2:], reverse=True)
 
 
-def test_the_decay_begins_early_enough_not_to_pass_the_target() -> None:
-    """From .56 the AUC rises by .02 in 10 steps; a decay of 10 steps at half the pace adds .01, one of 12 adds .012."""
-    seen = checks((10, 0.1, 0.5), (20, 0.2, 0.52), (30, 0.3, 0.54), (40, 0.35, 0.56), (48, 0.36, 0.576))
-    later = StopRules(target_auc=0.585, target_decay=0.25)
-    assert course_of(later, seen[:4], 1000).decay_from == 800  # 0.57 after the decay
-    assert course_of(later, seen, 1000).decay_from == 48  # 0.588
+def test_the_decay_begins_at_the_last_check_from_which_it_ends_below_the_target() -> None:
+    """From .56 the AUC rises by .02 to the next check, at 50 steps, and by .00625 in a decay of 12.5 steps."""
+    seen = checks((10, 0.1, 0.5), (20, 0.2, 0.52), (30, 0.3, 0.54), (40, 0.35, 0.56))
+    assert course_of(StopRules(0.5863, 0.25), seen, 1000).decay_from == 800
+    assert course_of(StopRules(0.5862, 0.25), seen, 1000).decay_from == 40
+    assert course_of(StopRules(0.5801, 0.0), seen, 1000).decay_from == 1000  # without a decay the next check counts
+
+
+def test_a_run_of_the_demo_would_have_kept_decayed_weights() -> None:
+    """Checks of a run whose decay began one check too late, at 350 steps, and ended above .55 for that."""
+    first = dataclasses.replace(checks((50, 0.235, 0.51))[0], is_first=True)
+    seen = [first, *checks((100, 0.354, 0.51), (150, 0.396, 0.518), (200, 0.422, 0.517), (250, 0.436, 0.527),
+                           (300, 0.444, 0.543), (350, 0.455, 0.553))]  # fmt: skip
+    rules = StopRules(0.55, 0.25)
+    assert course_of(rules, seen[:5], 800).decay_from == 640
+    assert course_of(rules, seen, 800).decay_from == 300
 
 
 def test_a_run_that_meets_no_target_decays_within_the_planned_steps() -> None:
@@ -102,9 +112,9 @@ def test_the_first_trained_pass_begins_no_decay_and_its_luck_is_no_rise() -> Non
     """Its own AUC holds the luck of the split; the later ones are compared with it, so it counts as 0.5."""
     first = dataclasses.replace(checks((10, 0.2, 0.64))[0], is_first=True)
     assert course_of(RULES, [first], 1000).decay_from == 800
-    seen = [first, *checks((20, 0.3, 0.55))]  # .05 in 10 steps: a decay of 5 steps at half the pace adds .0125
-    assert course_of(StopRules(0.563, 0.25), seen, 1000).decay_from == 800
-    assert course_of(StopRules(0.562, 0.25), seen, 1000).decay_from == 20
+    seen = [first, *checks((20, 0.3, 0.55))]  # .05 in 10 steps, the next check is 10 ahead: .6 + .05 / 40 * 7.5
+    assert course_of(StopRules(0.6094, 0.25), seen, 1000).decay_from == 800
+    assert course_of(StopRules(0.6093, 0.25), seen, 1000).decay_from == 20
 
 
 def test_luck_in_who_is_easy_to_learn_is_no_leak() -> None:
