@@ -8,7 +8,7 @@ from typing import Any
 from library.errors import Faults, InputError
 from library.incoming.files import exists, read_text
 from library.options.declarations import TRAINERS, Config
-from library.options.front_ends import is_taken_for_sdxl
+from library.options.front_ends import is_taken_for_sdxl, shows_sdxl
 from library.options.notices import Notices
 from library.options.sources import Given
 from library.options.values import leaves_unset
@@ -26,6 +26,8 @@ def settled(door: str, config: Config, given: Mapping[str, Given], notices: Noti
     Args:
         given: the options of file and flags. What is named there is never changed where it would change the LoRA.
     """
+    if shows_sdxl(config.pretrained_model_name_or_path):
+        config = dataclasses.replace(config, sdxl=True)  # so that config.toml states what the base model is
     config = _size(config, given, notices)
     if door not in TRAINERS:
         return config

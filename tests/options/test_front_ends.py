@@ -209,7 +209,7 @@ def test_a_base_model_of_sdxl_brings_its_sizes_and_keeps_two_rates(sdxl_base: Pa
     assert (config.resolution, config.max_bucket_reso, config.text_encoder_lr) == ("1024", 2048, [5e-5, 1e-5])
     assert len(heard) == 1 and "the base model is SDXL, which was trained at 1024" in heard[0]
     config, heard = read(tmp_path, "resolution = 768\nmax_bucket_reso = 1536\n", flags(**base))
-    assert (config.resolution, config.max_bucket_reso, heard) == ("768", 1536, [])
+    assert (config.resolution, config.max_bucket_reso, config.sdxl, heard) == ("768", 1536, True, [])
     again = tmp_path / "again.toml"
     again.write_text(resolved_toml("SPLoRA", replace(config, text_encoder_lr=[5e-5, 1e-5])))
     assert read_config("SPLoRA", ["--config_file", str(again)], heard.append).text_encoder_lr == [5e-5, 1e-5]
