@@ -1,4 +1,4 @@
-"""Whole runs on SDXL: a single file of the real layout, every door, previews, resume, and the audit of what they wrote."""
+"""Whole runs on SDXL: a single file of the real layout, every door, previews, resume, and the audit of a LoRA."""
 
 import json
 from functools import partial
@@ -38,12 +38,12 @@ def xl(flags, folder: Path):
 def test_a_single_file_of_the_real_layout_trains_two_steps_and_saves_exactly_kohyas_keys(
     flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Narrow, with random weights, offline; the LoRA loads in diffusers' pipeline of the same settings."""
+    """Narrow, with random weights, offline."""
     settings, file, (unet, _, *text_encoders) = tiny_sdxl.write_file(tmp_path)
-    monkeypatch.setattr(model_files, "open_single_file", partial(open_single_file, config_folder=settings))
-    monkeypatch.setattr(model_files, "open_single_file",
-                        lambda place, dtype, config_folder: open_single_file(place, dtype, settings))  # fmt: skip
-    assert SPLoRA.main(flags(pretrained_model_name_or_path=file, **SHORT, sdxl=True)) == 0
+    monkeypatch.setattr(
+        model_files, "open_single_file", lambda place, dtype, config_folder: open_single_file(place, dtype, settings)
+    )
+    assert SPLoRA.main(flags(pretrained_model_name_or_path=file, **SHORT, resolution=32, sdxl=True)) == 0
     tensors, metadata = read_tensors(tmp_path / "out" / "last.safetensors")
     model = open_single_file(file, torch.float32, settings)
     modules = {*unet_targets(model.unet), *all_text_targets(model.family, model.text_encoder)}
@@ -62,6 +62,7 @@ def test_a_single_file_of_the_real_layout_trains_two_steps_and_saves_exactly_koh
     assert steps and all(one["adaptation_loss"] == one["adaptation_loss"] for one in steps)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_straight_one_with_mirrors_buckets_and_two_rates(xl, tmp_path: Path) -> None:
     """Framings belong to the use of a picture, so a state need not keep them; a rate of 0 leaves its encoder alone."""
     pictures = tiny.write_pictures(tmp_path / "wide", 12, sizes=((48, 32), (32, 48), (40, 40)))
@@ -95,6 +96,7 @@ def test_a_private_run_on_sdxl_states_its_guarantee(xl, tmp_path: Path) -> None:
     assert any(name.startswith("lora_te2_") for name in tensors)
 
 
+@pytest.mark.slow
 def test_a_plain_lora_is_painted_and_audited_and_loads_in_diffusers(xl, folder: Path, tmp_path: Path) -> None:
     """Previews while it trains; then the membership audit with drawings; then the client."""
     pictures = tiny.write_pictures(tmp_path / "many", 48)
