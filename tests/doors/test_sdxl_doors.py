@@ -47,7 +47,7 @@ def test_a_single_file_of_the_real_layout_trains_two_steps_and_saves_exactly_koh
     tensors, metadata = read_tensors(tmp_path / "out" / "last.safetensors")
     model = open_single_file(file, torch.float32, settings)
     modules = {*unet_targets(model.unet), *all_text_targets(model.family, model.text_encoder)}
-    assert len(modules) == 162 + 12 + 18  # transformers of 1, 2 and 2 blocks; two and three text layers of 6
+    assert len(modules) == 5 * 12 + 6 * 22 + 12 + 18  # transformers of one and two blocks; two and three text layers
     parts = ("lora_down.weight", "lora_up.weight", "alpha")
     assert set(tensors) == {f"{module}.{part}" for module in modules for part in parts}
     assert all(
