@@ -57,7 +57,7 @@ class Config:
     # fmt: off
     pretrained_model_name_or_path: str = option("model", "", "diffusers folder, single SD 1.x / 2.x / SDXL file (.safetensors, .ckpt), or hub id", doors=EVERYWHERE)
     v2: bool = option("model", False, "the base model is SD 2.x; checked against the file", doors=EVERYWHERE)
-    sdxl: bool = option("model", False, "the base model is SDXL, which is seen without this too; checked against the file", doors=EVERYWHERE, shapes_weights=False, kohya="kohya: a script of its own; front-ends write this key")
+    sdxl: bool = option("model", False, "the base model is SDXL, which is seen without this too; checked against the file", doors=EVERYWHERE, shapes_weights=False, kohya="not in kohya, which has scripts of its own for SDXL; front-ends write this key")
     v_parameterization: bool = option("model", False, "the base model predicts velocity (SD 2.x 768-v, some SDXL models); checked where the model states it", doors=EVERYWHERE)
     vae: str | None = option("model", None, "VAE that replaces the base model's own: diffusers folder, single file, or hub id", doors=EVERYWHERE)
     tokenizer_cache_dir: str | None = option("model", None, "folder for tokenizers that are fetched from the hub; those of single files come with the suite", shapes_weights=False)
