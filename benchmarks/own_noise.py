@@ -55,8 +55,9 @@ def fresh_draws(shape: tuple[int, ...], row: int, draws: int) -> list[Draw]:
 def losses(denoiser: Denoiser, pictures: Pictures, row: int, draws: list[Draw]) -> Tensor:
     """[draws] mean squared errors of one picture."""
     tokens, _ = pictures.plain_tokens([row])
-    latents = denoiser.scaled(pictures.plain_batches([row], 1)[0].mean.float())
-    context = denoiser.context(tokens, None).expand(len(draws), -1, -1)
+    batch = pictures.plain_batches([row], 1)[0]
+    latents = denoiser.scaled(batch.mean.float())
+    context = denoiser.context(tokens, None).framed(batch.framing).repeated(len(draws))
     draw = Draw(torch.cat([one.timesteps for one in draws]), torch.cat([one.noise for one in draws]), None)
     difference = denoiser.difference(latents.expand(len(draws), -1, -1, -1), context, draw)
     return difference.square().mean(dim=(1, 2, 3))

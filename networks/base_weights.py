@@ -34,7 +34,7 @@ def merge_base_weights(model: Any, files: Sequence[str], multipliers: Sequence[s
     for file, strength in zip(files, [*strengths, *[1.0] * (len(files) - len(strengths))], strict=True):
         try:
             tensors = read_lora(Path(file)).tensors
-            check_width(file, tensors, model.unet.config.cross_attention_dim)
+            check_width(file, tensors, model.unet.config.cross_attention_dim, model.family.name)
         except InputError as error:
             for message in error.messages:
                 faults.add(f"base_weights {message}")

@@ -15,7 +15,7 @@ from library.errors import InputError
 from library.incoming.files import is_folder
 from library.lora_files.clients import verdicts_of
 from library.lora_files.format import RANK_DIMENSIONS, modules_of, stated_ranks, with_hashes
-from library.lora_files.lora_file import FAMILIES, context_width, read_lora, refuse_pickle
+from library.lora_files.lora_file import context_width, family_name, read_lora, refuse_pickle
 from library.lora_files.metadata_leaks import leaks_of, stripped
 from library.lora_files.other_names import other_family
 from library.plain_text import plain
@@ -87,7 +87,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     width = context_width(lora.tensors)
     dim, alpha = stated_ranks(lora.tensors)
     return facts | {
-        "family": FAMILIES.get(width or 0, f"an unknown base model (text states of width {width})"),
+        "family": family_name(lora.tensors) or f"an unknown base model (text states of width {width})",
         "notes": notes_of(raw, modules),
         "kinds": sorted(lora.kinds),
         "modules": len(modules),
@@ -151,7 +151,7 @@ def report(facts: Mapping[str, Any]) -> None:
     print(plain(f"hash of the tensors: {facts['tensor_hash'][:12]}, {hashes[facts['hash']]}"))
     if "modules" in facts:
         text = facts["modules"] - facts["unet_modules"]
-        print(f"modules: {facts['unet_modules']} in the UNet, {text} in the text encoder; {', '.join(facts['kinds'])}")
+        print(f"modules: {facts['unet_modules']} in the UNet, {text} in the text encoders; {', '.join(facts['kinds'])}")
         print("ranks: " + "; ".join(f"{count} of {pair}" for pair, count in facts["ranks"].items()))
         print("norms by block: " + ", ".join(f"{block} {norm:.4g}" for block, norm in facts["norms"].items()))
         for note in facts["notes"]:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from library.diffusion.families.recognise import FAMILIES
 from library.errors import Faults, InputError, did_you_mean, shortened
 from library.incoming.files import exists, is_file, is_folder
 from library.lora_files.format import DTYPES, BrokenNetworkError, kind_of, modules_of, stated_ranks, write_lora
-from library.lora_files.lora_file import LoraFile, check_hash, context_width, read_lora
+from library.lora_files.lora_file import LoraFile, check_hash, context_width, family_name, read_lora
 from library.lora_files.metadata_leaks import carried
+from library.lora_files.sdxl_names import is_sdxl
 from library.plain_text import plain
 from networks.low_rank import Factors, factors_of
 
@@ -160,22 +161,33 @@ def precision_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def family_facts(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What the width of the text states says of the base model; nothing for a width of no family."""
-    width = context_width(tensors)
-    family = next((one for one in FAMILIES if one.context_width == width), None)
+    """What names and widths say of the base model; nothing where they are of no family."""
+    family = next((one for one in FAMILIES if one.name == family_name(tensors)), None)
     if family is None:
         return {}
-    base_model, architecture = family.version
+    base_model, architecture, implementation = family.version
     return {
         "ss_v2": str(family.v2),
         "ss_base_model_version": base_model,
         "modelspec.architecture": architecture,
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": implementation,
     }
 
 
+def check_family(checkpoint: Any, options: argparse.Namespace) -> None:
+    """Raises: InputError for a checkpoint of another family than the flags v2 and sdxl say."""
+    family = checkpoint.family
+    for flag, is_so in (("v2", family.v2), ("sdxl", family.name == "SDXL")):
+        if getattr(options, flag) and not is_so:
+            raise InputError(f"{flag} is set, but '{checkpoint.path}' is an {family.name} model; leave --{flag} out")
+
+
 def check_one_family(loras: Sequence[LoraFile]) -> None:
-    """Raises: InputError for LoRAs whose layers read text states of different widths."""
+    """Raises: InputError for LoRAs of different families, or whose layers read text states of different widths."""
+    of_sdxl = {lora.path: is_sdxl(lora.tensors) for lora in loras}
+    if len(set(of_sdxl.values())) > 1:
+        stated = ", ".join(f"'{path}'" for path, is_so in of_sdxl.items() if is_so)
+        raise InputError(f"the LoRAs were made for different base models: SDXL alone {stated}, the others for others")
     widths = {lora.path: context_width(lora.tensors) for lora in loras}
     known = {width for width in widths.values() if width is not None}
     if len(known) > 1:

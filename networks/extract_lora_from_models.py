@@ -17,7 +17,7 @@ from library.plain_text import plain
 from library.progress import counted
 from library.prompt_exit import run
 from networks.checkpoints.layers import BaseCheckpoint, open_base_checkpoint
-from networks.command_line import Flags, check_output, check_positive, checked_device, write_result
+from networks.command_line import Flags, check_family, check_output, check_positive, checked_device, write_result
 from networks.lora_targets import UNET_PREFIX
 from networks.low_rank import RankChoice, clamped, decomposed
 
@@ -31,6 +31,7 @@ def flags() -> Flags:
     found.add_argument("--dim", type=int, default=4, help="rank (default 4)")
     found.add_argument("--conv_dim", type=int, help="rank of convolutions wider than 1 x 1; makes a LoCon")
     found.add_argument("--v2", action="store_true", help="say that both are SD 2.x models; it is checked")
+    found.add_argument("--sdxl", action="store_true", help="say that both are SDXL models; it is checked")
     found.add_argument("--v_parameterization", action="store_true", help="they predict velocity; stated in the file")
     text = "the text encoder is left out unless a weight of it differs by more (default 0.01)"
     found.add_argument("--min_diff", type=float, default=0.01, help=text)
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
         "ss_v2": str(org.family.v2),
         "ss_base_model_version": version.base_model,
         "modelspec.architecture": version.architecture,
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": version.implementation,
         "modelspec.prediction_type": "v" if options.v_parameterization else "epsilon",
     }
     write_result(path, modules, [facts], options.save_precision or "float", no_metadata=options.no_metadata)
@@ -123,13 +124,12 @@ def check_options(options: Namespace) -> None:
 
 
 def check_families(original: BaseCheckpoint, tuned: BaseCheckpoint, options: Namespace) -> None:
-    """Raises: InputError for checkpoints of two families, and for another than v2 says."""
+    """Raises: InputError for checkpoints of two families, and for another than the flags say."""
     if original.family is not tuned.family:
         raise InputError(
             f"'{original.path}' is an {original.family.name} model and '{tuned.path}' an {tuned.family.name} one"
         )
-    if options.v2 and not original.family.v2:
-        raise InputError(f"v2 is set, but '{original.path}' is an {original.family.name} model; leave --v2 out")
+    check_family(original, options)
 
 
 def chosen_layers(pair: Pair, options: Namespace, device: torch.device) -> list[str]:

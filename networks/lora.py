@@ -79,13 +79,23 @@ class LoRANetwork(nn.Module):
         """Part of the protocol; the model does the checkpointing."""
 
     def prepare_optimizer_params(
-        self, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+        self, text_encoder_lr: float | list[float] | None, unet_lr: float | None, learning_rate: float
     ) -> list[dict[str, Any]]:
-        """Parameter groups with learning rates, with LoRA+ also groups of up factors; a rate of 0 has no group."""
+        """Parameter groups with learning rates, with LoRA+ also groups of up factors; a rate of 0 has no group.
+
+        Args:
+            text_encoder_lr: one rate, or one for each text encoder.
+        """
         plan, weights = self.learning, self.learning.block_weights
-        text_rate = learning_rate if text_encoder_lr is None else text_encoder_lr
         unet_rate = learning_rate if unet_lr is None else unet_lr
-        groups = _groups(self.text_encoder_loras, text_rate, plan.text_up_ratio)
+        groups: list[dict[str, Any]] = []
+        if isinstance(text_encoder_lr, list):
+            for number, rate in enumerate(text_encoder_lr, 1):
+                of_one = [lora for lora in self.text_encoder_loras if lora.lora_name.startswith(f"lora_te{number}_")]
+                groups += _groups(of_one, rate, plan.text_up_ratio)
+        else:
+            text_rate = learning_rate if text_encoder_lr is None else text_encoder_lr
+            groups = _groups(self.text_encoder_loras, text_rate, plan.text_up_ratio)
         if weights is None:
             return groups + _groups(self.unet_loras, unet_rate, plan.unet_up_ratio)
         by_block: dict[int, list[LoRAModule]] = {}

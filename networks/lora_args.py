@@ -167,7 +167,7 @@ def read_learning(reader: ArgumentReader, blocks: Blocks) -> LearningPlan:
     )
     parts = [
         (name, reader.weights(name, count), count)
-        for name, count in (("down_lr_weight", blocks.down), ("mid_lr_weight", 1), ("up_lr_weight", blocks.up))
+        for name, count in (("down_lr_weight", blocks.down), ("mid_lr_weight", blocks.mid), ("up_lr_weight", blocks.up))
     ]
     threshold = reader.number("block_lr_zero_threshold", least=0) or 0.0
     if not any(name in reader.given for name, _, _ in parts):
@@ -175,7 +175,8 @@ def read_learning(reader: ArgumentReader, blocks: Blocks) -> LearningPlan:
             ("block_lr_zero_threshold",), "acts on block weights; give down_lr_weight, mid_lr_weight or up_lr_weight"
         )
         return LearningPlan(unet or both, text or both, None)
-    listed = [weight for _, weights, count in parts for weight in (weights or [1.0] * count)]
+    outside = [1.0] * blocks.outside
+    listed = [*outside, *(weight for _, weights, count in parts for weight in (weights or [1.0] * count)), *outside]
     return LearningPlan(unet or both, text or both, [weight if weight > threshold else 0.0 for weight in listed])
 
 

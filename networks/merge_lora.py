@@ -22,6 +22,7 @@ from networks.checkpoints.layers import open_base_checkpoint
 from networks.checkpoints.writing import write_merged
 from networks.command_line import (
     Flags,
+    check_family,
     check_one_family,
     check_output,
     check_positive,
@@ -47,6 +48,7 @@ def flags() -> Flags:
     )
     found.add_argument("--concat", action="store_true", help="kohya's switch; without new_rank it is always done")
     found.add_argument("--v2", action="store_true", help="say that sd_model is an SD 2.x model; it is checked")
+    found.add_argument("--sdxl", action="store_true", help="say that sd_model is an SDXL model; it is checked")
     found.add_common()
     return found
 
@@ -91,11 +93,10 @@ def merge_into_checkpoint(
     Changes that depend on W (DoRA, OFT, GLoRA) are those of the checkpoint's own W, whatever the order of the LoRAs.
     """
     with open_base_checkpoint(Path(options.sd_model)) as checkpoint:
-        if options.v2 and not checkpoint.family.v2:
-            raise InputError(f"v2 is set, but '{checkpoint.path}' is an {checkpoint.family.name} model; leave --v2 out")
+        check_family(checkpoint, options)
         changes: dict[str, list[tuple[Mapping[str, Tensor], float]]] = {}
         for lora, ratio in zip(loras, ratios, strict=True):
-            check_width(lora.path, lora.tensors, checkpoint.context_width)
+            check_width(lora.path, lora.tensors, checkpoint.context_width, checkpoint.family.name)
             modules = modules_of(lora.tensors)
             checkpoint.check_layers(list(modules), lora.path)
             for name, parts in modules.items():

@@ -17,20 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from library.diffusion.latent_diffusion import in_a_list
 from library.errors import Faults, InputError, shortened
 from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_client_names
 from library.lora_files.lora_file import check_width, read_lora
+from library.lora_files.sdxl_names import UNET, diffusers_name
 from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import write_tensors
 from networks import lycoris_args
 from networks.base_weights import merge_base_weights
 from networks.given_args import KNOWN_ARGS, OWN, read_pairs, without_off
+from networks.lora import LoRANetwork
 from networks.lora_targets import named_layers, shaped_like_layers
 from networks.network_protocol import Network
 
 logger = logging.getLogger("library.networks")
 NEEDED = ("apply_to", "prepare_optimizer_params", "prepare_grad_etc", "on_epoch_start", "get_trainable_params")
 LYCORIS_WAY_OUT = "pip install lycoris-lora==4.1.3"
+PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}  # of the text encoders, by how many there are
 PLAIN = (bool, int, float, str, list, dict, tuple, set, type(None))
 
 
@@ -126,15 +130,36 @@ def with_stand_in(rules: NetworkRules) -> NetworkRules:
 
 
 def parameter_groups(
-    network: Network, model: Any, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
+    network: Network,
+    model: Any,
+    text_encoder_lr: float | list[float] | None,
+    unet_lr: float | None,
+    learning_rate: float,
 ) -> list[dict[str, Any]]:
     """The network's parameter groups with their learning rates; other parameters are frozen.
 
     Older modules take two rates, newer ones three or one per text encoder; some return descriptions of the groups too.
+
+    Args:
+        text_encoder_lr: one rate for all text encoders, or one for each.
+
+    Raises:
+        InputError: more or fewer rates than text encoders; several for a module that takes one.
     """
+    count = len(in_a_list(model.text_encoder))
+    if isinstance(text_encoder_lr, list) and len(text_encoder_lr) != count:
+        raise InputError(
+            f"text_encoder_lr names {len(text_encoder_lr)} rates, and the base model has {count} text encoder"
+            f"{'s' if count > 1 else ''}; give one rate for all, or one for each"
+        )
     if hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs"):
-        rates = None if text_encoder_lr is None else [text_encoder_lr]
+        rates = [text_encoder_lr] * count if isinstance(text_encoder_lr, float) else text_encoder_lr
         found = network.prepare_optimizer_params_with_multiple_te_lrs(rates, unet_lr, learning_rate)
+    elif isinstance(text_encoder_lr, list) and not isinstance(network, LoRANetwork):
+        raise InputError(
+            f"text_encoder_lr names a rate for each text encoder ({text_encoder_lr}), and this network_module takes "
+            f"one for all; give one, or use {OWN}"
+        )
     elif len(inspect.signature(network.prepare_optimizer_params).parameters) < 3:
         filled = [learning_rate if rate is None else rate for rate in (text_encoder_lr, unet_lr)]
         found = network.prepare_optimizer_params(*filled)
@@ -231,7 +256,7 @@ def _start_of(rules: NetworkRules, model: Any) -> dict[str, Tensor]:
     """
     try:
         lora = read_lora(Path(str(rules.network_weights)))
-        check_width(lora.path, lora.tensors, model.unet.config.cross_attention_dim)
+        check_width(lora.path, lora.tensors, model.unet.config.cross_attention_dim, model.family.name)
     except InputError as error:
         raise InputError(*(f"network_weights {message}" for message in error.messages)) from error
     others = sorted(lora.kinds - {"LoRA"})
@@ -251,8 +276,9 @@ def _load_weights(network: Network, rules: NetworkRules, model: Any, both_parts:
     """
     file = Path(str(rules.network_weights))
     own, tensors = network.state_dict(), _start_of(rules, model)
-    if not any(name.startswith("lora_te_text_model_") for name in own):
-        tensors = _in_live_names(tensors)
+    live = _in_live_names(tensors, model.text_encoder)
+    if len(set(live) & set(own)) > len(set(tensors) & set(own)):  # a module that names its layers by the module tree
+        tensors = live
     with tempfile.TemporaryDirectory() as place:  # 0700: names as this network wants them, by kohya's own call
         write_tensors(Path(place) / "weights.safetensors", tensors, {}, private=True)
         try:
@@ -289,11 +315,25 @@ def _two_lists(found: Any) -> tuple[list[str], list[str]]:
 
 def _named_for(text_encoder: Any, module: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors under the names that a module expects: ours from a table, others from the module tree."""
-    return tensors if module == OWN or hasattr(text_encoder, "text_model") else _in_live_names(tensors)
+    return tensors if module == OWN else _in_live_names(tensors, text_encoder)
 
 
-def _in_live_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("lora_te_text_model_", "lora_te_", 1): value for name, value in tensors.items()}
+def _in_live_names(tensors: Mapping[str, Tensor], text_encoder: Any) -> dict[str, Tensor]:
+    """Names after the module tree: without ``text_model`` where transformers has none, the UNet as in diffusers."""
+    found = {}
+    encoders = in_a_list(text_encoder)
+    flat = [
+        prefix for prefix, one in zip(PREFIXES[len(encoders)], encoders, strict=True) if not hasattr(one, "text_model")
+    ]
+    for name, value in tensors.items():
+        prefix = next((one for one in flat if name.startswith(f"{one}text_model_")), None)
+        if prefix is not None:
+            name = prefix + name.removeprefix(f"{prefix}text_model_")  # noqa: PLW2901
+        elif name.startswith(UNET):
+            module, _, part = name.removeprefix(UNET).partition(".")
+            name = f"{UNET}{diffusers_name(module)}.{part}"  # noqa: PLW2901
+        found[name] = value
+    return found
 
 
 def stated_facts(rules: NetworkRules, given: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -24,7 +24,7 @@ STANDS_ON: Mapping[str, Sequence[str]] = {
     "the pictures and captions": PICTURES,
     "the split": ("split_file", "split_secret_file", "nonmember_share", "aux_share", "inclusion", "resume",
                   "attack_batch_size", "train_batch_size", "k_steps"),
-    "the base model": ("pretrained_model_name_or_path", "vae", "v2", "v_parameterization", "zero_terminal_snr",
+    "the base model": ("pretrained_model_name_or_path", "vae", "v2", "sdxl", "v_parameterization", "zero_terminal_snr",
                        "clip_skip"),
     "the prompts": ("sample_prompts", "sample_sampler", "resolution"),
     "network_weights and base_weights": ("network_weights", "base_weights", "base_weights_multiplier"),

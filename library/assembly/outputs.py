@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -250,6 +250,8 @@ def lora_metadata(run: Run, history: ProxyHistory, done: int) -> dict[str, str]:
     """What a LoRA file says of itself after ``done`` steps."""
     config, model, uses = run.config, run.model, run.uses()
     rules = pick(config, metadata.FileRules)
+    if not model.family.reads_clip_skip:
+        rules = replace(rules, clip_skip=1)
     network = metadata.network_facts(
         rules, run.stated, run.size, model.version(), model.scheduler.config.prediction_type, model.file_hashes
     )

@@ -81,7 +81,7 @@ class PrivateSteps:
         game, draws = self.game, self.plan.rules.dp_draws
         scaled, draw = self.draws_of(batch, step)
         with game.accelerator.autocast():
-            context = game.contexts.of(batch).repeat_interleave(draws, dim=0)
+            context = game.contexts.of(batch).repeated(draws)
             difference = game.denoiser.difference(scaled, context, draw)
         shown = batch.repeated(draws)
         scheduler, mask = game.denoiser.scheduler, shown.mask

@@ -247,7 +247,7 @@ def _open_run(opening: Opening, accelerator: Accelerator, folder: OutputFolder, 
     weights = resolve.weight_options(options.door, config)
     private_key = privacy.key(key, weights, inputs, state_fingerprint(network.state_dict())) if privacy else None
     everybody = [*split.in_order(), *found.regularisation]
-    warn_of_cut_captions(everybody, model.tokenizer, pick(config, CaptionLengthRules))
+    warn_of_cut_captions(everybody, model.tokenizers()[0], pick(config, CaptionLengthRules))
     return Run(
         door=options.door,
         config=config,

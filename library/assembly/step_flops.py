@@ -14,7 +14,7 @@ def mfu_of_one(game: Game, gradient_checkpointing: bool) -> float:
     if peak is None:
         return 0.0
     latent = game.pictures.shape(0)[1:]
-    forward = forward_flops(unet, (latent[0], latent[1]), game.denoiser.text_encoder.config.hidden_size)
+    forward = forward_flops(unet, (latent[0], latent[1]))
     passes = CHECKPOINTED_STEP if gradient_checkpointing else STEP
     passes += 1 if rules.distill_folds else 0
     if rules.k_steps:

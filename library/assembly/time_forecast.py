@@ -8,6 +8,7 @@ import torch
 
 from library.assembly.game import GameRules
 from library.assembly.run import Run
+from library.diffusion.conditioning import blank_conditioning
 from library.progress import spoken
 from library.rules import pick
 
@@ -45,12 +46,12 @@ def measured(run: Run) -> PassTimes:
     size, batch = run.training_set.common_size(run.size), run.training_set.largest_batch()
     count = batch if device.type == "cuda" else 1  # a CPU gains nothing from more images at once
     latents = torch.randn(count, *model.latent_shape(size), device=device, dtype=model.unet.dtype)
-    context = torch.randn(count, 77, model.unet.config.cross_attention_dim, device=device, dtype=model.unet.dtype)
+    context = blank_conditioning(model.unet.config, device=device, dtype=model.unet.dtype).repeated(count)
     timesteps = torch.full((count,), 500, device=device)
 
     def asked() -> torch.Tensor:
         with run.accelerator.autocast():
-            return model.unet(latents, timesteps, context).sample.float().square().mean()
+            return context.predicted(model.unet, latents, timesteps).float().square().mean()
 
     def trained() -> None:
         asked().backward()

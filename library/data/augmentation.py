@@ -38,6 +38,17 @@ class Crop:
             picture = picture.resize(self.covered, METHODS[interpolation] if interpolation else method)
         return picture.crop((self.left, self.top, self.left + self.size[0], self.top + self.size[1]))
 
+    def framing(self, width: int, height: int, *, mirrored: bool = False) -> Tensor:
+        """[6] what SDXL is told of a picture (arXiv 2307.01952, 2.2): its own height and width, top and left of the
+        crop in the scaled picture, height and width of the crop.
+
+        Args:
+            width, height: of the picture before scaling.
+            mirrored: the picture was mirrored, so its right edge is the left one.
+        """
+        left = self.covered[0] - self.size[0] - self.left if mirrored else self.left
+        return torch.tensor([height, width, self.top, left, self.size[1], self.size[0]])
+
 
 def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
     """Scale to cover ``size`` and cut both edges equally."""
@@ -127,8 +138,17 @@ def chosen_crop(example: Example, size: tuple[int, int], generator: torch.Genera
     return centre_crop(example.width, example.height, size)
 
 
-def use_of(example: Example, size: tuple[int, int], generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
-    """Pixels [3, H, W] in -1 .. 1 of one use, and its mask [1, H, W] in 0 .. 1 or None.
+@dataclass(frozen=True)
+class Use:
+    """One use of a picture."""
+
+    pixels: Tensor  # [3, H, W] in -1 .. 1
+    mask: Tensor | None  # [1, H, W] in 0 .. 1
+    framing: Tensor  # [6], see ``Crop.framing``
+
+
+def use_of(example: Example, size: tuple[int, int], generator: torch.Generator | None) -> Use:
+    """One use of a picture.
 
     Args:
         generator: draws crop, mirror and colour; None = no augmentation.
@@ -142,9 +162,16 @@ def use_of(example: Example, size: tuple[int, int], generator: torch.Generator |
     mask = mask_of(example)
     weights = None if mask is None else as_tensor(crop.of(mask, rules.resize_interpolation)) / 255
     pixels = as_tensor(picture) / 127.5 - 1.0
+    framing = crop.framing(example.width, example.height, mirrored=mirrored)
     if mirrored:
-        return pixels.flip(-1), None if weights is None else weights.flip(-1)
-    return pixels, weights
+        return Use(pixels.flip(-1), None if weights is None else weights.flip(-1), framing)
+    return Use(pixels, weights, framing)
+
+
+def plain_framing(example: Example, size: tuple[int, int], *, mirrored: bool = False) -> Tensor:
+    """[6] the framing of a picture without augmentation, see ``Crop.framing``."""
+    width, height = example.width, example.height
+    return centre_crop(width, height, size).framing(width, height, mirrored=mirrored)
 
 
 def plain_pixels(example: Example, size: tuple[int, int]) -> Tensor:

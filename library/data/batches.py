@@ -13,7 +13,7 @@ from library.data.latent_source import EncodedPicture, LatentSource
 from library.data.training_set import BatchKey, TrainingSet
 from library.seeding import StreamKey, permutation, stream
 
-# captions -> tokens [B, pieces, 77] and their weights, or None where all are 1
+# captions -> tokens [B, pieces, 77] (of two text encoders [B, 2, pieces, 77]) and their weights, or None
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 
 
@@ -23,11 +23,12 @@ class Batch:
 
     mean: Tensor  # [B, C, h, w] posterior mean, unscaled
     std: Tensor  # [B, C, h, w] posterior standard deviation, unscaled
-    tokens: Tensor  # [B, pieces, 77]
+    tokens: Tensor  # [B, pieces, 77]; of two text encoders [B, 2, pieces, 77]
     token_weights: Tensor | None  # [B, pieces, 77] of the text states; None where all are 1
     is_member: Tensor  # [B] bool; regularisation images are not
     weights: Tensor  # [B] of the adaptation loss: 1, or prior_loss_weight for a regularisation image
     mask: Tensor | None  # [B, 1, h, w] 0 .. 1, weight of the adaptation loss per latent pixel; None = 1 everywhere
+    framing: Tensor  # [B, 6] original height and width, top and left of the crop, its height and width, in pixels
     indices: tuple[int, ...]  # of the pictures in the training set
 
     def latents(self, generator: torch.Generator) -> Tensor:
@@ -51,6 +52,7 @@ class Batch:
             is_member=each(self.is_member),
             weights=each(self.weights),
             mask=None if self.mask is None else each(self.mask),
+            framing=each(self.framing),
             indices=tuple(index for index in self.indices for _ in range(times)),
         )
 
@@ -65,6 +67,7 @@ class Batch:
             is_member=self.is_member[some],
             weights=self.weights[some],
             mask=None if self.mask is None else self.mask[some],
+            framing=self.framing[some],
             indices=tuple(self.indices[place] for place in some),
         )
 
@@ -156,6 +159,7 @@ class Pictures:
             mask=None
             if all(mask is None for mask in masks)
             else torch.stack([full if mask is None else mask for mask in masks]),
+            framing=torch.stack([one_encoded.framing for one_encoded in encoded]),
             indices=tuple(indices),
         )
 
@@ -180,7 +184,7 @@ def _stacked(tokens: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
     ids = torch.stack([one for one, _ in tokens])
     if all(weights is None for _, weights in tokens):
         return ids, None
-    return ids, torch.stack([torch.ones(one.shape) if weights is None else weights for one, weights in tokens])
+    return ids, torch.stack([torch.ones(one.shape[-2:]) if weights is None else weights for one, weights in tokens])
 
 
 class MemberBatches:

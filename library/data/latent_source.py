@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from library.data.augmentation import as_tensor, centre_crop, use_of
+from library.data.augmentation import as_tensor, centre_crop, plain_framing, use_of
 from library.data.examples import Example
 from library.data.latents import Encode, Moments, encoded_pixels
 from library.data.masks import mask_of
@@ -21,6 +21,7 @@ class EncodedPicture:
 
     moments: Moments
     mask: Tensor | None  # [1, h, w] in 0 .. 1, averaged over each latent pixel; None: 1 everywhere
+    framing: Tensor  # [6] of this use, see ``Crop.framing``
 
 
 class LatentSource(Protocol):
@@ -50,6 +51,10 @@ class CachedLatents:
         """
         self.moments = list(moments)
         self.mirrored = list(mirrored)
+        self.framings = [
+            [plain_framing(example, size, mirrored=one) for one in (False, True)]
+            for example, size in zip(examples, sizes, strict=True)
+        ]
         self.masks = [
             latent_mask(plain_mask(example, size), one.mean.shape)
             for example, size, one in zip(examples, sizes, moments, strict=True)
@@ -65,9 +70,10 @@ class CachedLatents:
         for place, index in enumerate(indices):
             other, mask = self.mirrored[index], self.masks[index]
             if other is not None and generators is not None and torch.rand((), generator=generators[place]) < 0.5:
-                encoded.append(EncodedPicture(other, None if mask is None else mask.flip(-1)))
+                turned = None if mask is None else mask.flip(-1)
+                encoded.append(EncodedPicture(other, turned, self.framings[index][True]))
             else:
-                encoded.append(EncodedPicture(self.moments[index], mask))
+                encoded.append(EncodedPicture(self.moments[index], mask, self.framings[index][False]))
         return encoded
 
 
@@ -109,9 +115,10 @@ class FreshLatents:
         for start in range(0, len(indices), self.batch_size):
             some = slice(start, start + self.batch_size)
             examples = [self.examples[index] for index in indices[some]]
-            moments = encoded_pixels([pixels for pixels, _ in uses[some]], examples, self.encode)
-            for example, one, (_, mask) in zip(examples, moments, uses[some], strict=True):
-                encoded.append(EncodedPicture(self.keep(example, one, False), latent_mask(mask, one.mean.shape)))
+            moments = encoded_pixels([use.pixels for use in uses[some]], examples, self.encode)
+            for example, one, use in zip(examples, moments, uses[some], strict=True):
+                mask = latent_mask(use.mask, one.mean.shape)
+                encoded.append(EncodedPicture(self.keep(example, one, False), mask, use.framing))
         return encoded
 
 

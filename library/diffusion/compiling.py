@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from library.diffusion.conditioning import blank_conditioning
 from library.diffusion.model_files import LatentDiffusion
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def _trial(model: LatentDiffusion, size: tuple[int, int]) -> None:
     unet = model.unet
     with torch.random.fork_rng(devices=[unet.device] if unet.device.type == "cuda" else []):
         latents = torch.zeros(1, *model.latent_shape(size), device=unet.device, dtype=unet.dtype, requires_grad=True)
-        width = model.text_encoder.config.hidden_size
-        context = torch.zeros(1, 77, width, device=unet.device, dtype=unet.dtype)
+        context = blank_conditioning(unet.config, device=unet.device, dtype=unet.dtype)
         with torch.autocast(unet.device.type, unet.dtype, enabled=unet.dtype != torch.float32):
-            prediction = unet(latents, torch.zeros(1, dtype=torch.long, device=unet.device), context).sample
+            timesteps = torch.zeros(1, dtype=torch.long, device=unet.device)
+            prediction = context.predicted(unet, latents, timesteps)
         torch.autograd.grad(prediction.float().sum(), latents)

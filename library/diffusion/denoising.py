@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from library.diffusion.conditioning import Conditioning
+from library.diffusion.families.recognise import family_of_unet
 from library.diffusion.noise import Draw
-from library.diffusion.text import encode_text
 
 
 class Denoiser:
@@ -19,36 +20,37 @@ class Denoiser:
         self.latent_scale = latent_scale  # 0.18215 for SD 1.x
         self.clip_skip = clip_skip
 
-    def context(self, tokens: Tensor, token_weights: Tensor | None) -> Tensor:
-        """Text states [B, T, D] in the UNet's dtype.
+    def context(self, tokens: Tensor, token_weights: Tensor | None) -> Conditioning:
+        """The states of captions in the UNet's dtype, still without a framing.
 
         Args:
-            tokens: [B, pieces, 77].
+            tokens: [B, pieces, 77], of two text encoders [B, 2, pieces, 77].
             token_weights: [B, pieces, 77], factors of the states; None = 1 everywhere.
         """
-        states = encode_text(self.text_encoder, tokens.to(self.unet.device), self.clip_skip, token_weights)
-        return states.to(self.unet.dtype)
+        encode = family_of_unet(self.unet.config).encode
+        states = encode(self.text_encoder, tokens.to(self.unet.device), self.clip_skip, token_weights)
+        return states.cast(self.unet.dtype)
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents in the UNet's scale, [B, C, h, w]."""
         return latents * self.latent_scale
 
-    def difference(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
+    def difference(self, scaled: Tensor, context: Conditioning, draw: Draw) -> Tensor:
         """Prediction - target, [B, C, h, w] fp32; its square is the error map of arXiv 2402.11989 eq. 1.
 
         Args:
             scaled: [B, C, h, w] scaled latents.
-            context: [B, T, D].
+            context: of the same rows.
         """
         return self.prediction(scaled, context, draw) - self.target(scaled, draw)
 
-    def prediction(self, scaled: Tensor, context: Tensor, draw: Draw) -> Tensor:
+    def prediction(self, scaled: Tensor, context: Conditioning, draw: Draw) -> Tensor:
         """What the model predicts, [B, C, h, w] fp32; the arguments are those of ``difference``."""
         device = self.unet.device
         scaled, timesteps, noise = scaled.to(device), draw.timesteps.to(device), draw.noise.to(device)
         added = noise if draw.perturbation is None else noise + draw.perturbation.to(device)
         noisy = self.scheduler.add_noise(scaled, added, timesteps)
-        return self.unet(noisy.to(self.unet.dtype), timesteps, context.to(device)).sample.float()
+        return context.to(device).predicted(self.unet, noisy.to(self.unet.dtype), timesteps).float()
 
     def target(self, scaled: Tensor, draw: Draw) -> Tensor:
         """Noise or velocity, as the model predicts, [B, C, h, w] fp32; without a perturbation of the input."""

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from library.diffusion.conditioning import pooled_width
 from library.diffusion.families import sdxl
-from library.diffusion.families.recognise import TRAINED, family_of_unet
+from library.diffusion.families.family import Family
+from library.diffusion.families.recognise import family_of_settings
 from library.diffusion.folder_settings import MOST_CONFIG, UNET, check_files
 from library.diffusion.hub import without_network
-from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.latent_diffusion import LatentDiffusion, alone_or_all
 from library.diffusion.weight_files import compare_names, folder_fingerprint
 from library.errors import Faults, InputError
 from library.incoming.files import is_folder
@@ -20,7 +22,7 @@ from library.incoming.foreign import foreign_reader
 from library.incoming.shapes import check_shape
 from library.incoming.texts import read_json
 
-NEEDED = ("unet", "vae", "text_encoder", "scheduler")
+NEEDED = ("unet", "vae", "scheduler")  # beside the text encoders
 TARGETS = ("epsilon", "v_prediction")
 
 
@@ -33,51 +35,79 @@ def open_folder(folder: Path, dtype: torch.dtype, tokenizer_folder: Path | None 
     Raises:
         InputError: models of another kind, by name; missing, damaged or misshapen parts, all at once.
     """
-    tokenizer_folder = tokenizer_folder or folder / "tokenizer"
-    check_parts(folder, [] if is_folder(tokenizer_folder) else ["tokenizer"])
-    check_kind(folder)
+    family = check_kind(folder)
+    places = [folder / one.tokenizer for one in family.texts]
+    places[0] = tokenizer_folder or places[0]
+    check_parts(folder, family, [place.name for place in places if not is_folder(place)])
     faults = Faults()
     unet = read_part(UNet2DConditionModel, folder / "unet", dtype, faults)
     vae = read_part(AutoencoderKL, folder / "vae", torch.float32, faults)
-    text_encoder = read_part(CLIPTextModel, folder / "text_encoder", dtype, faults)
+    text_encoders = [read_part(one.kind, folder / one.folder, dtype, faults) for one in family.texts]
     scheduler = faults.attempt(_opened, DDPMScheduler, folder / "scheduler", "scheduler", faults)
-    tokenizer = faults.attempt(_opened, CLIPTokenizer, tokenizer_folder, "tokenizer", faults)
+    tokenizers = [faults.attempt(_opened, CLIPTokenizer, place, "tokenizer", faults) for place in places]
     if scheduler is not None and scheduler.config.prediction_type not in TARGETS:
         faults.add(
             f"'{folder}' predicts {scheduler.config.prediction_type!r} (scheduler/); this suite trains models that "
             f"predict {' or '.join(TARGETS)}"
         )
-    if text_encoder is not None and tokenizer is not None:
-        faults.attempt(check_words, tokenizer, text_encoder, f"'{tokenizer_folder}'")
+    for place, tokenizer, text_encoder in zip(places, tokenizers, text_encoders, strict=True):
+        if text_encoder is not None and tokenizer is not None:
+            faults.attempt(check_words, tokenizer, text_encoder, f"'{place}'")
     faults.raise_if_any()
+    check_texts(folder, unet, text_encoders, tokenizers)
     return LatentDiffusion(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        tokenizer=alone_or_all(tokenizers),
+        text_encoder=alone_or_all(text_encoders),
         vae=vae,
         unet=unet,
         scheduler=scheduler,
-        fingerprint=folder_fingerprint(folder),
+        fingerprint=folder_fingerprint(folder, [*(one.folder for one in family.texts), "unet", "vae"]),
         file_hashes={},
-        family=family_of_unet(unet.config),
+        family=family,
     )
 
 
-def check_parts(folder: Path, absent: Sequence[str] = ()) -> None:
-    """Raises: InputError when a part has no folder, or is named as absent already."""
-    lacking = [*(name for name in NEEDED if not is_folder(folder / name)), *absent]
+def check_parts(folder: Path, family: Family | None, absent: Sequence[str] = ()) -> None:
+    """Raises: InputError when a part has no folder, or is named as absent already.
+
+    Args:
+        family: None: it is not known, because the UNet is absent.
+    """
+    texts = ["text_encoder"] if family is None else [one.folder for one in family.texts]
+    lacking = [*(name for name in (*NEEDED[:2], *texts, *NEEDED[2:]) if not is_folder(folder / name)), *absent]
     if lacking:
+        kind = "a Stable Diffusion" if family is None else f"an {family.name}"
+        raise InputError(f"'{folder}' is not a diffusers folder of {kind} model: it has no {', '.join(lacking)}")
+
+
+def check_texts(folder: Path, unet: Any, text_encoders: Sequence[Any], tokenizers: Sequence[Any]) -> None:
+    """Raises: InputError when several text encoders do not go with each other, or with the UNet."""
+    if len(text_encoders) == 1:
+        return
+    widths = [one.config.hidden_size for one in text_encoders]
+    if sum(widths) != unet.config.cross_attention_dim or text_encoders[-1].config.projection_dim != pooled_width(
+        unet.config
+    ):
         raise InputError(
-            f"'{folder}' is not a diffusers folder of a Stable Diffusion model: it has no {', '.join(lacking)}"
+            f"'{folder}': the text encoders give {' + '.join(map(str, widths))} numbers a token and "
+            f"{text_encoders[-1].config.projection_dim} for the caption, and the UNet takes "
+            f"{unet.config.cross_attention_dim} and {pooled_width(unet.config)}; the parts are of different models"
         )
+    if any(one.get_vocab() != tokenizers[0].get_vocab() for one in tokenizers):
+        raise InputError(f"'{folder}' has tokenizers with different word lists; SDXL's two share one")
 
 
-def check_kind(folder: Path) -> None:
-    """Raises: InputError when the UNet's settings are those of SDXL, of an inpainting model or of another relative."""
+def check_kind(folder: Path) -> Family:
+    """The family of a folder, by its UNet's settings.
+
+    Raises:
+        InputError: no UNet; an inpainting model, SDXL's refiner or another relative.
+    """
+    if not is_folder(folder / "unet"):
+        check_parts(folder, None, [] if is_folder(folder / "tokenizer") else ["tokenizer"])
     file = folder / "unet" / "config.json"
     settings = read_json(file, f"'{file}'", MOST_CONFIG, huge=True)
     check_shape(settings, UNET, f"'{file}'")
-    if sdxl.is_sdxl_folder(folder, settings):
-        raise InputError(f"'{folder}' is an {sdxl.NAME} model; this suite trains {TRAINED}")
     channels, answers = settings.get("in_channels", 4), settings.get("out_channels", 4)
     if channels == 9:
         raise InputError(f"'{folder}' is an inpainting model (9 input channels); give the ordinary one")
@@ -86,6 +116,15 @@ def check_kind(folder: Path) -> None:
             f"'{folder}' is not a plain text-to-image model: its UNet takes {channels} channels, or a class besides "
             "the text; give the ordinary one"
         )
+    family = family_of_settings(settings)
+    has = [is_folder(folder / one.folder) for one in family.texts]
+    if len(has) > 1 and has == [False, True]:
+        raise sdxl.refiner_refused(folder)
+    if settings.get("addition_embed_type") and len(family.texts) == 1:
+        raise InputError(
+            f"'{folder}' takes conditions beside the text ({settings['addition_embed_type']!r}) that no family here has"
+        )
+    return family
 
 
 def _opened(kind: Any, folder: Path, role: str, faults: Faults, **options: Any) -> Any:

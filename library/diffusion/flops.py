@@ -6,6 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from library.diffusion.conditioning import blank_conditioning
+
 # Dense bf16 peak in FLOP/s from the vendor's data sheets; other cards get no figure.
 PEAKS = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "RTX 4090": 165e12}
 # Forward and backward through frozen weights, as a multiple of forward (measured on SD 1.5, rank 16); checkpointing
@@ -13,18 +15,17 @@ PEAKS = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "RTX 4090": 1
 STEP, CHECKPOINTED_STEP = 2.15, 3.15
 
 
-def forward_flops(unet: Any, latent_size: tuple[int, int], text_width: int) -> float:
+def forward_flops(unet: Any, latent_size: tuple[int, int]) -> float:
     """FLOP (multiply and add = 2) of one forward pass for one image, counted on a copy without data.
 
     Args:
         latent_size: (height, width) of the latent.
-        text_width: width of the text states.
     """
     with torch.device("meta"), torch.no_grad():
         copy = UNet2DConditionModel.from_config(unet.config)
         sample = torch.empty(1, unet.config.in_channels, *latent_size)
         with FlopCounterMode(display=False) as counter:
-            copy(sample, torch.zeros(1, dtype=torch.long), torch.empty(1, 77, text_width))
+            blank_conditioning(unet.config).predicted(copy, sample, torch.zeros(1, dtype=torch.long))
     return float(counter.get_total_flops())
 
 

@@ -40,6 +40,8 @@ UNET = Record({}, {
     "attention_head_dim": _some(WIDTH), "num_attention_heads": _some(WIDTH), "sample_size": _some(SIDE),
     "transformer_layers_per_block": _some(COUNT), "norm_num_groups": Either((WIDTH, Null())),
     "use_linear_projection": Flag(), "num_class_embeds": Either((WIDTH, Null())),
+    "addition_embed_type": Either((Text(100), Null())), "addition_time_embed_dim": Either((WIDTH, Null())),
+    "projection_class_embeddings_input_dim": Either((WIDTH, Null())),
 })  # fmt: skip
 VAE = Record({}, {
     "block_out_channels": ListOf(WIDTH, 1, 8), "layers_per_block": COUNT, "in_channels": COUNT, "out_channels": COUNT,

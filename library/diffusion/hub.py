@@ -19,12 +19,18 @@ from library.errors import InputError, did_you_mean, shortened
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-SETTINGS = ("model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "scheduler/*.json")
+SETTINGS = (
+    "model_index.json", "unet/*.json", "vae/*.json", "text_encoder/*.json", "text_encoder_2/*.json", "scheduler/*.json",
+)  # fmt: skip
 TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt")
 WEIGHTS = (
     "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model-*-of-*.safetensors",
     "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
     "text_encoder/model-*-of-*.safetensors",
+)  # fmt: skip
+SECOND_TEXT = (
+    "tokenizer_2/*.json", "tokenizer_2/*.txt", "text_encoder_2/model.safetensors",
+    "text_encoder_2/model-*-of-*.safetensors",
 )  # fmt: skip
 VAE = (
     "config.json", "diffusion_pytorch_model.safetensors",

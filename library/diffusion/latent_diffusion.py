@@ -12,7 +12,7 @@ from library.diffusion.families.family import Family, Version
 class LatentDiffusion:
     """The parts of a frozen latent diffusion model, and the hashes that identify its files."""
 
-    tokenizer: Any
+    tokenizer: Any  # one; of SDXL a list of two, as kohya's module protocol passes text encoders
     text_encoder: Any
     vae: Any  # in fp32 until ``prepare``
     unet: Any
@@ -20,6 +20,15 @@ class LatentDiffusion:
     fingerprint: str  # SHA-256 (hex) over the weight files, including a replaced VAE's
     file_hashes: dict[str, str]  # kohya's ss_sd_model_hash and ss_new_sd_model_hash; empty for a folder
     family: Family
+    states_its_target: bool = True  # noise or velocity; most single files do not
+
+    def text_encoders(self) -> list[Any]:
+        """The text encoders in the order of the family's ``texts``."""
+        return in_a_list(self.text_encoder)
+
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers in the same order."""
+        return in_a_list(self.tokenizer)
 
     def latent_factor(self) -> int:
         """Pixels per latent side."""
@@ -54,14 +63,25 @@ class LatentDiffusion:
             full_precision_vae: keep the VAE in fp32, whatever the dtype of the other parts.
             gradient_checkpointing: recompute activations of UNet and text encoder in the backward pass.
         """
-        for part in (self.text_encoder, self.unet):
+        for part in (*self.text_encoders(), self.unet):
             part.to(device)
         self.vae.to(device, vae_dtype(self.unet.dtype, device, full_precision=full_precision_vae))
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-            checkpoint_text_encoder(self.text_encoder)
-            self.unet.train()  # neither part has dropout or batch statistics, but checkpointing needs the training mode
-            self.text_encoder.train()
+            self.unet.train()  # no part has dropout or batch statistics, but checkpointing needs the training mode
+            for text_encoder in self.text_encoders():
+                checkpoint_text_encoder(text_encoder)
+                text_encoder.train()
+
+
+def in_a_list(one_or_more: Any) -> list[Any]:
+    """One part, or the list of several."""
+    return one_or_more if isinstance(one_or_more, list) else [one_or_more]
+
+
+def alone_or_all(parts: list[Any]) -> Any:
+    """One part as it is, several as a list."""
+    return parts[0] if len(parts) == 1 else parts
 
 
 def checkpoint_text_encoder(text_encoder: Any) -> None:

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from library.diffusion.conditioning import blank_conditioning
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.errors import InputError
 
@@ -26,9 +27,7 @@ class MemoryRules:
     no_half_vae: bool
 
 
-def saved_activations(
-    unet: Any, latent_size: tuple[int, int], text_width: int, *, gradient_checkpointing: bool = False
-) -> int:
+def saved_activations(unet: Any, latent_size: tuple[int, int], *, gradient_checkpointing: bool = False) -> int:
     """Numbers that autograd keeps for one image while a LoRA trains, counted on a copy without data.
 
     The copy runs with fake tensors of the CPU, whose attention keeps queries, keys, values and output, as the fused
@@ -38,7 +37,6 @@ def saved_activations(
 
     Args:
         latent_size: (height, width) of the latent.
-        text_width: width of the text encoder's hidden states.
     """
     with FakeTensorMode():
         copy = UNet2DConditionModel.from_config(unet.config)
@@ -57,9 +55,9 @@ def saved_activations(
             return tensor
 
         sample = torch.empty(1, unet.config.in_channels, *latent_size)
-        context = torch.empty(1, 77, text_width)
+        context = blank_conditioning(unet.config)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            copy(sample, torch.zeros(1, dtype=torch.long), context)
+            context.predicted(copy, sample, torch.zeros(1, dtype=torch.long))
     return sum(seen.values())
 
 
@@ -75,12 +73,12 @@ def memory_summary(
     """
     factor, element = model.latent_factor(), model.unet.dtype.itemsize
     frozen = frozen_bytes(model, full_precision_vae=rules.no_half_vae)
-    latent_size, width = (size[1] // factor, size[0] // factor), model.text_encoder.config.hidden_size
+    latent_size = (size[1] // factor, size[0] // factor)
     passes = 2 if rules.separate_noise else 1
     per_image = {
         checkpointing: passes
         * element
-        * saved_activations(model.unet, latent_size, width, gradient_checkpointing=checkpointing)
+        * saved_activations(model.unet, latent_size, gradient_checkpointing=checkpointing)
         for checkpointing in (False, True)
     }
     lora = OPTIMIZER_BYTES * trained
@@ -102,9 +100,10 @@ def memory_summary(
 def frozen_bytes(model: LatentDiffusion, *, full_precision_vae: bool) -> dict[str, int]:
     """Bytes of the frozen weights on the device, part by part, without those of a network."""
     element = model.unet.dtype.itemsize
+    roles = [one.role for one in model.family.texts]
     sizes = {
         "UNet": (model.unet, element),
-        "text encoder": (model.text_encoder, element),
+        **{role: (part, element) for role, part in zip(roles, model.text_encoders(), strict=True)},
         "VAE": (model.vae, 4 if full_precision_vae else element),
     }
     return {

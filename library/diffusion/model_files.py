@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from library.diffusion import hub
 from library.diffusion.diffusers_folder import check_kind, open_folder
+from library.diffusion.families.sdxl import SDXL
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.single_file import open_single_file
 from library.diffusion.vae_files import open_vae
@@ -26,6 +27,7 @@ class ModelRules:
 
     pretrained_model_name_or_path: str
     v2: bool
+    sdxl: bool
     v_parameterization: bool
     vae: str | None
     tokenizer_cache_dir: str | None
@@ -49,9 +51,14 @@ def open_base(
     model = load_model(path, dtype, config_folder, tokenizer_cache_dir=rules.tokenizer_cache_dir)
     faults = Faults()
     _check_family(model, rules, faults)
-    model.scheduler = _schedule(model, rules, faults, is_file=is_file(path))
-    layers = model.text_encoder.config.num_hidden_layers
-    if rules.clip_skip > layers:
+    model.scheduler = _schedule(model, rules, faults)
+    layers = model.text_encoders()[0].config.num_hidden_layers
+    if not model.family.reads_clip_skip and rules.clip_skip > 1:
+        logger.info(
+            "clip_skip has no effect here: %s takes the last but one states of its text encoders, whatever it says",
+            model.family.name,
+        )
+    elif rules.clip_skip > layers:
         faults.add(
             f"clip_skip must be at most {layers}, the number of the text encoder's layers, got {rules.clip_skip}"
         )
@@ -77,7 +84,7 @@ def load_model(
     """Open a model as its files describe it: everything frozen, on the CPU, in evaluation mode.
 
     Args:
-        path: diffusers folder; .safetensors / .ckpt / .pt in the original layout of SD 1.x or 2.x; hub id.
+        path: diffusers folder; .safetensors / .ckpt / .pt in the original layout; hub id.
         dtype: of the frozen UNet and text encoder; the VAE is in fp32.
         config_folder: dimensions, schedule and tokenizer of a single file; None: those shipped for its family.
 
@@ -96,7 +103,7 @@ def load_model(
         model = _open_from_hub(path, dtype, tokenizer_cache_dir)
     else:
         raise InputError(hub.missing("pretrained_model_name_or_path", path))
-    for part in (model.text_encoder, model.vae, model.unet):
+    for part in (*model.text_encoders(), model.vae, model.unet):
         part.requires_grad_(False)
         part.eval()
     return model
@@ -107,8 +114,9 @@ def _open_from_hub(name: str, dtype: torch.dtype, tokenizer_cache_dir: str | Non
     option = "pretrained_model_name_or_path"
     has_tokenizer = tokenizer_cache_dir is not None and hub.kept_tokenizer(name, tokenizer_cache_dir).is_dir()
     texts = hub.SETTINGS if has_tokenizer else (*hub.SETTINGS, *hub.TOKENIZER)
-    check_kind(hub.fetch(name, option, texts))
-    folder = hub.fetch(name, option, (*texts, *hub.WEIGHTS))
+    family = check_kind(hub.fetch(name, option, texts))
+    more = hub.SECOND_TEXT if len(family.texts) > 1 else ()
+    folder = hub.fetch(name, option, (*texts, *hub.WEIGHTS, *more))
     return open_folder(folder, dtype, hub.tokenizer_of(name, folder, tokenizer_cache_dir))
 
 
@@ -116,22 +124,26 @@ def _check_family(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> 
     path, family = rules.pretrained_model_name_or_path, model.family
     if family.v2 and not rules.v2:
         faults.add(f"'{path}' is an {family.name} model, but v2 is not set; add --v2")
-    if rules.v2 and not family.v2:
-        faults.add(f"v2 is set, but '{path}' is an {family.name} model; leave --v2 out")
+    for flag, is_set, is_so in (("v2", rules.v2, family.v2), ("sdxl", rules.sdxl, family is SDXL)):
+        if is_set and not is_so:
+            faults.add(f"{flag} is set, but '{path}' is an {family.name} model; leave --{flag} out")
 
 
-def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults, *, is_file: bool) -> DDPMScheduler:
+def _schedule(model: LatentDiffusion, rules: ModelRules, faults: Faults) -> DDPMScheduler:
     """The noise schedule with the target of the options, rescaled to zero SNR if they say so.
 
-    A diffusers folder states its target, a single file does not.
+    A diffusers folder states its target, most single files do not.
     """
     path, wanted = rules.pretrained_model_name_or_path, "v_prediction" if rules.v_parameterization else "epsilon"
-    if is_file and (model.family.velocity_version or rules.v_parameterization):
+    if not model.states_its_target and (model.family.velocity_version or rules.v_parameterization):
         target = "velocity (v_parameterization is set)" if rules.v_parameterization else "noise, as the base model has"
-        logger.info("'%s' does not state its target; read as %s; 768-v models need --v_parameterization", path, target)
-    elif not is_file and model.predicts_velocity() and not rules.v_parameterization:
+        velocity_models = "768-v models need" if model.family.v2 else "models tuned to velocity need"
+        logger.info(
+            "'%s' does not state its target; read as %s; %s --v_parameterization", path, target, velocity_models
+        )
+    elif model.states_its_target and model.predicts_velocity() and not rules.v_parameterization:
         faults.add(f"'{path}' predicts velocity, but v_parameterization is not set; add --v_parameterization")
-    elif not is_file and rules.v_parameterization and not model.predicts_velocity():
+    elif model.states_its_target and rules.v_parameterization and not model.predicts_velocity():
         faults.add(f"v_parameterization is set, but '{path}' predicts noise; leave --v_parameterization out")
     changes: dict[str, object] = {"prediction_type": wanted}
     if rules.zero_terminal_snr:  # arXiv 2305.08891

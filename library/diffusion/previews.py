@@ -9,11 +9,11 @@ from typing import Any
 import diffusers
 import torch
 from PIL import Image
-from torch import Tensor
 
+from library.diffusion.conditioning import Conditioning
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.prompt_files import Prompt, read_prompts
-from library.diffusion.text import encode_text, read_captions
+from library.diffusion.text import read_captions
 from library.diffusion.vae import decoded
 from library.errors import Faults, InputError
 
@@ -108,25 +108,13 @@ def paint(
     Args:
         announce: called with the number of the picture that is begun, from 1, and how many there are.
     """
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_of(model)
     pictures = []
     for number, prompt in enumerate(prompts, 1):
         announce(number, len(prompts))
         pipeline.scheduler = sampler_of(prompt.sampler, model.scheduler)
-        states = text_states(model, [prompt.text, prompt.negative], rules).to(model.unet.dtype)
         latents = pipeline(
-            prompt_embeds=states[:1],
-            negative_prompt_embeds=states[1:],
+            **prompt_states(text_states(model, [prompt.text, prompt.negative], rules).cast(model.unet.dtype)),
             width=prompt.width,
             height=prompt.height,
             guidance_scale=prompt.guidance,
@@ -138,8 +126,27 @@ def paint(
     return pictures
 
 
-def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Tensor:
-    """Hidden states of prompts, [B, T, D], read as the training reads captions: pieces, clip skip, weights or none."""
+def pipeline_of(model: LatentDiffusion) -> Any:
+    """diffusers' pipeline of the model's family, with the model's own parts."""
+    family = model.family
+    parts: dict[str, Any] = {"vae": model.vae, "unet": model.unet, "scheduler": model.scheduler}
+    for one, text_encoder, tokenizer in zip(family.texts, model.text_encoders(), model.tokenizers(), strict=True):
+        parts |= {one.folder: text_encoder, one.tokenizer: tokenizer}
+    pipeline = getattr(diffusers, family.pipeline)(**parts, **family.pipeline_options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def prompt_states(states: Conditioning) -> dict[str, Any]:
+    """States of a prompt and a negative prompt under a pipeline's names; SDXL's adds an uncropped framing itself."""
+    given = {"prompt_embeds": states.states[:1], "negative_prompt_embeds": states.states[1:]}
+    if states.pooled is not None:
+        given |= {"pooled_prompt_embeds": states.pooled[:1], "negative_pooled_prompt_embeds": states.pooled[1:]}
+    return given
+
+
+def text_states(model: LatentDiffusion, texts: list[str], rules: PreviewRules) -> Conditioning:
+    """States of prompts, read as the training reads captions: pieces, clip skip, weights or none."""
     weighted = rules.weighted_captions
     tokens, weights = read_captions(model.tokenizer, texts, rules.max_token_length, weighted=weighted)
-    return encode_text(model.text_encoder, tokens.to(model.unet.device), rules.clip_skip, weights)
+    return model.family.encode(model.text_encoder, tokens.to(model.unet.device), rules.clip_skip, weights)

@@ -1,23 +1,25 @@
 """Opens one checkpoint file in the original layout, with diffusers' key maps."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from library.diffusion.families.family import Family
 from library.diffusion.families.recognise import family_of_file
 from library.diffusion.families.sd1 import CLIP_PREFIX
-from library.diffusion.latent_diffusion import LatentDiffusion
+from library.diffusion.families.sdxl import VELOCITY_MARK
+from library.diffusion.latent_diffusion import LatentDiffusion, alone_or_all
 from library.diffusion.weight_files import file_hashes, fill, read_checkpoint
 from library.errors import Faults, InputError, shortest
 from library.incoming.texts import read_json
@@ -37,48 +39,61 @@ def open_single_file(file: Path, dtype: torch.dtype, config_folder: Path | None 
     checkpoint = with_text_model_names(file, read_checkpoint(file))
     family = family_of_file(file, checkpoint)
     folder = config_folder or family.settings
-    unet, vae, text_encoder = unfilled_parts(folder)
+    with init_empty_weights(include_buffers=False):  # the file's own tensors become the weights, without a copy
+        unet, vae, *text_encoders = parts = unfilled_parts(folder, family)
     faults = Faults()
-    weights = converted(file, (unet, vae, text_encoder), checkpoint, family)
+    weights = converted(file, parts, checkpoint, family)
     for name, (part, state) in weights.items():
         fill(part, state, f"'{file}', {name}", faults)
     faults.raise_if_any()
     hashes = file_hashes(file)
     return LatentDiffusion(
-        tokenizer=shipped_tokenizer(folder / "tokenizer", family),
-        text_encoder=text_encoder.to(dtype),
-        vae=vae,
+        tokenizer=alone_or_all([shipped_tokenizer(folder / one.tokenizer, family) for one in family.texts]),
+        text_encoder=alone_or_all([one.to(dtype) for one in text_encoders]),
+        vae=vae.float(),
         unet=unet.to(dtype),
-        scheduler=DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        scheduler=_schedule(folder / "scheduler", says_velocity=VELOCITY_MARK in checkpoint),
+        states_its_target=VELOCITY_MARK in checkpoint,
         fingerprint=hashes["ss_new_sd_model_hash"],
         file_hashes=hashes,
         family=family,
     )
 
 
-def unfilled_parts(folder: Path) -> tuple[Any, Any, Any]:
-    """UNet, VAE and text encoder from their settings, with weights that are still to be read."""
+def _schedule(folder: Path, *, says_velocity: bool) -> DDPMScheduler:
+    """The shipped noise schedule, with the target of a file that says that it predicts velocity."""
+    scheduler = DDPMScheduler.from_pretrained(folder, local_files_only=True)
+    if says_velocity:
+        scheduler.register_to_config(prediction_type="v_prediction")
+    return scheduler
+
+
+def unfilled_parts(folder: Path, family: Family) -> tuple[Any, ...]:
+    """UNet, VAE and the text encoders from their settings, with weights that are still to be read."""
     return (
         UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
         AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
-        CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+        *(one.kind(CLIPTextConfig.from_pretrained(folder / one.folder)) for one in family.texts),
     )
 
 
 def converted(
-    file: Path, parts: tuple[Any, Any, Any], checkpoint: Mapping[str, Tensor], family: Family
+    file: Path, parts: Sequence[Any], checkpoint: Mapping[str, Tensor], family: Family
 ) -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """UNet, VAE and text encoder, each with its tensors from a file under diffusers' names.
+    """UNet, VAE and the text encoders by role, each with its tensors from a file under diffusers' names.
 
     Raises:
         InputError: tensors that are missing, or of shapes that diffusers' key maps do not take.
     """
-    unet, vae, text_encoder = parts
+    unet, vae, *text_encoders = parts
     try:
         return {
             "UNet": (unet, convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(unet.config))),
             "VAE": (vae, convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(vae.config))),
-            "text encoder": (text_encoder, family.text_encoder_tensors(text_encoder, checkpoint)),
+            **{
+                one.role: (text_encoder, one.tensors(text_encoder, checkpoint))
+                for one, text_encoder in zip(family.texts, text_encoders, strict=True)
+            },
         }
     except KeyError as error:
         raise InputError(f"'{file}' lacks {error} and possibly more; the file is incomplete, fetch it again") from error

@@ -17,9 +17,13 @@ def read_captions(
     """Token ids of captions, [B, pieces, 77], and the weight of each position where brackets are weights, else None.
 
     Args:
+        tokenizer: of two (SDXL) the ids are [B, 2, pieces, 77]; their word lists are one, so the weights are too.
         max_token_length: 75, 150 or 225; longer captions are cut.
         weighted: captions are in A1111's syntax; else brackets are plain text.
     """
+    if isinstance(tokenizer, list):
+        each = [read_captions(one, captions, max_token_length, weighted=weighted) for one in tokenizer]
+        return torch.stack([ids for ids, _ in each], dim=1), each[0][1]
     if weighted:
         return tokenize_weighted(tokenizer, captions, max_token_length)
     return tokenize(tokenizer, captions, max_token_length), None
@@ -123,10 +127,20 @@ def encode_text(text_encoder: Any, tokens: Tensor, clip_skip: int, token_weights
     output = text_encoder(tokens.reshape(batch * pieces, length), output_hidden_states=True)
     inner = getattr(text_encoder, "text_model", text_encoder)  # transformers below 5.6 nests the model once more
     hidden = inner.final_layer_norm(output.hidden_states[-clip_skip])  # [B * pieces, 77, D]
+    return joined_pieces(hidden, (batch, pieces), token_weights)
+
+
+def joined_pieces(hidden: Tensor, shape: tuple[int, int], token_weights: Tensor | None) -> Tensor:
+    """States of whole captions [B, 75 * pieces + 2, D] from those of their pieces [B * pieces, 77, D].
+
+    Args:
+        shape: (B, pieces).
+        token_weights: [B, pieces, 77], factors of the states; None = all 1.
+    """
     if token_weights is not None:
-        hidden = hidden * token_weights.reshape(batch * pieces, length, 1).to(hidden)
-    if pieces == 1:
+        hidden = hidden * token_weights.reshape(len(hidden), -1, 1).to(hidden)
+    if shape[1] == 1:
         return hidden
-    hidden = hidden.reshape(batch, pieces, length, -1)
-    middle = [hidden[:, piece, 1:-1] for piece in range(pieces)]
+    hidden = hidden.reshape(*shape, *hidden.shape[1:])
+    middle = [hidden[:, piece, 1:-1] for piece in range(shape[1])]
     return torch.cat([hidden[:, 0, :1], *middle, hidden[:, -1, -1:]], dim=1)

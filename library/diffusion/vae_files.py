@@ -72,7 +72,7 @@ def _from_file(file: Path, own: Any, latent_channels: int) -> Any:
     vae, faults = AutoencoderKL.from_config(own.config), Faults()
     fill(vae, tensors, f"vae '{file}'", faults)
     faults.raise_if_any()
-    return vae
+    return vae.float()
 
 
 def vae_tensors(file: Path, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def _check_space(name: str, vae: Any, own: Any, latent_channels: int) -> None:
     if abs(vae.config.scaling_factor - own.config.scaling_factor) > 1e-6:
         raise InputError(
             f"vae '{name}' scales latents by {vae.config.scaling_factor}, the base model's own by "
-            f"{own.config.scaling_factor}: it belongs to another family (SDXL's have 0.13025); give an SD 1.x / 2.x VAE"
+            f"{own.config.scaling_factor}: it belongs to another family (SDXL's have 0.13025); give one of the same"
         )
 
 

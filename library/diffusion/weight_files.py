@@ -35,7 +35,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 def fill(part: nn.Module, state: Mapping[str, Tensor], where: str, faults: Faults) -> None:
-    """Load tensors under diffusers' names into a part; names and shapes that do not fit are faults."""
+    """Give a part tensors under diffusers' names, in their dtype; names and shapes that do not fit are faults."""
     own = part.state_dict()
     if not any(name.startswith("text_model.") for name in own):
         state = {name.removeprefix("text_model."): value for name, value in state.items()}
@@ -50,7 +50,7 @@ def fill(part: nn.Module, state: Mapping[str, Tensor], where: str, faults: Fault
     if misshapen:
         faults.add(f"{where}: {len(misshapen)} tensors have another shape: {shortened(misshapen, 3)}")
     elif not missing:
-        part.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+        part.load_state_dict({name: state[name] for name in own if name in state}, strict=False, assign=True)
 
 
 def compare_names(where: str, missing: list[str], unexpected: list[str], faults: Faults) -> None:

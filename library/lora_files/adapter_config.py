@@ -12,7 +12,11 @@ from library.incoming.texts import parse_json, read_json
 
 TYPES = ("LORA", "LOHA", "LOKR")  # of peft; others have no kind that kohya's clients know
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start that subtract something from the base model
-PARTS = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # folders that diffusers' scripts write with peft
+PARTS = {  # folders that diffusers' scripts write with peft
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te_",
+    "text_encoder_2": "lora_te2_",
+}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from library.lora_files.format import NAMES, kind_of, modules_of
 from library.lora_files.lora_file import FAMILIES, context_width
 from library.lora_files.other_names import place_of
+from library.lora_files.sdxl_names import is_sdxl
 
 CLIENTS = ("A1111", "Forge", "ComfyUI", "diffusers", "InvokeAI")
 EVERY = frozenset({"LoRA", "LoCon with a core", "LoHa", "LoKr", "full difference", "norm", "GLoRA", "OFT", "DoRA"})
@@ -22,7 +23,7 @@ KINDS_OF = {
 }
 FORGE_ALLOWS = 12  # names without a match; with more it leaves the whole file out
 KOHYA = re.compile(r"lora_(unet|te1?|te2)_")
-WITHOUT_LEVEL = re.compile(r"lora_te1?_encoder_layers_")  # as transformers 5.6 and later name their modules
+WITHOUT_LEVEL = re.compile(r"lora_te[12]?_encoder_layers_")  # as transformers 5.6 and later name their modules
 WIDTH_OF = ("attn2_to_k", "attn2_to_v", "self_attn_")  # where InvokeAI looks for the family
 
 
@@ -48,14 +49,14 @@ def verdicts_of(raw: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[
     unknown = {name for name in modules if not NAMES.fullmatch(name)}
     found = []
     for client in CLIENTS:
-        reasons = [*_about_names(client, raw, unknown), *_about_kinds(client, kinds)]
+        reasons = [*_about_names(client, raw, unknown, of_sdxl=is_sdxl(named)), *_about_kinds(client, kinds)]
         if client == "InvokeAI" and not _shows_its_family(named):
             reasons.append("it is not recognised: no layer shows the width of the text states of a known family")
         found.append(Verdict(client, not reasons, "; ".join(reasons)))
     return found
 
 
-def _about_names(client: str, raw: Mapping[str, Tensor], unknown: set[str]) -> list[str]:
+def _about_names(client: str, raw: Mapping[str, Tensor], unknown: set[str], *, of_sdxl: bool) -> list[str]:
     """What is wrong with the names for one client."""
     foreign = {place_of(name)[2] for name in raw if not KOHYA.match(name)}
     if foreign and client in ("A1111", "InvokeAI"):
@@ -63,7 +64,7 @@ def _about_names(client: str, raw: Mapping[str, Tensor], unknown: set[str]) -> l
     if client == "diffusers":
         return [f"{len(unknown)} names are of no layer, and it refuses the whole file"] if unknown else []
     unmatched = unknown | {name.partition(".")[0] for name in raw if WITHOUT_LEVEL.match(name)}
-    if client == "A1111":
+    if client == "A1111" and not of_sdxl:
         unmatched |= {name.partition(".")[0] for name in raw if name.startswith("lora_te1_")}
     if not unmatched:
         return []
@@ -85,4 +86,5 @@ def _about_kinds(client: str, kinds: set[str]) -> list[str]:
 
 
 def _shows_its_family(named: Mapping[str, Tensor]) -> bool:
-    return any(part in name for name in named for part in WIDTH_OF) and context_width(named) in FAMILIES
+    shows = context_width(named) in FAMILIES or is_sdxl(named)
+    return shows and any(part in name for name in named for part in WIDTH_OF)

@@ -11,14 +11,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from library.errors import shortened
+from library.lora_files.sdxl_names import all_sdxl_named, is_sdxl
 from library.tensor_files import tensor_hash, tensor_names, write_tensors
 
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = re.compile(
     r"lora_unet_((down|up)_blocks_\d+_(attentions|resnets|downsamplers|upsamplers)_\d+_\w+"
     r"|mid_block_(attentions|resnets)_\d+_\w+|conv_in|conv_out|conv_norm_out|time_embedding_linear_[12])"
-    r"|lora_te_text_model_(encoder_layers_\d+|embeddings|final_layer_norm)\w*"
-)  # what A1111, ComfyUI and diffusers derive from the module paths of SD 1.x and 2.x
+    r"|lora_unet_((input|output)_blocks_\d+_\d+_\w+|middle_block_\d+_\w+|out_[02]|time_embed_[02]|label_emb_0_[02])"
+    r"|lora_te[12]?_text_model_(encoder_layers_\d+|embeddings|final_layer_norm)\w*"
+)  # what A1111, ComfyUI and diffusers derive from the module paths of SD 1.x and 2.x, and from SDXL's original layout
 
 # Kind -> sets of tensors that a module may consist of. Those of WITH_DORA may have a DoRA scale in addition.
 KINDS: Mapping[str, tuple[frozenset[str], ...]] = {
@@ -64,8 +66,12 @@ def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
 
 
 def with_client_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add ``text_model_`` to the text encoder's names: transformers 5.6 removed this level, clients did not."""
-    return {re.sub(r"^lora_te_(?!text_model_)", "lora_te_text_model_", name): value for name, value in state.items()}
+    """The clients' names: ``text_model_``, which transformers 5.6 removed, and SDXL's UNet in its original layout."""
+    named = {
+        re.sub(r"^(lora_te[12]?_)(?!text_model_|text_projection)", r"\1text_model_", name): value
+        for name, value in state.items()
+    }
+    return all_sdxl_named(named) if is_sdxl(named) else named
 
 
 def with_one_attention_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,12 +12,13 @@ from library.incoming.files import is_file, is_folder, open_regular
 from library.lora_files import adapter_config
 from library.lora_files.format import KINDS, factors_agree, kind_of, modules_of
 from library.lora_files.other_names import kohya_named, other_family, rank_of, renamed
+from library.lora_files.sdxl_names import all_sdxl_named, is_sdxl
 from library.tensor_files import read_tensors, tensor_hash
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 PEFT_FILE = "adapter_model.safetensors"
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL"}  # by the width of the text states
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by the width of the text states
 ANY_DIMENSIONS = ("alpha", "dora_scale", "rescale", "diff", "diff_b", "w_norm", "b_norm")
 PARTS_OF_KINDS = frozenset(part for sets in KINDS.values() for parts in sets for part in parts)
 
@@ -87,7 +88,7 @@ def _named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if is_file(path / part / "adapter_config.json"):
             tensors, stated = _of_peft_folder(path / part, f"{part}.")
             found, metadata = found | tensors, metadata | stated
-    return found, metadata
+    return (all_sdxl_named(found) if is_sdxl(found) else found), metadata
 
 
 def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,7 +102,7 @@ def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Args: part: "unet." or "text_encoder.", or empty where the names of the modules tell."""
+    """Args: part: "unet.", "text_encoder." or "text_encoder_2.", or empty where the names of the modules tell."""
     file = folder / PEFT_FILE
     config = adapter_config.config_in_folder(folder)
     if not is_file(file):
@@ -118,7 +119,7 @@ def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[st
 def _refuse_other_families(path: Path, tensors: Mapping[str, Tensor]) -> None:
     other = other_family(tensors)
     if other is not None:
-        raise InputError(f"'{path}' is a LoRA for {other}; this suite reads those of SD 1.x and SD 2.x")
+        raise InputError(f"'{path}' is a LoRA for {other}; this suite reads those of SD 1.x, SD 2.x and SDXL")
 
 
 def with_todays_glora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,14 +221,25 @@ def _is_positive(alpha: Tensor, tensors: Mapping[str, Tensor], module: str) -> b
 
 
 def context_width(tensors: Mapping[str, Tensor]) -> int | None:
-    """Width of the text states that a file's layers read: of its cross-attentions, else of its text encoder."""
-    for pattern in ("attn2_to_k", "attn2_to_v", "self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj"):
+    """Width of the text states that a file's layers read: of its cross-attentions, else of its text encoder.
+
+    SDXL's text encoders are narrower than its text states; a file of these alone shows no width.
+    """
+    patterns = ["attn2_to_k", "attn2_to_v"]
+    if not is_sdxl(tensors):
+        patterns += ["self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj"]
+    for pattern in patterns:
         for name, parts in modules_of(tensors).items():
             if name.endswith(pattern):
                 width = input_width(parts)
                 if width is not None:
                     return width
     return None
+
+
+def family_name(tensors: Mapping[str, Tensor]) -> str:
+    """The family of a file under kohya's names, for messages; empty where neither names nor widths show one."""
+    return "SDXL" if is_sdxl(tensors) else FAMILIES.get(context_width(tensors) or 0, "")
 
 
 def input_width(parts: Mapping[str, Tensor]) -> int | None:
@@ -240,12 +252,18 @@ def input_width(parts: Mapping[str, Tensor]) -> int | None:
     return int(widths[0] * widths[1]) if len(widths) == 2 else None
 
 
-def check_width(file: object, tensors: Mapping[str, Tensor], here: int) -> None:
-    """Raises: InputError when the layers of a LoRA read text states of another width than the base model's."""
-    width = context_width(tensors)
-    if width is not None and width != here:
-        names = [f" ({FAMILIES[one]})" if one in FAMILIES else "" for one in (width, here)]
+def check_width(file: object, tensors: Mapping[str, Tensor], here: int, family: str = "") -> None:
+    """Raises: InputError when a LoRA is of another family, or its layers read text states of another width.
+
+    Args:
+        here: width that the base model's UNet takes.
+        family: name of the base model's family; SDXL's files show theirs by their names.
+    """
+    width, of_file = context_width(tensors), family_name(tensors)
+    is_other = bool(family) and is_sdxl(tensors) != (family == "SDXL") and bool(modules_of(tensors))
+    if (width is not None and width != here) or is_other:
+        names = [f" ({one})" if one else "" for one in (of_file, family or FAMILIES.get(here, ""))]
+        read = "" if width is None else f": its layers read text states of width {width}{names[0]}"
         raise InputError(
-            f"'{file}' was made for another base model: its layers read text states of width {width}{names[0]}, "
-            f"this base model has {here}{names[1]}"
+            f"'{file}' was made for another base model{read or names[0]}, this base model has {here}{names[1]}"
         )

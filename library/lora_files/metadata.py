@@ -74,7 +74,7 @@ def network_facts(
     rules: FileRules,
     stated: Mapping[str, str],
     resolution: tuple[int, int],
-    version: tuple[str, str],
+    version: tuple[str, str, str],
     prediction_type: str,
     model_hashes: Mapping[str, str],
 ) -> dict[str, str]:
@@ -82,9 +82,9 @@ def network_facts(
 
     Args:
         stated: ss_network_dim, ss_network_alpha and ss_network_args of the network.
-        version: ss_base_model_version and modelspec.architecture of the base model's family.
+        version: ss_base_model_version, modelspec.architecture and modelspec.implementation of the base model's family.
     """
-    base_model, architecture = version
+    base_model, architecture, implementation = version
     facts = {
         "ss_v2": str(rules.v2),
         "ss_base_model_version": base_model,
@@ -92,7 +92,7 @@ def network_facts(
         **stated,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": implementation,
         "modelspec.resolution": f"{resolution[0]}x{resolution[1]}",
         "modelspec.date": time.strftime("%Y-%m-%d", time.gmtime()),  # the day in UTC: no clock, no time zone
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from library.errors import InputError
 from library.lora_files.adapter_config import AdapterConfig, configs_in_header
+from library.lora_files.sdxl_names import is_sdxl, sdxl_named
 
 # How a tensor's name may end -> kohya's ending. The first that fits is taken.
 ENDINGS = (
@@ -20,18 +21,11 @@ ENDINGS = (
     (re.compile(r"\.(?P<way>alpha|dora_scale|oft_blocks|rescale|diff|diff_b|w_norm|b_norm)"), "{way}"),
 )
 LONGEST_ENDING = 48
-PARTS = {"unet.": "lora_unet_", "text_encoder.": "lora_te_"}
+PARTS = {"unet.": "lora_unet_", "text_encoder.": "lora_te_", "text_encoder_2.": "lora_te2_"}
 UNET_PATH = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding)\.")
 TEXT_PATH = re.compile(r"(text_model\.)?encoder\.layers\.")
 TRANSFORMERS = ("transformer.", "lora_transformer_", "lora_unet_double_blocks_", "lora_unet_single_blocks_",
                 "lora_unet_joint_blocks_", "text_encoder_3.", "lora_te3_", "diffusion_model.double_")  # fmt: skip
-SDXL = (
-    "lora_te2_",
-    "text_encoder_2.",
-    "lora_unet_input_blocks_",
-    "lora_unet_output_blocks_",
-    "lora_unet_middle_block_",
-)
 
 
 def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
@@ -49,15 +43,17 @@ def renamed(weights: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig])
     """The same tensors under kohya's names; a name that follows no rule stays, for a later check to report.
 
     Args:
-        configs: what is stated about the parts "lora_unet_" and "lora_te_".
+        configs: what is stated about the parts, by the values of ``PARTS``.
 
     Raises:
         InputError: two tensors of one name.
     """
+    of_sdxl = is_sdxl(weights) or any(_reads_states_of_sdxl(name, value) for name, value in weights.items())
     found: dict[str, Tensor] = {}
     paths: dict[str, str] = {}  # of modules, with dots, as peft's patterns know them
     for name, value in weights.items():
         module, part, path = place_of(name)
+        module = sdxl_named(module) if of_sdxl and part else module
         full = f"{module}.{part}" if part else module
         if full in found:
             raise InputError(f"two tensors are called {full}, one of them {name}; the file was joined from two")
@@ -66,6 +62,12 @@ def renamed(weights: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig])
         found[full] = value
         paths[module] = path
     return _with_stated_alphas(found, paths, configs)
+
+
+def _reads_states_of_sdxl(name: str, value: Tensor) -> bool:
+    """Whether a tensor is the inner factor of a cross-attention that reads 2,048 numbers a token."""
+    module, part, _ = place_of(name)
+    return part == "lora_down.weight" and bool(re.search("attn2_to_[kv]$", module)) and value.shape[1:2] == (2048,)
 
 
 def place_of(name: str) -> tuple[str, str, str]:
@@ -85,7 +87,7 @@ def place_of(name: str) -> tuple[str, str, str]:
 
 def module_of(path: str) -> tuple[str, str]:
     """kohya's name of a module path, and the path without what names the part."""
-    if path.startswith(("lora_unet_", "lora_te_", "lora_te1_")):
+    if path.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")):
         return _with_text_level(re.sub("^lora_te1_", "lora_te_", path)), path
     part = next((prefix for prefix in PARTS if path.startswith(prefix)), "")
     inner = path.removeprefix(part)
@@ -109,7 +111,7 @@ def _without_processors(path: str, *, text: bool) -> str:
 
 
 def _with_text_level(module: str) -> str:
-    return re.sub(r"^lora_te_(?!text_model_)", "lora_te_text_model_", module)
+    return re.sub(r"^(lora_te2?_)(?!text_model_|text_projection)", r"\1text_model_", module)
 
 
 def _with_stated_alphas(
@@ -118,7 +120,8 @@ def _with_stated_alphas(
     """Add the alphas that a configuration states to modules without one of their own."""
     filled = dict(tensors)
     for module, path in paths.items():
-        config = next((config for prefix, config in configs.items() if module.startswith(prefix)), None)
+        part = module.replace("lora_te1_", "lora_te_", 1)
+        config = next((config for prefix, config in configs.items() if part.startswith(prefix)), None)
         if config is None or f"{module}.alpha" in tensors:
             continue
         rank = rank_of(tensors, module)
@@ -149,9 +152,7 @@ def rank_of(tensors: Mapping[str, Tensor], module: str) -> int | None:
 
 
 def other_family(names: Mapping[str, Tensor]) -> str | None:
-    """The family of a file whose names can only be another's; None where they are those of SD 1.x and 2.x."""
+    """The family of a file whose names can only be another's; None where they are those of a family here."""
     if any(name.removeprefix("base_model.model.").startswith(TRANSFORMERS) for name in names):
         return "a model with a transformer in place of the UNet (SD 3, Flux and others)"
-    if any(name.startswith(SDXL) for name in names):
-        return "SDXL"
     return None

@@ -100,24 +100,24 @@ def is_our_own(name: str) -> bool:
 
 
 def sdxl_marks(values: Mapping[str, Any]) -> list[str]:
-    """The keys that show a config of SDXL: its switches that are on, its keys, and a base model of it."""
-    marks = [name for name in values if name == "sdxl" or name.startswith("sdxl_")]
-    marks = [name for name in marks if not reads_as_off(values[name])]
-    marks += [
+    """The keys that show a config written for SDXL: its switches that are on, and values that name it."""
+    marks = [name for name in values if (name == "sdxl" or name.startswith("sdxl_")) and not reads_as_off(values[name])]
+    return marks + [
         name
         for name in ("model_train_type", "network_module", "LoRA_type")
         if "sdxl" in str(values.get(name, "")).lower()
     ]
-    base = str(values.get("pretrained_model_name_or_path") or "")
-    if base and _is_sdxl_base(base):
-        marks.append("pretrained_model_name_or_path")
-    return marks
 
 
-def _is_sdxl_base(base: str) -> bool:
-    """Whether the base model is one of SDXL: by what its file or folder holds, else by the usual names."""
+def shows_sdxl(base: str) -> bool | None:
+    """Whether the base model is one of SDXL, by what its file or folder holds; None where that is not seen."""
     from library.diffusion.families.sdxl import is_sdxl_place  # slow to import
 
-    known = is_sdxl_place(Path(base))
+    return is_sdxl_place(Path(base)) if base else None
+
+
+def is_taken_for_sdxl(base: str) -> bool:
+    """Whether defaults are those of SDXL: by what the base model holds, else by the usual names."""
+    known = shows_sdxl(base)
     name = Path(base.replace("\\", "/").rstrip("/")).name.lower()
     return any(word in name for word in SDXL_NAMES) if known is None else known

@@ -130,8 +130,9 @@ def _check_data(config: Config, faults: Faults) -> None:
 
 def _check_text_states(config: Config, faults: Faults) -> None:
     """What keeps captions from being encoded once, as far as the options show it."""
-    rate = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    if rate > 0 and not config.network_train_unet_only:
+    rates = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    is_trained = any(rate > 0 for rate in (rates if isinstance(rates, list) else [rates]))
+    if is_trained and not config.network_train_unet_only:
         faults.add(
             "cache_text_encoder_outputs cannot be: the text encoder is trained; set network_train_unet_only = true, or "
             "text_encoder_lr = 0"

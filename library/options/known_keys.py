@@ -5,7 +5,7 @@ from typing import Any
 
 from library.errors import Faults, InputError, did_you_mean, nearest
 from library.options import front_ends
-from library.options.declarations import TRAINERS, Config, fields_of
+from library.options.declarations import Config, fields_of
 from library.options.front_ends import reads_as_off, say_the_same
 from library.options.kohya import (
     READ_ONLY_WITH,
@@ -55,7 +55,8 @@ def known_keys(door: str, given: dict[str, Given], faults: Faults, notices: Noti
         if name in STAND_FOR:
             if not reads_as_off(entry.value):
                 name, value = STAND_FOR[name]
-                notices.tell(f"{entry.origin}: '{written}' is taken as {name} = \"{value}\"")
+                shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
+                notices.tell(f"{entry.origin}: '{written}' is taken as {name} = {shown}")
                 keep(name, Given(value, f"{entry.origin}, as {written}"))
         elif name == "epoch" and "max_train_epochs" in known:
             _keep_epoch(entry, given, keep, notices)
@@ -68,14 +69,29 @@ def known_keys(door: str, given: dict[str, Given], faults: Faults, notices: Noti
     return kept
 
 
-def refuse_sdxl(door: str, given: Mapping[str, Given]) -> None:
-    """Raises: InputError with one sentence for a training config of SDXL, whose other keys are not worth a list."""
-    marks = front_ends.sdxl_marks({name: entry.value for name, entry in given.items()}) if door in TRAINERS else []
-    if marks:
+def check_sdxl(given: Mapping[str, Given]) -> None:
+    """Compare what a config says of SDXL with the base model, where its file or folder shows what it is.
+
+    Raises:
+        InputError: in one sentence, a config for SDXL with another base model, or the other way round; the other keys
+            are not worth a list.
+    """
+    base = given.get("pretrained_model_name_or_path")
+    known = None if base is None else front_ends.shows_sdxl(str(base.value))
+    if base is None or known is None:
+        return
+    marks = front_ends.sdxl_marks({name: entry.value for name, entry in given.items()})
+    place = f"'{base.value}' ({base.origin})"
+    if marks and not known:
         shown = ", ".join(f"{name} = {given[name].value!r} ({given[name].origin})" for name in marks)
         raise InputError(
-            f"this is a config for SDXL: {shown}; this suite trains SD 1.x and 2.x so far; give a base model of these"
-            + ("" if marks == ["pretrained_model_name_or_path"] else " and leave the keys of SDXL out")
+            f"this is a config for SDXL: {shown}; and {place} is no SDXL model; give one, or leave these keys out"
+        )
+    denied = given.get("sdxl")
+    if known and denied is not None and reads_as_off(denied.value):
+        raise InputError(
+            f"sdxl = {denied.value!r} ({denied.origin}) says that the base model is not SDXL; and {place} is an SDXL "
+            "model; leave sdxl out, or give the base model that the config was written for"
         )
 
 

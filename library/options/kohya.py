@@ -7,9 +7,11 @@ RENAMED = {
 }
 
 # Old switches that set another option; the door reports it once.
-STAND_FOR = {
+STAND_FOR: dict[str, tuple[str, str | bool]] = {
     "use_8bit_adam": ("optimizer_type", "AdamW8bit"),
     "use_lion_optimizer": ("optimizer_type", "Lion"),
+    "sdxl_no_half_vae": ("no_half_vae", True),  # the GUI's own names
+    "sdxl_cache_text_encoder_outputs": ("cache_text_encoder_outputs", True),
 }
 
 _LOADING = "it chooses where weights are loaded to and when memory is given back, and the trainer sees to both"
@@ -99,7 +101,7 @@ _VALIDATION = (
     "the four-sided split already holds images out (nonmember_share, --split_file); "
     "aux_loss_every_n_epochs and aux_loss_every_n_steps set how often validation runs on its aux sides"
 )
-_SDXL = "it belongs to kohya's SDXL, SD3 and FLUX scripts; this suite trains SD 1.x and 2.x"
+_FUSED = "a step needs its whole gradient, to clip it and to leave out one that is not finite"
 _FP8 = "frozen weights have the dtype of mixed_precision; use bf16 and gradient_checkpointing to save memory"
 
 REFUSED = {
@@ -136,7 +138,7 @@ REFUSED = {
     "initial_epoch": "--resume continues epoch, step and data order by itself",
     "initial_step": "--resume continues epoch, step and data order by itself",
     "skip_until_initial_step": "--resume continues epoch, step and data order by itself",
-    "fused_backward_pass": _SDXL,
+    "fused_backward_pass": _FUSED,
     "datasets": "[[datasets]] belongs in a file of its own; give that file as dataset_config",
     "stop_text_encoder_training": (
         "the text encoder's LoRA is trained for the whole run; leave it out, or set network_train_unet_only = true"

@@ -11,7 +11,7 @@ from library.errors import Faults
 from library.options.declarations import Config, fields_of
 from library.options.help_text import help_text
 from library.options.joint_checks import check_together
-from library.options.known_keys import known_keys, refuse_sdxl
+from library.options.known_keys import check_sdxl, known_keys
 from library.options.kohya import REFUSED, WITHOUT_EFFECT
 from library.options.notices import Notices
 from library.options.settled import settled
@@ -84,13 +84,14 @@ def collect_options(door: str, arguments: Sequence[str], faults: Faults, notices
     """The given options by the names of ``Config``: flags override the file, kohya's old names are resolved.
 
     Raises:
-        InputError: a file that cannot be read; a config of another kind, in one sentence (dataset file, SDXL).
+        InputError: a file that cannot be read; a config of another kind, in one sentence (dataset file, another
+            family than the base model's).
     """
     switches = [name for name in fields_of(door) if TYPES[name] is bool] + [*WITHOUT_EFFECT, *REFUSED]
     lists = [name for name in TYPES if TYPES[name] == list[str]] + ["text_encoder_lr"]
     flags, config_file = read_flags(arguments, switches=switches, lists=lists, faults=faults)
     written = read_file(config_file, faults, notices.tell) if config_file else {}
-    refuse_sdxl(door, (written or {}) | flags)
+    check_sdxl((written or {}) | flags)
     file = known_keys(door, written or {}, faults, notices)
     known = known_keys(door, flags, faults, notices)
     if written is None:

@@ -8,9 +8,10 @@ from typing import Any
 from library.errors import Faults, InputError
 from library.incoming.files import exists, read_text
 from library.options.declarations import TRAINERS, Config
+from library.options.front_ends import is_taken_for_sdxl, shows_sdxl
 from library.options.notices import Notices
 from library.options.sources import Given
-from library.options.values import leaves_unset, unequal_rates
+from library.options.values import leaves_unset
 from library.trainers import PRIVATE
 
 METADATA = tuple(name for name in Config.__dataclass_fields__ if name.startswith("metadata_"))
@@ -25,20 +26,42 @@ def settled(door: str, config: Config, given: Mapping[str, Given], notices: Noti
     Args:
         given: the options of file and flags. What is named there is never changed where it would change the LoRA.
     """
+    if shows_sdxl(config.pretrained_model_name_or_path):
+        config = dataclasses.replace(config, sdxl=True)  # so that config.toml states what the base model is
+    config = _size(config, given, notices)
     if door not in TRAINERS:
         return config
     if door in PRIVATE:
         config = dataclasses.replace(config, **WITHOUT_THE_GAME)
-    rates = given.get("text_encoder_lr")
-    if rates is not None and unequal_rates(rates) and config.text_encoder_lr is not None:
-        notices.tell(
-            f"{rates.origin}: text_encoder_lr = {rates.value!r} is taken as {config.text_encoder_lr:g}, the first "
-            "rate: SD 1.x and 2.x have one text encoder"
-        )
+    config = _rates(config, given, notices)
     _network_args(config, given, notices)
     for settle in (_cache, _previews, _trackers, _free_text, _schedule):
         config = settle(config, given, notices)
     return config
+
+
+def _size(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """The training size of the base model's family, where none is given."""
+    if "resolution" in given or not is_taken_for_sdxl(config.pretrained_model_name_or_path):
+        return config
+    sizes: dict[str, Any] = {"resolution": "1024"}
+    sizes |= {} if "max_bucket_reso" in given else {"max_bucket_reso": 2048}
+    told = ", ".join(f"{name} = {value}" for name, value in sizes.items())
+    notices.tell(f"{told}: none is given, and the base model is SDXL, which was trained at 1024 pixels")
+    return dataclasses.replace(config, **sizes)
+
+
+def _rates(config: Config, given: Mapping[str, Given], notices: Notices) -> Config:
+    """Of several rates for text encoders the first, where the base model has one."""
+    rates = config.text_encoder_lr
+    if not isinstance(rates, list) or is_taken_for_sdxl(config.pretrained_model_name_or_path):
+        return config
+    entry = given["text_encoder_lr"]
+    notices.tell(
+        f"{entry.origin}: text_encoder_lr = {entry.value!r} is taken as {rates[0]:g}, the first rate: SD 1.x and 2.x "
+        "have one text encoder"
+    )
+    return dataclasses.replace(config, text_encoder_lr=rates[0])
 
 
 def _network_args(config: Config, given: Mapping[str, Given], notices: Notices) -> None:

@@ -39,6 +39,8 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if wanted is int and not isinstance(value, bool):
             return int(value) if isinstance(value, (int, str)) or float(value).is_integer() else int("not whole")
+        if name == "text_encoder_lr" and isinstance(value, list) and value:
+            return [float(rate) for rate in value]
         if wanted is float and not isinstance(value, bool):
             return float(value)
         if wanted is str and not isinstance(value, bool) and (isinstance(value, str) or name in PAIRS):
@@ -59,8 +61,8 @@ def _coerced(name: str, entry: Given, faults: Faults) -> Any:
 
 def _plainer(name: str, value: Any) -> Any:
     """The value without the forms in which kohya and its front-ends also write it."""
-    if name == "text_encoder_lr" and isinstance(value, list) and value:
-        return value[0]  # one rate for each text encoder; of SD 1.x and 2.x there is one
+    if name == "text_encoder_lr" and isinstance(value, list) and len({str(rate) for rate in value}) == 1:
+        return value[0]  # one for each text encoder
     if name in PAIRS and isinstance(value, list) and all(type(item) in (int, float, str) for item in value):
         return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
     if name in PAIRS and isinstance(value, float) and value.is_integer():
@@ -69,11 +71,6 @@ def _plainer(name: str, value: Any) -> Any:
         share = float(value.strip()[:-1]) / 100
         return share if share < 1 else value
     return value
-
-
-def unequal_rates(entry: Given) -> bool:
-    """Whether text_encoder_lr names rates of several text encoders that differ."""
-    return isinstance(entry.value, list) and len({str(rate) for rate in entry.value}) > 1
 
 
 def leaves_unset(name: str, entry: Given) -> bool:
@@ -134,9 +131,9 @@ def _out_of_bounds(name: str, value: Any, entry: Given) -> str:
         return f"{name} must be '512' or 'width,height' in pixels, {where}"
     if name in SIZES and any(len(side.strip()) > 9 or int(side) > WIDEST for side in value.split(",")):
         return f"{name} must be at most {WIDEST} pixels a side, {where}"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _out_of_range(name, value, where)
-    return ""
+    numbers = value if isinstance(value, list) else [value]
+    numbers = [one for one in numbers if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    return next((why for one in numbers if (why := _out_of_range(name, one, where))), "")
 
 
 def _not_among(value: Any, choices: Sequence[Any]) -> list[Any]:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from library.diffusion.diffusers_folder import check_kind, check_parts
 from library.diffusion.families.family import Family
-from library.diffusion.families.recognise import family_of_file, family_of_unet
+from library.diffusion.families.recognise import family_of_file
 from library.diffusion.folder_settings import check_files
 from library.diffusion.single_file import converted, unfilled_parts, with_text_model_names
 from library.errors import Faults, InputError, shortened
 from library.incoming.files import is_file, is_folder
 from library.incoming.foreign import foreign_reader
 from library.tensor_files import Slot, open_tensors, slots
-from networks.lora_targets import locon_targets, named_layers, text_targets, unet_targets
+from networks.lora_targets import all_text_targets, locon_targets, named_layers, unet_targets
 
 ROWS = 1 << 32  # a tag is ROWS * number of the tensor + row
 
@@ -107,9 +107,9 @@ def _open_file(path: Path, settings: Path | None, stack: ExitStack) -> BaseCheck
     tags = tagged(layout)
     family = family_of_file(path, tags)
     with torch.device("meta"):
-        unet, vae, text_encoder = unfilled_parts(settings or family.settings)
+        unet, _, *text_encoders = empty = unfilled_parts(settings or family.settings, family)
     renamed = with_text_model_names(path, tags)
-    parts = converted(path, (unet, vae, text_encoder), renamed, family)
+    parts = converted(path, empty, renamed, family)
     numbered = list(layout)
     found = {
         (part, name): _place_of(path, tag, numbered, layout)
@@ -117,7 +117,7 @@ def _open_file(path: Path, settings: Path | None, stack: ExitStack) -> BaseCheck
         if part != "VAE"
         for name, tag in state.items()
     }
-    return _joined(path, family, (unet, text_encoder), found, {path: (opened, layout)})
+    return _joined(path, family, (unet, text_encoders), found, {path: (opened, layout)})
 
 
 def tagged(layout: Mapping[str, Slot]) -> dict[str, Tensor]:
@@ -140,17 +140,19 @@ def _place_of(file: Path, tag: Tensor, numbered: list[str], layout: Mapping[str,
 
 
 def _open_folder(path: Path, stack: ExitStack) -> BaseCheckpoint:
-    check_parts(path)
-    check_kind(path)
+    family = check_kind(path)
+    check_parts(path, family)
     faults = Faults()
-    for part in ("unet", "vae", "text_encoder"):
-        check_files(path / part, part, faults)
+    roles = {"unet": "unet", "vae": "vae"} | {one.folder: "text_encoder" for one in family.texts}
+    for part, role in roles.items():
+        check_files(path / part, role, faults)
     faults.raise_if_any()
     with foreign_reader(f"'{path}'"), torch.device("meta"):
-        unet, _, text_encoder = unfilled_parts(path)
+        unet, _, *text_encoders = unfilled_parts(path, family)
+    folders = {"unet": "UNet"} | {one.folder: one.role for one in family.texts}
     found: dict[tuple[str, str], Place] = {}
     files: dict[Path, tuple[Any, dict[str, Slot]]] = {}
-    for folder, part in (("unet", "UNet"), ("text_encoder", "text encoder")):
+    for folder, part in folders.items():
         for file in sorted((path / folder).glob("*.safetensors")):
             opened = stack.enter_context(open_tensors(file))
             files[file] = opened, slots(opened)
@@ -160,32 +162,31 @@ def _open_folder(path: Path, stack: ExitStack) -> BaseCheckpoint:
                     raise InputError(f"'{path / folder}' has its weights twice, in {other} and {file.name}; keep one")
                 rows = slot.shape[0] if slot.shape else 1
                 found[part, name] = Place(file, name, 0, rows, True)
-    if len({file.parent for file in files}) < 2:
-        raise InputError(f"'{path}' has no .safetensors in unet/ and text_encoder/ both; pickles are not read here")
-    return _joined(path, family_of_unet(unet.config), (unet, text_encoder), found, files)
+    without = sorted(set(folders) - {file.parent.name for file in files})
+    if without:
+        raise InputError(f"'{path}' has no .safetensors in {'/, '.join(without)}/; pickles are not read here")
+    return _joined(path, family, (unet, text_encoders), found, files)
 
 
 def _joined(
     path: Path,
     family: Family,
-    parts: tuple[Any, Any],
+    parts: tuple[Any, list[Any]],
     found: Mapping[tuple[str, str], Place],
     files: Mapping[Path, tuple[Any, dict[str, Slot]]],
 ) -> BaseCheckpoint:
     """Places by the names of a LoRA file. Raises: InputError for layers of the model without a tensor."""
-    unet, text_encoder = parts
-    names = {
-        (part, name.removeprefix("text_model.") if part == "text encoder" else name): place
-        for (part, name), place in found.items()
-    }
+    unet, text_encoders = parts
+    names = {(part, name.removeprefix("text_model.")): place for (part, name), place in found.items()}
+    roles = ["UNet", *(one.role for one in family.texts)]
     modules = {
-        id(module): ("UNet" if one is unet else "text encoder", dotted.removeprefix("text_model."))
-        for one in parts
+        id(module): (role, dotted.removeprefix("text_model."))
+        for role, one in zip(roles, (unet, *text_encoders), strict=True)
         for dotted, module in one.named_modules()
     }
     places: dict[str, dict[str, Place]] = {}
     missing: list[str] = []
-    for lora_name, layer in named_layers(unet, text_encoder).items():
+    for lora_name, layer in named_layers(unet, text_encoders).items():
         part, dotted = modules[id(layer)]
         for tensor, _ in layer.named_parameters(recurse=False):
             place = names.get((part, f"{dotted}.{tensor}"))
@@ -195,7 +196,7 @@ def _joined(
                 places.setdefault(lora_name, {})[tensor] = place
     if missing:
         raise InputError(f"'{path}' lacks {len(missing)} tensors of its layers: {shortened(missing, 3)}")
-    linear: dict[str, nn.Module] = unet_targets(unet) | text_targets(text_encoder, family.lora_text_prefix)
+    linear: dict[str, nn.Module] = unet_targets(unet) | all_text_targets(family, text_encoders)
     return BaseCheckpoint(
         path, family, int(unet.config.cross_attention_dim), {file: layout for file, (_, layout) in files.items()},
         places, tuple(linear), tuple(locon_targets(unet)), {file: opened for file, (opened, _) in files.items()},

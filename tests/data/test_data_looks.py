@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from library.data.augmentation import (
     METHODS,
+    Crop,
+    as_tensor,
     centre_crop,
+    chosen_crop,
     face_crop,
     face_of,
     face_range,
     fitted_pixels,
+    plain_framing,
     random_crop,
     recoloured,
     use_of,
@@ -29,7 +33,7 @@ from library.data.buckets import (
     report_buckets,
     shrunk_bucket,
 )
-from library.data.examples import Example, open_picture, pixel_hash
+from library.data.examples import Example, open_picture, picture_of, pixel_hash
 from library.data.latent_source import CachedLatents, FreshLatents, latent_mask, plain_mask
 from library.errors import InputError
 from library.seeding import stream
@@ -202,12 +206,37 @@ def test_a_mask_goes_through_the_same_crop_mirror_and_scaling_as_its_picture(tmp
     one = masked(tmp_path, random_crop=True, flip_aug=True)
     seen = set()
     for index in range(40):
-        pixels, mask = use_of(one, (16, 16), stream(1, index))
+        use = use_of(one, (16, 16), stream(1, index))
+        pixels, mask = use.pixels, use.mask
         assert mask is not None and torch.allclose((pixels[0] + 1) / 2, mask[0], atol=1e-6)
         seen.add(float(mask[0, 0, 0]))
     assert len(seen) > 15
-    pixels, mask = use_of(one, (16, 16), None)
-    assert torch.allclose(mask, plain_mask(one, (16, 16)))
+    mask = use_of(one, (16, 16), None).mask
+    assert mask is not None and torch.allclose(mask, plain_mask(one, (16, 16)))
+
+
+def test_a_framing_is_size_corner_and_crop_of_the_use_and_a_mirror_turns_the_corner(tmp_path: Path) -> None:
+    """By hand: 40 x 20 pixels, crop 16 x 16: scaled to 32 x 16, 8 cut on both sides. Of 33 x 16, 8 left and 9 right."""
+    example = replace(painted(tmp_path), width=40, height=20)
+    assert plain_framing(example, (16, 16)).tolist() == [20, 40, 0, 8, 16, 16]
+    odd = Crop((33, 16), 8, 0, (16, 16))
+    assert odd.framing(66, 32).tolist() == [32, 66, 0, 8, 16, 16]
+    assert odd.framing(66, 32, mirrored=True).tolist() == [32, 66, 0, 9, 16, 16]
+
+
+def test_the_framing_of_a_random_crop_is_that_of_its_pixels(tmp_path: Path) -> None:
+    one = painted(tmp_path, random_crop=True, flip_aug=True)
+    corners = set()
+    for index in range(20):
+        use = use_of(one, (16, 16), stream(1, index))
+        height, width, top, left, *size = use.framing.tolist()
+        crop = Crop(chosen_crop(one, (16, 16), stream(1, index)).covered, left, top, (16, 16))
+        whole = picture_of(one)
+        plain, turned = (as_tensor(crop.of(view, None)) / 127.5 - 1 for view in (whole, ImageOps.mirror(whole)))
+        assert (height, width, *size) == (one.height, one.width, 16, 16)
+        assert torch.equal(use.pixels, plain) or torch.allclose(use.pixels, turned, atol=0.02)
+        corners.add((top, left))
+    assert len(corners) > 3
 
 
 def test_masks_are_averaged_over_each_latent_pixel() -> None:

@@ -120,10 +120,7 @@ def test_shipped_dimensions_are_the_published_ones(family, parameters, text_modu
     counted = [sum(weight.numel() for weight in part.parameters()) / 1e6 for part in (unet, vae, text_encoder)]
     assert tuple(round(count, 1) for count in counted) == parameters
     assert (len(network.unet_loras), len(network.text_encoder_loras)) == (192, text_modules)
-    width = text_encoder.config.hidden_size
-    plain, saving = (
-        memory.saved_activations(unet, (64, 64), width, gradient_checkpointing=saved) for saved in (False, True)
-    )
+    plain, saving = (memory.saved_activations(unet, (64, 64), gradient_checkpointing=saved) for saved in (False, True))
     assert 455e6 < plain < 463e6 and 0.150e9 < 2 * saving < 0.155e9  # 463 M counts the rank's own numbers too
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False)
@@ -132,25 +129,24 @@ def test_shipped_dimensions_are_the_published_ones(family, parameters, text_modu
     assert f"estimated: {gigabytes} GB" in words and "VAE 0.17" in words and "Adam 0.15" in words
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=["sd1", "sd2"])
+@pytest.mark.parametrize("family", FAMILIES, ids=["sd1", "sd2", "sdxl"])
 def test_every_tensor_of_a_file_of_the_published_size_finds_its_place(family) -> None:
     """Names and shapes alone, on tensors without data: the width, depth and 23 layers of the real models."""
     folder = family.settings
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
-        tensors = ldm_layout.original_tensors(unet, vae, text_encoder)
+        unet, vae, *text_encoders = parts = single_file.unfilled_parts(folder, family)
+        tensors = ldm_layout.original_tensors(*parts)
     assert family_of_file(Path("file"), tensors) is family_of_unet(unet.config) is family
-    assert text_encoder.config.hidden_size == family.context_width == unet.config.cross_attention_dim
+    widths = [one.config.hidden_size for one in text_encoders]
+    assert sum(widths) == family.context_width == unet.config.cross_attention_dim
     faults = Faults()
-    for part, state in single_file.converted(Path("x"), (unet, vae, text_encoder), tensors, family).values():
+    for part, state in single_file.converted(Path("x"), parts, tensors, family).values():
         fill(part, state, "file", faults)
     faults.raise_if_any()
 
 
 def test_the_sd2_tokenizer_has_clips_vocabulary_and_pads_with_id_0() -> None:
-    one, two = (shipped_tokenizer(family.settings / "tokenizer", family) for family in FAMILIES)
+    one, two = (shipped_tokenizer(family.settings / "tokenizer", family) for family in (SD1, SD2))
     tokens = tokenize(two, ["a photo of an astronaut"], 150)
     assert tokens[0, 0, :8].tolist() == [49406, 320, 1125, 539, 550, 18376, 49407, 0]
     assert tokens[0, 1, :4].tolist() == [49406, 49407, 0, 0] and len(two) == 49408
@@ -181,7 +177,9 @@ def test_old_text_encoder_names_are_read_as_if_they_were_current(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"addition_embed_type": "text_time"}, "is an SDXL model"), ({"in_channels": 9}, "is an inpainting model"),
+    [({"addition_embed_type": "text_time"}, "not a diffusers folder of an SDXL model: it has no text_encoder_2"),
+     ({"addition_embed_type": "image"}, "takes conditions beside the text"),
+     ({"in_channels": 9}, "is an inpainting model"),
      ({"in_channels": 7}, "not a plain text-to-image model")],
 )  # fmt: skip
 def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path, model_folder: Path, settings, message) -> None:

@@ -10,8 +10,10 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from library.diffusion import hub
+from library.diffusion.families.sdxl import SDXL
 from library.diffusion.model_files import load_model, open_base
 from library.errors import InputError
+from tests.helpers import tiny_sdxl
 from tests.helpers.base_models import assert_same_weights, rules
 
 
@@ -41,15 +43,23 @@ def test_a_vae_may_be_a_hub_id(fake_hub, model_folder: Path) -> None:
     assert fake_hub == [list(hub.VAE)]
 
 
-def test_an_sdxl_repository_is_refused_before_its_weights_are_fetched(
-    fake_hub, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_sdxl_repository_is_fetched_with_both_text_encoders_and_its_refiner_is_refused_before_its_weights(
+    fake_hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(shutil.copytree(model_folder, tmp_path / "xl"))
-    (folder / "text_encoder_2").mkdir()
+    folder = tiny_sdxl.write_model(tmp_path / "xl")
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: fake_hub.append(allow_patterns) or str(folder),
+    )
+    assert open_base(rules("someone/xl")).family is SDXL
+    assert not any("_2/model" in pattern for pattern in fake_hub[0]) and set(hub.SECOND_TEXT) <= set(fake_hub[1])
+    fake_hub.clear()
+    shutil.rmtree(folder / "text_encoder")
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda name, allow_patterns: fake_hub.append(name) or str(folder)
     )
-    with pytest.raises(InputError, match="is an SDXL model"):
+    with pytest.raises(InputError, match="is SDXL's refiner"):
         open_base(rules("someone/xl"))
     assert fake_hub == ["someone/xl"]
 

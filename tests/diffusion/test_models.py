@@ -96,7 +96,8 @@ def test_what_a_file_lacks_is_named(tmp_path: Path, original, lost: str, message
     ("name", "message"),
     [
         ("lora_unet_mid_block.alpha", "is a LoRA, not a base model"),
-        ("conditioner.embedders.0.x", "is an SDXL checkpoint"),
+        ("conditioner.embedders.0.model.x", "is SDXL's refiner"),
+        ("conditioner.embedders.0.transformer.x", "not a whole SDXL checkpoint: it has no UNet"),
         ("something.else", "not a whole SD 1.x checkpoint: it has no UNet"),
     ],
 )

@@ -195,9 +195,9 @@ def test_clip_skip_and_the_target_change_what_is_painted(model_folder: Path, tmp
 def test_prompts_are_weighted_where_the_training_weighs_captions(model_folder: Path) -> None:
     """Without weighted_captions brackets are letters; with them they change no letter but the states."""
     model = load_model(str(model_folder))
-    plain, marked = (text_states(model, [text], preview_rules()) for text in ("a cat", "a (cat:1.5)"))
-    assert torch.equal(plain, text_states(model, ["a cat"], preview_rules(weighted_captions=True)))
-    weighted = text_states(model, ["a (cat:1.5)"], preview_rules(weighted_captions=True))
+    plain, marked = (text_states(model, [text], preview_rules()).states for text in ("a cat", "a (cat:1.5)"))
+    assert torch.equal(plain, text_states(model, ["a cat"], preview_rules(weighted_captions=True)).states)
+    weighted = text_states(model, ["a (cat:1.5)"], preview_rules(weighted_captions=True)).states
     changed = ((weighted - plain).abs().amax(2) > 0).nonzero()[:, 1].tolist()  # tokens: start, a, c, a, t
     assert changed == [2, 3, 4] and torch.allclose(weighted[0, 2:5], 1.5 * plain[0, 2:5])
     assert not torch.equal(marked, plain)
@@ -244,6 +244,6 @@ def test_a_preview_that_overflows_is_decoded_again_and_one_that_stays_broken_is_
 
 def test_activations_are_counted_without_running_the_model_and_checkpointing_saves_most(model_folder: Path) -> None:
     unet = load_model(str(model_folder)).unet
-    small, large = (saved_activations(unet, size, 16) for size in ((8, 8), (16, 16)))
+    small, large = (saved_activations(unet, size) for size in ((8, 8), (16, 16)))
     assert 3.5 * small < large < 4.5 * small  # fused attention keeps no [h * w, h * w] weights
-    assert saved_activations(unet, (16, 16), 16, gradient_checkpointing=True) < 0.4 * large
+    assert saved_activations(unet, (16, 16), gradient_checkpointing=True) < 0.4 * large

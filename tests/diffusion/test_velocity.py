@@ -17,6 +17,7 @@ import SPLoRA
 from library.audit.images import generated
 from library.audit.queries import audited_model
 from library.audit.targets import lora_runs, provenance
+from library.diffusion.conditioning import Conditioning, uncropped
 from library.diffusion.denoising import Denoiser
 from library.diffusion.latent_diffusion import LatentDiffusion
 from library.diffusion.noise import Draw
@@ -78,7 +79,7 @@ def test_the_audit_reads_the_noise_out_of_an_exact_velocity() -> None:
 
     model: Any = SimpleNamespace(unet=Exact(1, 1), scheduler=scheduler)
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    found = asked(model).predict_noise(noisy, timesteps, torch.zeros(3, 77, 16))
+    found = asked(model).predict_noise(noisy, timesteps, Conditioning(torch.zeros(3, 77, 16)))
     assert torch.allclose(found, noise, atol=1e-5)
 
 
@@ -92,7 +93,7 @@ def test_the_audits_loss_is_the_trainings_times_the_share_of_signal(opened: Late
     of_velocity = training.difference(clean, training.context(tokens, None), draw).square()
     alpha = opened.scheduler.alphas_cumprod[timesteps][:, None, None, None]
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    found = asked(opened).predict_noise(noisy, timesteps, encode_text(opened.text_encoder, tokens, 1))
+    found = asked(opened).predict_noise(noisy, timesteps, Conditioning(encode_text(opened.text_encoder, tokens, 1)))
     assert torch.allclose((found - noise).square(), alpha * of_velocity, atol=1e-5)
 
 
@@ -102,7 +103,9 @@ def test_drawings_of_a_zero_snr_model_begin_at_the_last_step_with_signal(velocit
                     zero_terminal_snr=True)
     )  # fmt: skip
     assert model.scheduler.alphas_cumprod[-1] == 0
-    picture: Any = SimpleNamespace(latent=torch.zeros(4, 8, 8), identity="x", caption="a cat")
+    picture: Any = SimpleNamespace(
+        latent=torch.zeros(4, 8, 8), identity="x", caption="a cat", framing=uncropped((16, 16))
+    )
     drawn = generated.drawn_latents(asked(model), [picture], 0, 4, 2.0)
     assert drawn.isfinite().all() and drawn.abs().mean() > 0
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from library.audit.queries.audited_model import AuditedModel
 from library.audit.targets.candidate_table import Picture
+from library.diffusion.conditioning import Conditioning, uncropped
 from networks.per_sample_gradients import AdapterLayer
 
 WIDTH = 8  # of text states
@@ -70,7 +71,7 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
-def toy_text_states(captions: Sequence[str]) -> Tensor:
+def toy_text_states(captions: Sequence[str]) -> Conditioning:
     """[B, 3, WIDTH] states that depend on the words alone."""
     rows = []
     for caption in captions:
@@ -78,7 +79,7 @@ def toy_text_states(captions: Sequence[str]) -> Tensor:
             sum(ord(letter) * 31**place for place, letter in enumerate(caption[:9]))
         )
         rows.append(torch.randn(3, WIDTH, generator=generator))
-    return torch.stack(rows)
+    return Conditioning(torch.stack(rows))
 
 
 def toy_model(seed: int = 0, strength: float = 0.3) -> AuditedModel:
@@ -87,7 +88,7 @@ def toy_model(seed: int = 0, strength: float = 0.3) -> AuditedModel:
     adapter = ToyAdapter(unet, seed, strength)
     adapter.switch("on")
     return AuditedModel(
-        predict_noise=lambda latents, timesteps, states: unet(latents, timesteps, states).sample,
+        predict_noise=lambda latents, timesteps, states: states.predicted(unet, latents, timesteps),
         encode_text=toy_text_states,
         switch=adapter.switch,
         layers=adapter.layers,
@@ -102,7 +103,13 @@ def toy_pictures(count: int, seed: int = 0) -> list[Picture]:
     latents = torch.randn(count, 2, 4, 8, 8, generator=generator)
     return [
         Picture(
-            f"key{seed}-{row}", f"pixels{seed}-{row}", latents[row, 0], latents[row, 1], f"{row} two three four five"
+            f"key{seed}-{row}",
+            f"pixels{seed}-{row}",
+            latents[row, 0],
+            latents[row, 1],
+            f"{row} two three four five",
+            uncropped((16, 16)),
+            uncropped((16, 16)),
         )
         for row in range(count)
     ]

@@ -1,4 +1,4 @@
-"""Writes a model under the names of an original SD 1.x or 2.x checkpoint: the inverse of what diffusers reads."""
+"""Writes a model under the names of an original SD 1.x, 2.x or SDXL checkpoint: the inverse of what diffusers reads."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.helpers import tiny
 
@@ -39,14 +39,16 @@ RESNET = {
 TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 
 
-def unet_name(name: str) -> str:
-    """A UNet tensor's name in the original layout."""
+def unet_name(name: str, first_up_has_attention: bool = False) -> str:
+    """A UNet tensor's name in the original layout; SDXL's way up begins with attention."""
     for new, old in TOP.items():
         if name.startswith(new + "."):
             return "model.diffusion_model." + name.replace(new, old, 1)
@@ -63,7 +65,7 @@ def unet_name(name: str) -> str:
     elif kind == "downsamplers":
         place, rest = f"input_blocks.{3 * (level + 1)}.0", rest.replace("conv", "op", 1)
     elif kind == "upsamplers":
-        place = f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}"
+        place = f"output_blocks.{3 * level + 2}.{1 if level == 0 and not first_up_has_attention else 2}"
     else:
         block = (
             f"input_blocks.{3 * level + index + 1}" if part == "down_blocks" else f"output_blocks.{3 * level + index}"
@@ -85,28 +87,42 @@ def vae_name(name: str) -> str:
     return "first_stage_model." + name.replace("conv_shortcut", "nin_shortcut")
 
 
-def original_tensors(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+def original_tensors(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, *second: CLIPTextModelWithProjection
+) -> dict[str, Tensor]:
     """All tensors of a model under their original names; the VAE's attention as 1x1 convolutions."""
-    tensors = {unet_name(name): value for name, value in unet.state_dict().items()}
+    tensors = {unet_name(name, bool(second)): value for name, value in unet.state_dict().items()}
     for name, value in vae.state_dict().items():
         is_attention = "attn_1" in vae_name(name) and value.dim() == 2
         tensors[vae_name(name)] = value[:, :, None, None] if is_attention else value
-    if unet.config.use_linear_projection:
+    if second:
+        tensors |= clip_tensors(text_encoder, "conditioner.embedders.0.transformer.text_model.")
+        tensors |= open_clip_tensors(second[0], "conditioner.embedders.1.model.", unused_layer=False)
+    elif unet.config.use_linear_projection:
         tensors |= open_clip_tensors(text_encoder)
     else:
-        for name, value in text_encoder.state_dict().items():
-            tensors["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = value
+        tensors |= clip_tensors(text_encoder, "cond_stage_model.transformer.text_model.")
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
-def open_clip_tensors(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+def clip_tensors(text_encoder: CLIPTextModel, prefix: str) -> dict[str, Tensor]:
+    """CLIP's names, which are those of transformers."""
+    return {prefix + name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
+
+
+def open_clip_tensors(
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection,
+    prefix: str = "cond_stage_model.model.",
+    unused_layer: bool = True,
+) -> dict[str, Tensor]:
     """OpenCLIP's names: one matrix for queries, keys and values; and a 24th layer that SD 2.x does not use."""
     own = {name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
-    prefix, width = "cond_stage_model.model.", text_encoder.config.hidden_size
+    width = text_encoder.config.hidden_size
+    projection = own.get("text_projection.weight", torch.eye(width))
     tensors = {
         f"{prefix}positional_embedding": own["embeddings.position_embedding.weight"],
         f"{prefix}token_embedding.weight": own["embeddings.token_embedding.weight"],
-        f"{prefix}text_projection": torch.eye(width),
+        f"{prefix}text_projection": projection.T,
         f"{prefix}logit_scale": torch.tensor(1.0),
     }
     for kind in ("weight", "bias"):
@@ -119,7 +135,8 @@ def open_clip_tensors(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
             for new, old in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"),
                              ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
                 tensors[f"{block}{old}.{kind}"] = own[f"{layer}{new}.{kind}"]
-        tensors[f"{prefix}transformer.resblocks.23.ln_1.{kind}"] = torch.ones(width)
+        if unused_layer:
+            tensors[f"{prefix}transformer.resblocks.23.ln_1.{kind}"] = torch.ones(width)
     return tensors
 
 

@@ -232,6 +232,6 @@ def test_text_names_come_from_a_table_whatever_the_module_tree_is_called(model_f
     text_encoder = load_model(str(model_folder)).text_encoder
     nested = torch.nn.Module()
     nested.text_model = getattr(text_encoder, "text_model", text_encoder)
-    names = list(text_targets(text_encoder, SD1.lora_text_prefix))
-    assert list(text_targets(nested, SD1.lora_text_prefix)) == names
+    names = list(text_targets(text_encoder, SD1.texts[0].lora_prefix))
+    assert list(text_targets(nested, SD1.texts[0].lora_prefix)) == names
     assert all(name.startswith("lora_te_text_model_encoder_layers_") for name in names)

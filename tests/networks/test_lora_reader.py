@@ -61,8 +61,6 @@ REFUSED = {
     "a part missing": ({f"{UNET}.lora_down.weight": torch.ones(2, 3)}, "no kind that is read here, or with a part"),
     "an unknown part": (lora_of() | {f"{UNET}.lora_B.bias": torch.ones(4)}, "no kind that is read here"),
     "a checkpoint": ({"model.diffusion_model.out.0.weight": torch.ones(3)}, "is no LoRA: .* 'model.diffusion_model"),
-    "SDXL by names": (lora_of(name="lora_te2_text_model_encoder_layers_0_mlp_fc1"), "is a LoRA for SDXL; this suite"),
-    "SDXL's own layout": (lora_of(name="lora_unet_input_blocks_4_1_proj_in"), "is a LoRA for SDXL"),
     "Flux": (lora_of(name="lora_unet_double_blocks_0_img_attn_proj"), "transformer in place of the UNet"),
     "joined": (lora_of(name=TEXT) | lora_of(name=TEXT.replace("text_model_", "")), "two tensors are called lora_te"),
 }  # fmt: skip

@@ -244,7 +244,7 @@ BAD = {
         lambda t: t.update({k: torch.tensor(0.0) for k in t if k.endswith("alpha")}),
         "alphas that are not one",
     ),
-    "another family": (lambda t: t.update({"lora_te2_a.lora_down.weight": torch.ones(2, 3)}), "is a LoRA for SDXL"),
+    "another family": (lambda t: t.update({"lora_te3_a.lora_down.weight": torch.ones(2, 3)}), "a transformer in place"),
 }
 
 

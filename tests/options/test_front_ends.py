@@ -1,5 +1,6 @@
 """Configs in the manner of front-ends and notebooks: what changes nothing is told, what would change the run stops."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from library.errors import InputError
 from library.options.declarations import Config
 from library.options.front_ends import NOT_KOHYAS
 from library.options.resolve import read_config
+from library.options.write import resolved_toml
 
 FLAT = """
 LoRA_type = "Standard"
@@ -189,22 +191,49 @@ def test_a_dataset_file_that_changes_pictures_at_every_use_turns_the_cache_off(t
             find_parts(*pick_rules(config))
 
 
-def test_a_base_model_of_sdxl_is_told_in_one_sentence_whatever_its_file_is_called(tmp_path: Path, flags) -> None:
-    """The tensors' names of the original layout, and a diffusers folder with two text encoders."""
-    names = ("conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
-             "conditioner.embedders.1.model.ln_final.weight", "first_stage_model.decoder.conv_in.bias",
-             "model.diffusion_model.label_emb.0.0.weight", "model.diffusion_model.input_blocks.0.0.weight")  # fmt: skip
-    file, folder = tmp_path / "plain.safetensors", tmp_path / "folder"
-    save_file({name: torch.zeros(1) for name in names}, file)
+@pytest.fixture(params=["file", "folder"])
+def sdxl_base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """What shows SDXL, by no name: the tensors' names of the original layout, or a second text encoder."""
+    if request.param == "file":
+        names = ("conditioner.embedders.1.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight")
+        save_file({name: torch.zeros(1) for name in names}, tmp_path / "plain.safetensors")
+        return tmp_path / "plain.safetensors"
     for part in ("unet", "text_encoder_2"):
-        (folder / part).mkdir(parents=True)
-    for place in (file, folder):
-        text = f'pretrained_model_name_or_path = "{place}"\nclip_skp = 1\n'
-        (fault,) = refused(tmp_path, text, flags(pretrained_model_name_or_path=None))
-        assert fault == (
-            f"this is a config for SDXL: pretrained_model_name_or_path = '{place}' ({tmp_path}/mine.toml line 1); this "
-            "suite trains SD 1.x and 2.x so far; give a base model of these"
-        )
+        (tmp_path / "folder" / part).mkdir(parents=True)
+    return tmp_path / "folder"
+
+
+def test_a_base_model_of_sdxl_brings_its_sizes_and_keeps_two_rates(sdxl_base: Path, tmp_path: Path, flags) -> None:
+    base = {"pretrained_model_name_or_path": sdxl_base, "resolution": None}
+    config, heard = read(tmp_path, "text_encoder_lr = [5e-5, 1e-5]\n", flags(**base))
+    assert (config.resolution, config.max_bucket_reso, config.text_encoder_lr) == ("1024", 2048, [5e-5, 1e-5])
+    assert len(heard) == 1 and "the base model is SDXL, which was trained at 1024" in heard[0]
+    config, heard = read(tmp_path, "resolution = 768\nmax_bucket_reso = 1536\n", flags(**base))
+    assert (config.resolution, config.max_bucket_reso, config.sdxl, heard) == ("768", 1536, True, [])
+    again = tmp_path / "again.toml"
+    again.write_text(resolved_toml("SPLoRA", replace(config, text_encoder_lr=[5e-5, 1e-5])))
+    assert read_config("SPLoRA", ["--config_file", str(again)], heard.append).text_encoder_lr == [5e-5, 1e-5]
+
+
+def test_a_config_that_denies_sdxl_with_an_sdxl_base_says_so_in_one_sentence(
+    sdxl_base: Path, tmp_path: Path, flags
+) -> None:
+    (fault,) = refused(tmp_path, "sdxl = false\nclip_skp = 1\n", flags(pretrained_model_name_or_path=sdxl_base))
+    assert "sdxl = False" in fault and "mine.toml line 1" in fault and "is an SDXL model; leave sdxl out" in fault
+
+
+@pytest.mark.parametrize("key", ["sdxl = true", 'model_train_type = "sdxl-lora"', "sdxl_no_half_vae = true"])
+def test_a_config_of_sdxl_with_another_base_says_so_in_one_sentence(tmp_path: Path, flags, key: str) -> None:
+    (fault,) = refused(tmp_path, f"{key}\nclip_skp = 1\n", flags())
+    assert "this is a config for SDXL" in fault and "is no SDXL model" in fault and key.split(" ")[0] in fault
+
+
+def test_the_gui_keys_of_sdxl_stand_for_the_options_that_they_switch(tmp_path: Path, flags, sdxl_base: Path) -> None:
+    keys = ("sdxl", "sdxl_no_half_vae", "sdxl_cache_text_encoder_outputs", "network_train_unet_only")
+    text = "".join(f"{key} = true\n" for key in keys)
+    config, heard = read(tmp_path, text, flags(pretrained_model_name_or_path=sdxl_base))
+    assert config.no_half_vae and config.cache_text_encoder_outputs and config.sdxl
+    assert sum("is taken as" in text for text in heard) == 2
 
 
 @pytest.mark.parametrize(

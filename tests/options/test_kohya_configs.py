@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import toml
+import torch
+from safetensors.torch import save_file
 
 import SPLoRA
 from library.errors import Faults, InputError
@@ -16,7 +18,7 @@ from library.options.resolve import collect_options, read_config
 from tests.helpers import tiny
 
 FOLDER = Path(__file__).parent / "kohya_configs"
-FILES = ("character.toml", "style.toml", "several_scripts.toml", "fine_tune.toml")
+FILES = ("character.toml", "style.toml", "several_scripts.toml", "fine_tune.toml", "sdxl.toml")
 NOT_TAKEN = ("refused", "unknown", "wrong", "conflicts")
 NOTICED = ("taken as", "without effect")
 MARK = re.compile(r"#= (taken as|taken|without effect|refused|unknown|wrong|conflicts|off|asks for nothing):?\s*(.*)$")
@@ -144,12 +146,22 @@ def test_an_old_switch_stands_for_its_optimizer_and_may_not_contradict_it(shop: 
     assert given["optimizer_type"].value == "AdamW", "a flag beats both"
 
 
-def test_a_config_of_sdxl_is_told_in_one_sentence_that_names_what_shows_it(shop: Path) -> None:
-    (told,), notices = heard(FOLDER / "sdxl.toml")
+def test_the_sdxl_config_sizes_itself_and_is_told_from_one_with_another_base(shop: Path) -> None:
+    """Without a resolution the family's own; with an SD 1.x base one sentence, whatever else stands in the file."""
+    faulty = {line.key for line in lines_of(FOLDER / "sdxl.toml") if line.verdict in NOT_TAKEN}
+    copy = without(FOLDER / "sdxl.toml", faulty | {"resolution", "max_bucket_reso"})
+    notices: list[str] = []
+    config = read_config("SPLoRA", ["--config_file", str(copy)], notices.append)
+    assert (config.resolution, config.max_bucket_reso, config.sdxl) == ("1024", 2048, True)
+    assert any("resolution = 1024, max_bucket_reso = 2048: none is given" in text for text in notices)
+    other = Path("models/v1-5-pruned.safetensors")
+    save_file({"cond_stage_model.transformer.text_model.x": torch.zeros(1)}, other)
+    words = ["--config_file", str(FOLDER / "sdxl.toml"), "--pretrained_model_name_or_path", str(other)]
+    with pytest.raises(InputError) as caught:
+        read_config("SPLoRA", words, notices.append)
+    (told,) = str(caught.value).splitlines()
     assert "this is a config for SDXL: sdxl = True" in told and "sdxl.toml line 4, [model_arguments])" in told
-    assert "pretrained_model_name_or_path = 'models/sd_xl_base_1.0.safetensors'" in told and notices == []
-    Path("a.toml").write_text('pretrained_model_name_or_path = "models/v1-5-pruned.safetensors"\nsdxl = false\n')
-    assert not any("SDXL" in text for text in heard(Path("a.toml"))[0]), "off is no mark"
+    assert "'models/v1-5-pruned.safetensors' (command line) is no SDXL model" in told
 
 
 def test_a_dataset_file_given_as_config_file_is_told_where_it_belongs(shop: Path) -> None:

@@ -215,10 +215,11 @@ def test_public_pictures_keep_the_true_noise_and_have_no_teacher(taught) -> None
 
 def test_a_picked_batch_is_the_same_pictures() -> None:
     batch = Batch(torch.rand(3, 4, 2, 2), torch.rand(3, 4, 2, 2), torch.arange(9).reshape(3, 1, 3), torch.rand(3, 1, 3),
-                  torch.tensor([True, False, True]), torch.rand(3), torch.rand(3, 1, 2, 2), (7, 8, 9))  # fmt: skip
+                  torch.tensor([True, False, True]), torch.rand(3), torch.rand(3, 1, 2, 2), torch.rand(3, 6),
+                  (7, 8, 9))  # fmt: skip
     some = batch.picked([2, 0])
     assert some.indices == (9, 7) and some.is_member.tolist() == [True, True]
-    for name in ("mean", "std", "tokens", "token_weights", "weights", "mask"):
+    for name in ("mean", "std", "tokens", "token_weights", "weights", "mask", "framing"):
         assert torch.equal(getattr(some, name), getattr(batch, name)[[2, 0]])
 
 

@@ -188,7 +188,7 @@ def test_token_weights_multiply_the_joined_text_states(table) -> None:
     denoiser = table(**FROZEN).game.denoiser
     tokens = torch.randint(0, 500, (2, 3, 77), generator=torch.Generator().manual_seed(0))
     weights = torch.arange(2 * 3 * 77).reshape(2, 3, 77) / 100
-    plain, weighted = denoiser.context(tokens, None), denoiser.context(tokens, weights)
+    plain, weighted = denoiser.context(tokens, None).states, denoiser.context(tokens, weights).states
     joined = torch.cat([weights[:, 0, :-1], weights[:, 1, 1:-1], weights[:, 2, 1:]], dim=1)
     assert weighted.shape[1] == 227 and torch.allclose(weighted, plain * joined[..., None])
 

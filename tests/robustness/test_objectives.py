@@ -20,6 +20,7 @@ from library.audit.robustness.objectives import (
     encoder_of,
     noises_of,
 )
+from library.diffusion.conditioning import Conditioning, joined
 from library.diffusion.vae import decoder_of
 from library.seeding import stream
 from tests.helpers import audit_toy, tiny
@@ -44,7 +45,7 @@ def toy_loss(draw: int = KNOWN) -> DenoisingLoss:
     return DenoisingLoss(audit_toy.toy_model(), noises_of(PICTURES, draw, torch.device("cpu")))
 
 
-def states() -> Tensor:
+def states() -> Conditioning:
     """Of the pictures' captions."""
     return audit_toy.toy_text_states([one.caption for one in PICTURES])
 
@@ -69,9 +70,9 @@ def test_fresh_noise_is_other_noise_and_the_same_for_every_model() -> None:
 
 def test_gradients_of_pixels_and_text_agree_with_differences(vae: AutoencoderKL) -> None:
     of_pixels = LossOfPixels(encoder_of(vae), toy_loss(), states())
-    of_text = LossOfText(toy_loss(), encoder_of(vae)(pixels()))
+    of_text = LossOfText(toy_loss(), encoder_of(vae)(pixels()), states())
     of_code = CodeDistance(encoder_of(vae), encoder_of(vae)(pixels()))
-    for target, point in ((of_pixels, pixels()), (of_text, states()), (of_code, pixels() * 0.9)):
+    for target, point in ((of_pixels, pixels()), (of_text, states().states), (of_code, pixels() * 0.9)):
         values, gradient = target.ascent(point)
         assert torch.allclose(values, target.values(point), rtol=1e-5)
         direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, *[1] * (point.dim() - 1))
@@ -90,7 +91,7 @@ def test_the_distance_of_a_code_is_relative_to_the_code() -> None:
 def test_a_drawing_of_the_same_picture_is_the_same_and_a_larger_change_moves_it_more(vae: AutoencoderKL) -> None:
     redraw = Redrawing(
         audit_toy.toy_model(), encoder_of(vae), decoder_of(vae), redrawing_noise(PICTURES, torch.device("cpu")),
-        torch.cat([states(), audit_toy.toy_text_states([""] * 2)]), 4,
+        joined([states(), audit_toy.toy_text_states([""] * 2)]), 4,
     )  # fmt: skip
     drawn = redraw.of(pixels())
     assert moved(redraw.of(pixels()), drawn).tolist() == [0.0, 0.0]

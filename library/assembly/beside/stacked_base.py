@@ -16,7 +16,7 @@ from library.data.examples import Example
 from library.data.latents import encoded_moments
 from library.data.read_pictures import pick_rules, read_split_pictures
 from library.diffusion.latent_diffusion import LatentDiffusion
-from library.diffusion.text import encode_text, read_captions
+from library.diffusion.text import read_captions
 from library.diffusion.vae import posterior_encoder
 from library.errors import InputError
 
@@ -39,13 +39,21 @@ def stacked_base(
     Args:
         settings: every option by name, with the training's own values.
         layers: those that a stack may change; None: the query and value projections of every attention.
+
+    Raises:
+        InputError: a base whose UNet takes more than text states (SDXL).
     """
+    if model.unet.config.addition_embed_type is not None:
+        raise InputError(
+            f"attacks reconstruction reads LoRAs of Stable Diffusion 1.x and 2.x; this base is {model.family.name}, "
+            "whose captions have further states; leave reconstruction out"
+        )
     clip_skip, length, weighted = (settings[name] for name in TEXT_STATES)
 
     @torch.no_grad()
     def states_of(captions: Sequence[str]) -> Tensor:
         tokens, weights = read_captions(model.tokenizer, list(captions), length, weighted=weighted)
-        return encode_text(model.text_encoder, tokens.to(model.unet.device), clip_skip, weights)
+        return model.family.encode(model.text_encoder, tokens.to(model.unet.device), clip_skip, weights).states
 
     stack = StackedModel(
         model.unet,

@@ -21,6 +21,7 @@ from library.audit.statistics.findings import Finding, ScoreSettings
 from library.audit.statistics.image_distances import frechet_distance, kernel_distance
 from library.audit.statistics.set_test import SetTest, set_test
 from library.audit.targets.candidate_table import Candidates, FloatArray, Picture
+from library.diffusion.conditioning import Conditioning, joined, uncropped
 from library.seeding import numpy_stream, stream
 
 POOLED_SIDE = 4  # latents are pooled to 4 x 4 cells for the distances between sets
@@ -62,8 +63,9 @@ def drawn_latents(audited: AuditedModel, batch: Sequence[Picture], draw: int, st
     """[B, 4, h, w] latents drawn from the captions by DDIM with classifier-free guidance."""
     shape = tuple(batch[0].latent.shape)
     here = torch.stack([starting_noise(picture.identity, draw, shape) for picture in batch]).to(audited.device)
-    states = audited.encode_text([picture.caption for picture in batch])
-    both = torch.cat([states, audited.encode_text([""] * len(batch))])
+    framing = torch.stack([uncropped((int(one.framing[5]), int(one.framing[4]))) for one in batch])
+    captions = [[picture.caption for picture in batch], [""] * len(batch)]
+    both = joined([audited.encode_text(texts).framed(framing) for texts in captions])
     return denoised(audited, here, both, ddim_timesteps(audited, steps), guidance).cpu()
 
 
@@ -74,12 +76,14 @@ def ddim_timesteps(audited: AuditedModel, steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def denoised(audited: AuditedModel, here: Tensor, both: Tensor, timesteps: Sequence[int], guidance: float) -> Tensor:
+def denoised(
+    audited: AuditedModel, here: Tensor, both: Conditioning, timesteps: Sequence[int], guidance: float
+) -> Tensor:
     """[B, 4, h, w] clean latents by DDIM with classifier-free guidance.
 
     Args:
         here: [B, 4, h, w] at the noise of the first timestep.
-        both: [2 B, T, D] text states of the captions, then of empty ones.
+        both: 2 B rows of conditions, of the captions, then of empty ones.
     """
     for place, timestep in enumerate(timesteps):
         asked = torch.full((len(both),), timestep, dtype=torch.int64, device=audited.device)

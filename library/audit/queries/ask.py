@@ -11,6 +11,7 @@ from library.audit.queries.audited_model import AuditedModel, moved_along, noise
 from library.audit.queries.error_statistics import difference_statistics, noise_for, residual_statistics
 from library.audit.queries.query_plan import QueryPlan
 from library.audit.targets.candidate_table import Picture
+from library.diffusion.conditioning import Conditioning, joined
 from networks.per_sample_gradients import GradientReader
 
 
@@ -66,13 +67,18 @@ def fill_cache(
     pool.shutdown()
 
 
+def conditions_of(audited: AuditedModel, batch: Sequence[Picture], captions: Sequence[str]) -> Conditioning:
+    """Captions for a batch, each with the framing of its picture."""
+    return audited.encode_text(captions).framed(torch.stack([picture.framing for picture in batch]))
+
+
 class Asker:
     """Asks an audited model the questions of one plan about one batch of pictures."""
 
     def __init__(self, audited: AuditedModel, plan: QueryPlan, map_side: int) -> None:
         self.audited, self.plan, self.map_side = audited, plan, map_side
 
-    def predict(self, latents: Tensor, timestep: int, states: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timestep: int, states: Conditioning) -> Tensor:
         """[B, 4, h, w] fp32 noise prediction at one timestep."""
         timesteps = torch.full((len(latents),), timestep, dtype=torch.int64, device=latents.device)
         return self.audited.predict_noise(latents, timesteps, states).float()
@@ -83,12 +89,16 @@ class Asker:
         drawn = [noise_for(picture.identity, timestep, draw, shape) for picture in batch]
         return torch.stack(drawn).to(self.audited.device)
 
+    def conditions(self, batch: list[Picture], captions: list[str]) -> Conditioning:
+        """See ``conditions_of``."""
+        return conditions_of(self.audited, batch, captions)
+
     @torch.no_grad()
     def passes(self, batch: list[Picture]) -> dict[str, Tensor]:
         """All questions that need no gradient, in the model's present state."""
         latents = torch.stack([picture.latent for picture in batch]).float().to(self.audited.device)
-        states = self.audited.encode_text([picture.caption for picture in batch])
-        empty = self.audited.encode_text([""] * len(batch))
+        states = self.conditions(batch, [picture.caption for picture in batch])
+        empty = self.conditions(batch, [""] * len(batch))
         records = self._noise_grid(batch, latents, states, empty)
         records |= self._chain(latents, states)
         if self.plan.crop_timesteps:
@@ -97,14 +107,16 @@ class Asker:
             records["clipped"] = self._clipped(batch, latents)
         return {name: value.cpu() for name, value in records.items()}
 
-    def _noise_grid(self, batch: list[Picture], latents: Tensor, states: Tensor, empty: Tensor) -> dict[str, Tensor]:
+    def _noise_grid(
+        self, batch: list[Picture], latents: Tensor, states: Conditioning, empty: Conditioning
+    ) -> dict[str, Tensor]:
         """noise [B, T, K, 2, S] for caption and empty caption; pair [B, T, K, 2]; map_loss [B, 4, s, s]."""
         grid, pairs, kept = [], [], {}
         for timestep in self.plan.noise_timesteps:
             for draw in range(self.plan.noise_draws):
                 noise = self.noise(batch, timestep, draw)
                 asked = noised(latents, noise, self.audited.alpha_bar(timestep))
-                both = self.predict(torch.cat([asked, asked]), timestep, torch.cat([states, empty]))
+                both = self.predict(torch.cat([asked, asked]), timestep, joined([states, empty]))
                 with_caption, without = both.chunk(2)
                 grid += [residual_statistics(with_caption, noise), residual_statistics(without, noise)]
                 residuals = (with_caption - noise).flatten(1), (without - noise).flatten(1)
@@ -118,7 +130,7 @@ class Asker:
             "pair": torch.stack(pairs, dim=1).reshape(*shape, -1),
         }
 
-    def _chain(self, latents: Tensor, states: Tensor) -> dict[str, Tensor]:
+    def _chain(self, latents: Tensor, states: Conditioning) -> dict[str, Tensor]:
         """edges [B, N-1, S] of the DDIM inversion; pia, pian, sima [B, J, S]; map_chain [B, 4, s, s]."""
         plan, alpha_bar = self.plan, self.audited.alpha_bar
         here, edges, records = latents, [], {}
@@ -140,15 +152,16 @@ class Asker:
         records["sima"] = torch.stack(sima, dim=1)
         return records
 
-    def _jump(self, latents: Tensor, prediction: Tensor, timestep: int, states: Tensor) -> Tensor:
+    def _jump(self, latents: Tensor, prediction: Tensor, timestep: int, states: Conditioning) -> Tensor:
         """Statistics of eps0 - eps(z_t built from eps0, t): PIA, arXiv 2305.18355."""
         asked = noised(latents, prediction, self.audited.alpha_bar(timestep))
         return difference_statistics(prediction - self.predict(asked, timestep, states))
 
-    def _crops(self, batch: list[Picture], states: Tensor) -> Tensor:
+    def _crops(self, batch: list[Picture], states: Conditioning) -> Tensor:
         """[B, T, S] loss of the centre crop under the noise of draw 0."""
         crops = [picture.cropped for picture in batch]
         latents = torch.stack([crop for crop in crops if crop is not None]).float().to(self.audited.device)
+        states = states.framed(torch.stack([picture.cropped_framing for picture in batch]))
         answers = []
         for timestep in self.plan.crop_timesteps:
             noise = self.noise(batch, timestep, 0)
@@ -160,7 +173,7 @@ class Asker:
         """[B, captions, T, K, S] loss under clipped captions, same noise as the full caption."""
         answers = []
         for share in self.plan.clipped_shares:
-            states = self.audited.encode_text([clipped_caption(picture.caption, share) for picture in batch])
+            states = self.conditions(batch, [clipped_caption(picture.caption, share) for picture in batch])
             for timestep in self.plan.clipped_timesteps:
                 for draw in range(self.plan.clipped_draws):
                     noise = self.noise(batch, timestep, draw)
@@ -175,7 +188,7 @@ class Asker:
         norms, total = [], None
         with GradientReader(self.audited.layers) as reader, torch.enable_grad():
             for timestep in self.plan.gradient_timesteps:
-                states = self.audited.encode_text([picture.caption for picture in batch])
+                states = self.conditions(batch, [picture.caption for picture in batch])
                 noise = self.noise(batch, timestep, 0)
                 asked = noised(latents, noise, self.audited.alpha_bar(timestep))
                 losses = (self.predict(asked, timestep, states) - noise).square().mean((1, 2, 3))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from library.audit.targets.lora_runs import Run
+from library.diffusion.conditioning import Conditioning
 from library.diffusion.latent_diffusion import LatentDiffusion, has_bf16
 from library.diffusion.model_files import ModelRules, open_base
-from library.diffusion.text import encode_text, read_captions
+from library.diffusion.text import read_captions
 from library.errors import InputError
 from library.lora_files.lora_file import check_width, kinds_of
 from library.rules import pick
@@ -29,13 +30,13 @@ class AuditedModel:
     """A model with an adapter that can be switched, whatever trainer made it.
 
     Args:
-        predict_noise: (noised latents [B, 4, h, w], timesteps [B], text states [B, T, D]) -> noise [B, 4, h, w].
-        encode_text: captions -> text states [B, T, D]; the adapter of the text encoder counts.
+        predict_noise: (noised latents [B, 4, h, w], timesteps [B], conditions of B rows) -> noise [B, 4, h, w].
+        encode_text: captions -> conditions, still without a framing; the adapter of the text encoder counts.
         switch: "on" = the adapter under audit, "off" = the base alone, "fresh" = an untrained adapter of its shape.
     """
 
-    predict_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
-    encode_text: Callable[[Sequence[str]], Tensor]
+    predict_noise: Callable[[Tensor, Tensor, Conditioning], Tensor]
+    encode_text: Callable[[Sequence[str]], Conditioning]
     switch: Callable[[str], None]
     layers: Sequence[ReadableLayer]
     alphas_cumprod: Tensor  # [steps] on the CPU
@@ -106,7 +107,7 @@ def with_adapter(
     """
     # The down factors of the untrained adapter. The seed is not a stream: cached answers depend on it
     torch.manual_seed(0)
-    check_width(run.lora, weights, model.unet.config.cross_attention_dim)
+    check_width(run.lora, weights, model.unet.config.cross_attention_dim, model.family.name)
     weights = shaped_like_layers(weights, named_layers(model.unet, model.text_encoder))
     network, layers = _injected(run.lora, model, weights)
     network.to(next(model.unet.parameters()).device).requires_grad_(True)
@@ -164,17 +165,17 @@ def audited_model_of(
     alphas = model.scheduler.alphas_cumprod.float().cpu()
     velocity = model.scheduler.config.prediction_type == "v_prediction"
 
-    def predict_noise(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def predict_noise(latents: Tensor, timesteps: Tensor, states: Conditioning) -> Tensor:
         with torch.autocast(device.type, precision, enabled=precision is not None):
-            prediction = model.unet(latents, timesteps, states.to(latents.dtype)).sample.float()
+            prediction = states.cast(latents.dtype).predicted(model.unet, latents, timesteps).float()
         if not velocity:
             return prediction
         alpha = alphas.to(device)[timesteps][:, None, None, None]
         return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
 
-    def states_of(captions: Sequence[str]) -> Tensor:
+    def states_of(captions: Sequence[str]) -> Conditioning:
         tokens, weights = read_captions(model.tokenizer, list(captions), max_token_length, weighted=weighted_captions)
         with torch.autocast(device.type, precision, enabled=precision is not None):
-            return encode_text(model.text_encoder, tokens.to(device), clip_skip, weights)
+            return model.family.encode(model.text_encoder, tokens.to(device), clip_skip, weights)
 
     return AuditedModel(predict_noise, states_of, switch, layers, alphas, device)

@@ -142,7 +142,7 @@ class QueryRunner:
         asker = Asker(audited, self.plan, 1)
         latents = torch.stack([picture.latent for picture in batch]).float().to(audited.device)
         with torch.no_grad():
-            states = audited.encode_text([picture.caption for picture in batch])
+            states = asker.conditions(batch, [picture.caption for picture in batch])
 
         def one_pass(number: int) -> Tensor:
             with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from library.errors import Faults, InputError, shortened
 from library.lora_files.format import modules_of
 from library.tensor_files import not_finite
-from networks.lora_targets import unet_name
+from networks.lora_targets import unet_namer
 
 PROJECTIONS = ("to_q", "to_v")  # of every attention: the layout of arXiv 2409.08482
 
@@ -133,8 +133,9 @@ def weight_shape(layer: nn.Module) -> tuple[int, int]:
 
 def attention_layers(unet: Any, projections: Sequence[str] = PROJECTIONS) -> dict[str, nn.Module]:
     """``to_q`` and ``to_v`` of every attention, by kohya's names: 64 layers in SD 1.x, 128 factors."""
+    name = unet_namer(unet)
     return {
-        unet_name(path): layer
+        name(path): layer
         for path, layer in unet.named_modules()
         if path.rpartition(".")[2] in projections and isinstance(layer, nn.Linear)
     }
@@ -142,8 +143,9 @@ def attention_layers(unet: Any, projections: Sequence[str] = PROJECTIONS) -> dic
 
 def stackable_layers(unet: Any) -> dict[str, nn.Module]:
     """Every layer of the UNet that a stack can stand beside: linear ones and 1 x 1 convolutions, by kohya's names."""
+    name = unet_namer(unet)
     return {
-        unet_name(path): layer
+        name(path): layer
         for path, layer in unet.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from library.audit.images.generated import GUIDANCE, ddim_timesteps, denoised
 from library.audit.queries.audited_model import AuditedModel, noised
 from library.audit.targets.candidate_table import Picture
+from library.diffusion.conditioning import Conditioning
 from library.seeding import stream
 
 STRENGTH = 0.5  # share of the way to pure noise, as img2img's "strength"
@@ -22,7 +23,7 @@ class Redrawing:
     encode: Callable[[Tensor], Tensor]  # pixels in 0..1 -> scaled codes
     decode: Callable[[Tensor], Tensor]  # scaled codes -> pixels in 0..1
     noise: Tensor  # [B, 4, h, w]
-    both: Tensor  # [2 B, T, D] text states of the captions, then of empty ones
+    both: Conditioning  # 2 B rows, of the captions, then of empty ones
     steps: int  # DDIM steps of a whole drawing; STRENGTH of them are made
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from library.audit.queries.answer_cache import AnswerArrays
+from library.audit.queries.ask import conditions_of
 from library.audit.queries.audited_model import AuditedModel
 from library.audit.queries.error_statistics import noise_for
 from library.audit.robustness.objectives import KNOWN, DenoisingLoss
@@ -36,7 +37,7 @@ class LeakFinding:
 def losses_of(audited: AuditedModel, batch: list[Picture]) -> dict[str, Tensor]:
     """losses [B, T] of pictures as they are, each under its own noise."""
     latents = torch.stack([one.latent for one in batch]).float().to(audited.device)
-    states = audited.encode_text([one.caption for one in batch])
+    states = conditions_of(audited, batch, [one.caption for one in batch])
     shape = tuple(batch[0].latent.shape)
     losses = []
     for timestep in TIMESTEPS:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.audit.queries.ask import conditions_of
 from library.audit.queries.audited_model import AuditedModel
 from library.audit.robustness.damage import Redrawing, moved, redrawing_noise
 from library.audit.robustness.objectives import (
@@ -19,6 +20,7 @@ from library.audit.robustness.objectives import (
 )
 from library.audit.robustness.perturbation import Ascent, Ball, PixelBall, Strongest, TextBall, Values, strongest
 from library.audit.targets.candidate_table import Picture
+from library.diffusion.conditioning import joined
 from library.seeding import stream
 
 VERSION = 1  # raise when the meaning of a stored number changes
@@ -85,24 +87,26 @@ class Questions:
         """
         clean, device = self._clean(batch), self.audited.device
         with torch.no_grad():
-            states = self.audited.encode_text([one.caption for one in batch])
-            empty = self.audited.encode_text([""] * len(batch))
+            asked, empty = (
+                conditions_of(self.audited, batch, captions)
+                for captions in ([one.caption for one in batch], [""] * len(batch))
+            )
             codes = self.encode(clean)
         known, fresh = (DenoisingLoss(self.audited, noises_of(batch, draw, device)) for draw in (KNOWN, FRESH))
-        of_pixels, of_text = LossOfPixels(self.encode, known, states), LossOfText(known, codes)
-        fresh_pixels, fresh_text = LossOfPixels(self.encode, fresh, states), LossOfText(fresh, codes)
+        of_pixels, of_text = LossOfPixels(self.encode, known, asked), LossOfText(known, codes, asked)
+        fresh_pixels, fresh_text = LossOfPixels(self.encode, fresh, asked), LossOfText(fresh, codes, asked)
         redraw = Redrawing(
             self.audited,
             self.encode,
             self.decode,
             redrawing_noise(batch, device),
-            torch.cat([states, empty]),
+            joined([asked, empty]),
             self.rules.generation_steps,
         )
         unchanged = redraw.of(clean)
         rows: dict[str, list[Tensor]] = {}
         for place, size in enumerate(self.sizes):
-            ball, texts = PixelBall(clean, size), TextBall(states, size)
+            ball, texts = PixelBall(clean, size), TextBall(asked.states, size)
             found = self._strongest(of_pixels.ascent, of_pixels.values, ball, batch, "loss")
             said = self._strongest(of_text.ascent, of_text.values, texts, batch, "text")
             noise = self._noise(ball, batch)

@@ -96,3 +96,5 @@ class Picture:
     latent: Tensor  # [4, h, w] posterior mean, scaled
     cropped: Tensor | None  # the same of its centre crop; None where the plan has no crops
     caption: str
+    framing: Tensor  # [6] of its size and crop in training, see library/data/augmentation.py
+    cropped_framing: Tensor  # [6] of the centre crop

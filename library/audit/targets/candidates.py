@@ -15,7 +15,7 @@ from torch import Tensor
 
 from library.audit.targets.candidate_table import Candidates, Picture, aux_view
 from library.audit.targets.lora_runs import Run
-from library.data.augmentation import plain_pixels
+from library.data.augmentation import plain_framing, plain_pixels
 from library.data.buckets import assign_buckets
 from library.data.examples import Example
 from library.data.latents import encoded_moments
@@ -196,6 +196,13 @@ def enlarged_centre(pixels: Tensor, share: float) -> Tensor:
     ]
 
 
+def centre_framing(framing: Tensor, share: float) -> Tensor:
+    """[6] what ``enlarged_centre`` shows, of the whole's framing: the picture is scaled more, and cut further in."""
+    height, width, top, left, wanted_height, wanted_width = framing.tolist()
+    inside = [round((at + side * (1 - share) / 2) / share) for at, side in ((top, wanted_height), (left, wanted_width))]
+    return torch.tensor([height, width, *inside, wanted_height, wanted_width])
+
+
 def read_pictures(settings: Mapping[str, Any]) -> list[Example]:
     """Every captioned picture that the training's split may name, read as the training read them.
 
@@ -232,6 +239,7 @@ def encode_candidates(
         batch_size=8,
         cache_dir=cache_dir,
     )
+    framings = [plain_framing(example, size) for example, size in zip(candidate_set.examples, sizes, strict=True)]
     crops: list[Tensor | None] = [None] * len(moments)
     if crop_share is not None:
         for row, (example, size) in enumerate(zip(candidate_set.examples, sizes, strict=True)):
@@ -244,8 +252,12 @@ def encode_candidates(
             latent=one.mean.float() * scale,
             cropped=crop,
             caption=example.caption,
+            framing=framing,
+            cropped_framing=framing if crop_share is None else centre_framing(framing, crop_share),
         )
-        for example, size, one, crop in zip(candidate_set.examples, sizes, moments, crops, strict=True)
+        for example, size, one, crop, framing in zip(
+            candidate_set.examples, sizes, moments, crops, framings, strict=True
+        )
     ]
 
 

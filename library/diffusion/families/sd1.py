@@ -6,8 +6,9 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint
 from torch import Tensor
+from transformers import CLIPTextModel
 
-from library.diffusion.families.family import Family, Version
+from library.diffusion.families.family import WITHOUT_CHECKER, Family, TextPart, Version
 
 CLIP_PREFIX = "cond_stage_model.transformer."  # very old files continue without "text_model."
 SETTINGS = Path(__file__).parent / "sd15"
@@ -21,13 +22,23 @@ def text_encoder_tensors(text_encoder: Any, checkpoint: Mapping[str, Tensor]) ->
 SD1 = Family(
     name="SD 1.x",
     v2=False,
+    size=512,
     settings=SETTINGS,
     vocabulary=SETTINGS / "tokenizer",
-    text_prefix=f"{CLIP_PREFIX}text_model.",
+    texts=(
+        TextPart(
+            role="text encoder",
+            folder="text_encoder",
+            tokenizer="tokenizer",
+            kind=CLIPTextModel,
+            file_prefix=f"{CLIP_PREFIX}text_model.",
+            lora_prefix="lora_te_text_model_encoder_layers",
+            tensors=text_encoder_tensors,
+        ),
+    ),
     context_width=768,
-    linear_projections=False,
-    lora_text_prefix="lora_te_text_model_encoder_layers",
     version=Version("sd_v1", "stable-diffusion-v1/lora"),
     velocity_version=None,
-    text_encoder_tensors=text_encoder_tensors,
+    pipeline="StableDiffusionPipeline",
+    pipeline_options=WITHOUT_CHECKER,
 )

@@ -6,8 +6,9 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from torch import Tensor
+from transformers import CLIPTextModel
 
-from library.diffusion.families.family import Family, Version
+from library.diffusion.families.family import WITHOUT_CHECKER, Family, TextPart, Version
 from library.diffusion.families.sd1 import SD1
 
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
@@ -24,13 +25,23 @@ def text_encoder_tensors(text_encoder: Any, checkpoint: Mapping[str, Tensor]) ->
 SD2 = Family(
     name="SD 2.x",
     v2=True,
+    size=512,
     settings=Path(__file__).parent / "sd2",
     vocabulary=SD1.vocabulary,  # the same word list; SD 2.x pads with id 0 ("!") instead of the end token
-    text_prefix=OPEN_CLIP_PREFIX,
+    texts=(
+        TextPart(
+            role="text encoder",
+            folder="text_encoder",
+            tokenizer="tokenizer",
+            kind=CLIPTextModel,
+            file_prefix=OPEN_CLIP_PREFIX,
+            lora_prefix="lora_te_text_model_encoder_layers",
+            tensors=text_encoder_tensors,
+        ),
+    ),
     context_width=1024,
-    linear_projections=True,
-    lora_text_prefix="lora_te_text_model_encoder_layers",
     version=Version("sd_v2", "stable-diffusion-v2-512/lora"),
     velocity_version=Version("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
-    text_encoder_tensors=text_encoder_tensors,
+    pipeline="StableDiffusionPipeline",
+    pipeline_options=WITHOUT_CHECKER,
 )
