@@ -1,8 +1,8 @@
 """Puts a robustness audit into docs/rank_and_robustness.md: python -m tools.rank_and_robustness OUTPUT_DIR.
 
 The blocks between ``<!-- ranks -->`` and ``<!-- end -->``, and the others alike, and the figure beside the page come
-from OUTPUT_DIR/audit/robustness.json, OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to rank
-N was audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
+from OUTPUT_DIR/audit/robustness.json and OUTPUT_DIR/audit/findings.json, and from rank<N>-audit/ where the LoRA cut to
+rank N was audited as OUTPUT_DIR/rank<N>.safetensors; the words around them are written by hand.
 """
 
 import csv
@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from library.audit.report.rank_page import Membership, answers, check_table, rank_figure, rank_table, ratio_table
-from library.audit.report.robustness_figures import size_text
+from library.audit.report.sections.rank_page import (
+    Membership,
+    answers,
+    check_table,
+    rank_figure,
+    rank_table,
+    ratio_table,
+)
+from library.audit.report.sections.robustness_figures import size_text
+from library.audit.report.sections.robustness_section import starts_text
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult, result_of
 from library.audit.statistics.intervals import paired_auc_difference
@@ -58,8 +66,8 @@ def setting(result: RobustnessResult) -> str:
     rules = result.rules
     return (
         f"{counted} ({result.groups} groups); sizes {', '.join(map(size_text, result.sizes))}; "
-        f"{rules.robustness_steps} steps, {rules.robustness_restarts} starts; drawings with {rules.generation_steps} "
-        f"DDIM steps; seed {rules.audit_seed}.\n"
+        f"{rules.robustness_steps} steps, {starts_text(rules.robustness_restarts)}; drawings with "
+        f"{rules.generation_steps} DDIM steps; seed {rules.audit_seed}.\n"
     )
 
 

@@ -19,6 +19,14 @@ OF_MEMBERSHIP = (
     "undefended",
 )
 
+OF_ROBUSTNESS = (
+    "robustness_eps",
+    "robustness_steps",
+    "robustness_restarts",
+    "robustness_pictures",
+    "robustness_ranks",
+)
+
 
 def _check_attacks(config: Config, faults: Faults) -> None:
     """What is tried on the LoRA, and what needs another word beside it."""
@@ -34,6 +42,12 @@ def _check_attacks(config: Config, faults: Faults) -> None:
         faults.add("scores_only asks no model, and only membership can do without; leave one of the two out")
     if config.public_data_dir and "reconstruction" not in config.attacks:
         faults.add("public_data_dir is for the attack on the weights; add reconstruction to attacks, or leave it out")
+    idle = [name for name in OF_ROBUSTNESS if getattr(config, name) != getattr(Config(), name)]
+    if "robustness" not in config.attacks and idle:
+        faults.add(
+            f"{' and '.join(idle)}: of the robustness audit alone, which attacks does not name; add robustness to "
+            "attacks, or leave the other out"
+        )
     if not config.robustness_eps:
         faults.add("robustness_eps is empty; give one or more, such as 8/255", about="robustness_eps")
     read_sizes(config.robustness_eps, faults)

@@ -46,7 +46,7 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page: Path) -> No
 def test_every_flag_that_a_page_names_is_an_option(page: Path) -> None:
     flags = {flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text_of(page))}
     known = {*Config.__dataclass_fields__, *OWN_FLAGS}
-    if page.name in ("lora_tools.md", "files.md"):
+    if page.name in ("lora_tools.md", "files.md", "rank_and_robustness.md"):
         known |= {name for tool in LORA_TOOLS for name in tool.flags().names()}
     if page.name == "options.md":
         known |= STAND_INS | PROMPT_FLAGS

@@ -16,7 +16,9 @@ from library.errors import Faults, InputError
 from library.options.declarations import AUDITED
 from library.options.resolve import read_config
 from tests.helpers import audit_run
+from tools import rank_and_robustness
 
+ROOT = Path(__file__).parent.parent.parent
 FEW = ("--robustness_steps", 3, "--robustness_restarts", 1, "--robustness_pictures", 4, "--generation_steps", 4,
        "--robustness_eps", "8/255", "0.2")  # fmt: skip
 
@@ -46,6 +48,8 @@ def test_every_variant_attack_size_and_side_has_its_figures(found: dict) -> None
     for one in found["findings"]:
         assert one["value"]["low"] <= one["value"]["value"] <= one["value"]["high"]
         assert (one["against_full"] is None) == (one["variant"] == "full")
+    assert [one["variant"] for one in found["leaks"]] == variants
+    assert {(one["members"], one["non_members"]) for one in found["leaks"]} == {(20, 20)}
     assert found["pictures"] == {"members-test": 4, "non-members-test": 4}
 
 
@@ -77,6 +81,22 @@ def test_an_audit_that_was_stopped_asks_only_what_is_missing(trained: Path, foun
     assert audit.main([str(trained), *audit_run.options(trained, "--attacks", "robustness", *FEW)]) == 0
     assert json.loads((trained / "audit" / "robustness.json").read_text()) == found
     assert page.is_file() and report.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_page_is_filled_from_the_audits_of_the_folder(trained: Path, found: dict, tmp_path: Path) -> None:
+    folder, docs = tmp_path / "out", tmp_path / "docs"
+    shutil.copytree(trained / "audit", folder / "audit")
+    shutil.copytree(trained / "audit", folder / "rank4-audit")  # stands for the audit of the cut
+    docs.mkdir()
+    shutil.copy(ROOT / "docs" / "rank_and_robustness.md", docs)
+    assert rank_and_robustness.main([str(folder)], docs) == 0
+    page = (docs / "rank_and_robustness.md").read_text()
+    assert "(+0.000 [+0.000, +0.000])." in page and page.count("not audited") == 4
+    assert "4 of members-test and 4 of non-members-test" in page
+    assert (docs / "rank_and_robustness.svg").read_text().startswith("<svg ")
+    with pytest.raises(InputError, match="--attacks membership robustness"):
+        rank_and_robustness.main([str(tmp_path / "empty")], docs)
 
 
 @pytest.mark.slow
@@ -125,6 +145,7 @@ def test_all_other_bad_words_are_told_at_once() -> None:
                  "robustness_ranks must be whole numbers of at least 1, got '0'", "at least 1, got 'two'",
                  "stamp and fail_above: of the membership audit alone"):  # fmt: skip
         assert line in text
+    assert "robustness_steps: of the robustness audit alone" in message("--robustness_steps", 5)
     assert "attacks is empty" in message("--attacks")
     assert "scores_only asks no model" in message("--attacks", "membership", "robustness", "--scores_only")
 

@@ -2,35 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
+from library.audit.queries.audited_model import noised
+from library.audit.queries.error_statistics import noise_for
+from library.audit.robustness.leak import TIMESTEPS, leaks_of, losses_of
 from library.audit.robustness.robustness_findings import (
     AuditedPictures,
     checks_of,
     code_findings,
     findings_of,
-    learnt_of,
 )
-
-SIZES = (0.01, 0.02)
-SIDES = ["members-test"] * 4 + ["non-members-test"] * 4
-PICTURES = AuditedPictures(SIDES, ["a", "a", "b", "c", "d", "e", "f", "f"])
-
-
-def answers(rise: float, *, transfer: float = 1.1, noise: float = 1.01, one_step: float = 1.2) -> dict:
-    """Losses of eight pictures that rise by these factors; the second size by their squares."""
-    clean = np.linspace(0.5, 1.2, 8)
-    by_size = np.stack([clean, clean], 1)
-
-    def at(factor: float) -> np.ndarray:
-        return (by_size * [factor, factor**2]).astype(np.float32)
-
-    known = {"loss": rise, "text": rise, "transfer": transfer}
-    known |= {f"{kind}_{end}": value for kind in ("loss", "text")
-              for end, value in (("noise", noise), ("one_step", one_step), ("fresh", rise))}  # fmt: skip
-    moved = np.tile(np.array([[3.0, 4.0, 1.0], [6.0, 8.0, 2.0]]) / 255, (8, 1, 1)) * rise
-    return {name: at(factor) for name, factor in known.items()} | {
-        "clean": by_size.astype(np.float32), "damage": moved.astype(np.float32),
-    }  # fmt: skip
+from tests.helpers import audit_toy
+from tests.helpers.planted_robustness import PICTURES, SIDES, SIZES, answers
 
 
 def one(found, variant: str, attack: str, size: float = 0.01, side: str = "all"):
@@ -90,9 +74,25 @@ def test_the_code_is_told_with_noise_of_the_same_size_beside_it() -> None:
     assert (first.beats_one_step, second.beats_one_step, first.beats_noise) == (0, 1, 1)
 
 
-def test_what_a_variant_learnt_is_the_fall_of_the_held_out_pictures_error_below_the_base() -> None:
-    base, full = answers(1.2), answers(1.2)
-    full["clean"] = (0.6 * base["clean"]).astype(np.float32)
-    full["clean"][:4] *= 0.1  # members do not count
-    learnt = learnt_of({"base": base, "full": full}, PICTURES)
-    assert (learnt["base"].value, learnt["full"].value) == pytest.approx((0.0, 0.4), abs=1e-5)
+def test_a_leak_is_told_by_the_loss_against_the_base_and_the_gain_by_held_out_pictures_alone() -> None:
+    base = {"losses": np.tile(np.linspace(0.5, 1.2, 8)[:, None], (1, 2)).astype(np.float32)}
+    learnt = np.array([0.3, 0.3, 0.5, 0.7, 0.6, 0.6, 0.6, 0.6])[:, None]
+    full = {"losses": (base["losses"] * learnt).astype(np.float32)}
+    half = {"losses": (base["losses"] * learnt**0.5).astype(np.float32)}
+    found = {one.variant: one for one in leaks_of({"base": base, "full": full, "half strength": half}, PICTURES, 0)}
+    assert found["base"].auc.value == 0.5 and found["full"].auc.value == pytest.approx(12 / 16)
+    assert found["full"].auc.low < 0.75 < found["full"].auc.high and found["full"].minus_full is None
+    assert found["base"].minus_full.value == pytest.approx(-0.25) and found["half strength"].minus_full.value == 0
+    assert (found["full"].learnt.value, found["base"].learnt.value) == pytest.approx((0.4, 0.0), abs=1e-5)
+    assert (found["full"].members, found["full"].non_members) == (4, 4)
+
+
+def test_losses_of_pictures_are_those_of_the_audits_own_noise() -> None:
+    model, pictures = audit_toy.toy_model(), audit_toy.toy_pictures(2)
+    asked = losses_of(model, pictures)["losses"]
+    for row, picture in enumerate(pictures):  # the slow twin
+        for column, step in enumerate(TIMESTEPS):
+            noise = noise_for(picture.identity, step, 0, (4, 8, 8))
+            there = noised(picture.latent, noise, model.alpha_bar(step))[None]
+            predicted = model.predict_noise(there, torch.tensor([step]), model.encode_text([picture.caption])).detach()
+            assert float(asked[row, column]) == pytest.approx(float((predicted - noise).square().mean()), rel=1e-4)

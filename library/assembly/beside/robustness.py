@@ -16,8 +16,8 @@ from library.audit.queries import audited_model
 from library.audit.queries.answer_cache import AnswerArrays, AnswerCache, cache_key
 from library.audit.queries.run_queries import Effort, Stages, effort_of, fill
 from library.audit.report.beside import Beside
-from library.audit.report.robustness_section import beside_of
-from library.audit.robustness import objectives, pictures, ranks, robustness_findings
+from library.audit.report.sections.robustness_section import beside_of
+from library.audit.robustness import leak, objectives, pictures, ranks, robustness_findings
 from library.audit.robustness.questions import Questions, RobustnessRules
 from library.audit.robustness.robustness_result import RobustnessResult, as_json
 from library.audit.robustness.sizes import read_ranks, read_sizes
@@ -41,7 +41,8 @@ class Bench:
 
     model: LatentDiffusion
     questions: Questions
-    batch: Sequence[Picture]
+    batch: Sequence[Picture]  # those that are changed
+    tested: Sequence[Picture]  # all of the test sides
     records: Path
     common: tuple[str, ...]  # what every key holds
     effort: Effort
@@ -63,13 +64,14 @@ def measured(subject: Subject) -> Beside:
     cuts = ranks.cut_ranks(modules, asked)
     everybody = subject.candidate_set.candidates
     rows = pictures.chosen_rows(everybody, config.robustness_pictures)
+    tested = pictures.tested_rows(everybody)
     leftovers.sweep(run.audit, AUDIT_DIR)
     model = audited_model.opened_base(run.settings)
     provenance.check_base(run.lora, subject.metadata, model.fingerprint, model.file_hashes)
     variants = ranks.variants_of(subject.weights, modules, cuts)
-    bench = bench_of(subject, model, rows, sizes, len(variants) + 1)
+    bench = bench_of(subject, model, rows, tested, sizes, 2 * len(variants) + 1)
     of_code = asked_of_code(bench)
-    answers = asked_of_variants(bench, variants, of_code, subject.weights)
+    answers, losses = asked_of_variants(bench, variants, of_code, subject.weights)
     chosen = pictures.facts_of(everybody, rows)
     result = RobustnessResult(
         variants=variants,
@@ -77,7 +79,7 @@ def measured(subject: Subject) -> Beside:
         findings=robustness_findings.findings_of(answers, chosen, sizes),
         checks=robustness_findings.checks_of(answers, chosen),
         code=robustness_findings.code_findings(of_code, chosen, sizes),
-        learnt=robustness_findings.learnt_of(answers, chosen),
+        leaks=leak.leaks_of(losses, pictures.facts_of(everybody, tested), config.audit_seed),
         pictures={side: chosen.sides.count(side) for side in pictures.SIDES},
         groups=len(set(chosen.groups)),
         rules=bench.questions.rules,
@@ -88,9 +90,19 @@ def measured(subject: Subject) -> Beside:
 
 
 def bench_of(
-    subject: Subject, model: LatentDiffusion, rows: Sequence[int], sizes: Sequence[float], stages: int
+    subject: Subject,
+    model: LatentDiffusion,
+    rows: Sequence[int],
+    tested: Sequence[int],
+    sizes: Sequence[float],
+    stages: int,
 ) -> Bench:
-    """Pictures, pixels and keys of the answers."""
+    """Pictures, pixels and keys of the answers.
+
+    Args:
+        rows: pictures that are changed.
+        tested: all pictures of the test sides.
+    """
     config, run, device = subject.config, subject.run, model.unet.device
     precision = audited_model.precision_of(device, subject.precision or "no")  # half precision would blur gradients
     audited = audited_model.audited_model_of(
@@ -104,6 +116,13 @@ def bench_of(
     training_sizes = candidates.training_sizes(subject.candidate_set.examples, model.side_multiple())
     here = [training_sizes[row] for row in rows]
     batch = candidates.encode_candidates(some, here, model, None, Path(config.cache_dir))
+    others = candidates.encode_candidates(
+        candidates.some_of(subject.candidate_set, tested),
+        [training_sizes[row] for row in tested],
+        model,
+        None,
+        Path(config.cache_dir),
+    )
     pixels = pictures.pixels_of(some, here, range(len(rows)))
     for part in (model.unet, model.text_encoder, model.vae):
         part.requires_grad_(False)
@@ -124,38 +143,52 @@ def bench_of(
         str([run.settings[name] for name in ("base_weights", "base_weights_multiplier")]),
     )
     effort = effort_of(config.sweep_batch_size, device.type == "cuda")
-    return Bench(model, questions, batch, private_folder(run.audit) / "records", common, effort, Stages(stages))
+    return Bench(model, questions, batch, others, private_folder(run.audit) / "records", common, effort, Stages(stages))
 
 
 def asked_of_code(bench: Bench) -> AnswerArrays:
     """The VAE's code attacked: once, since no LoRA is in it."""
     folder = bench.records / cache_key("robustness of the code", *bench.common)
-    fill_private(bench, folder, bench.questions.of_code, "the VAE's code")
+    fill_private(bench, folder, bench.batch, bench.questions.of_code, "the VAE's code")
     return AnswerCache(folder).gather(bench.keys)
 
 
 def asked_of_variants(
     bench: Bench, variants: Sequence[ranks.Variant], of_code: AnswerArrays, weights: Mapping[str, Tensor]
-) -> dict[str, AnswerArrays]:
-    """Every variant attacked; the base comes first, since its changes are tried on the others."""
+) -> tuple[dict[str, AnswerArrays], dict[str, AnswerArrays]]:
+    """Every variant attacked, and its losses on the whole test sides; by the variant's name.
+
+    The base comes first, since its changes are tried on the others.
+    """
     by_code = dict(zip(bench.keys, torch.from_numpy(of_code["change"]), strict=True))
     exchange = ranks.Exchangeable(bench.model.unet, bench.model.text_encoder, weights)
     of_base: dict[str, Tensor] | None = None
     answers: dict[str, AnswerArrays] = {}
+    losses: dict[str, AnswerArrays] = {}
     for variant in variants:
         exchange.put(variant)
         of_whom = "base" if variant.tensors is None else state_fingerprint(variant.tensors)
         folder = bench.records / cache_key("robustness", of_whom, *bench.common)
         ask = partial(bench.questions.of_variant, by_code=by_code, of_base=of_base)
-        fill_private(bench, folder, ask, variant.name)
+        fill_private(bench, folder, bench.batch, ask, variant.name)
         found = AnswerCache(folder).gather(bench.keys)
         if of_base is None:
             of_base = dict(zip(bench.keys, torch.from_numpy(found.pop("change")), strict=True))
         answers[variant.name] = found
-    return answers
+        place = bench.records / cache_key("losses", of_whom, str(leak.TIMESTEPS), *bench.common[1:])
+        plain_losses = partial(leak.losses_of, bench.questions.audited)
+        fill_private(bench, place, bench.tested, plain_losses, f"{variant.name}, losses")
+        losses[variant.name] = AnswerCache(place).gather([one.key for one in bench.tested])
+    return answers, losses
 
 
-def fill_private(bench: Bench, folder: Path, ask: Callable[[list[Picture]], dict[str, Tensor]], name: str) -> None:
+def fill_private(
+    bench: Bench,
+    folder: Path,
+    batch: Sequence[Picture],
+    ask: Callable[[list[Picture]], dict[str, Tensor]],
+    name: str,
+) -> None:
     """Ask what is not answered yet, in the audit's private folder alone: the answers hold changed pictures."""
     private_folder(folder.parent)
-    fill(folder, bench.batch, ask, bench.effort, bench.stages.begin(f"robustness, {name}"))
+    fill(folder, batch, ask, bench.effort, bench.stages.begin(f"robustness, {name}"))

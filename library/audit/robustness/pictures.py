@@ -44,6 +44,11 @@ def chosen_rows(candidates: Candidates, count: int) -> list[int]:
     return rows
 
 
+def tested_rows(candidates: Candidates) -> list[int]:
+    """Positions of all pictures of the test sides."""
+    return [row for side in SIDES for row in candidates.indices(side).tolist()]
+
+
 def facts_of(candidates: Candidates, rows: Sequence[int]) -> AuditedPictures:
     """Sides and groups of the chosen ones."""
     return AuditedPictures([candidates.sides[row] for row in rows], [candidates.groups[row] for row in rows])

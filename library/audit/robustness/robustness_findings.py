@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from library.audit.queries.answer_cache import AnswerArrays
 from library.audit.robustness.questions import DAMAGES
-from library.audit.statistics.gain import gain_with_interval, log_falls, mean_with_interval
+from library.audit.statistics.gain import mean_with_interval
 
 Array = NDArray[np.float64]
 KINDS = ("loss", "text")  # what a variant's own gradients attack
@@ -184,20 +184,6 @@ def _damage(
         None,
         None if others is None else ratio(logs - others, groups),
     )
-
-
-def learnt_of(answers: Mapping[str, AnswerArrays], pictures: AuditedPictures) -> dict[str, Estimate]:
-    """By variant: how far the error of the held-out pictures, as they are, lies below that of the base.
-
-    The same figure as the membership audit's held-out gain, of fewer pictures and other timesteps.
-    """
-    rows = pictures.rows("non-members-test")
-    groups = [pictures.groups[row] for row in rows.tolist()]
-    off = answers["base"]["clean"].astype(np.float64)[rows]
-    return {
-        variant: Estimate(*gain_with_interval(log_falls(here["clean"].astype(np.float64)[rows], off), groups))
-        for variant, here in answers.items()
-    }
 
 
 def checks_of(answers: Mapping[str, AnswerArrays], pictures: AuditedPictures) -> list[MaskingCheck]:

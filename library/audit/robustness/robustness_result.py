@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from library.audit.robustness.damage import STRENGTH
+from library.audit.robustness.leak import LeakFinding
 from library.audit.robustness.objectives import TIMESTEPS
 from library.audit.robustness.questions import RobustnessRules
 from library.audit.robustness.ranks import Variant
@@ -23,7 +24,7 @@ class RobustnessResult:
     findings: Sequence[RobustnessFinding]
     checks: Sequence[MaskingCheck]
     code: Sequence[CodeFinding]
-    learnt: Mapping[str, Estimate]  # held-out gain by variant
+    leaks: Sequence[LeakFinding]  # one for each variant
     pictures: Mapping[str, int]  # by side
     groups: int
     rules: RobustnessRules
@@ -32,6 +33,10 @@ class RobustnessResult:
         """One finding."""
         wanted = (variant, attack, size, side)
         return next(one for one in self.findings if (one.variant, one.attack, one.size, one.side) == wanted)
+
+    def leak_of(self, variant: str) -> LeakFinding:
+        """What one variant tells and learnt."""
+        return next(one for one in self.leaks if one.variant == variant)
 
     @property
     def main_size(self) -> float:
@@ -51,7 +56,7 @@ def as_json(result: RobustnessResult) -> dict[str, Any]:
         "findings": [asdict(one) for one in result.findings],
         "checks": [asdict(one) for one in result.checks],
         "code": [asdict(one) for one in result.code],
-        "learnt": {name: asdict(one) for name, one in result.learnt.items()},
+        "leaks": [asdict(one) for one in result.leaks],
     }
 
 
@@ -76,7 +81,7 @@ def result_of(content: Mapping[str, Any], file: str) -> RobustnessResult:
             findings=[RobustnessFinding(**_estimates(one)) for one in content["findings"]],
             checks=[MaskingCheck(**_estimates(one)) for one in content["checks"]],
             code=[CodeFinding(**_estimates(one)) for one in content["code"]],
-            learnt={name: Estimate(**one) for name, one in content["learnt"].items()},
+            leaks=[LeakFinding(**_estimates(one)) for one in content["leaks"]],
             pictures=content["pictures"],
             groups=content["groups"],
             rules=RobustnessRules(**{one.name: content["settings"][one.name] for one in fields(RobustnessRules)}),

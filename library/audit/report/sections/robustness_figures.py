@@ -6,7 +6,8 @@ from library.audit.report.figures import legend_below
 from library.audit.report.svg import LINES, QUIET, canvas, inline
 from library.audit.robustness.robustness_result import RobustnessResult
 
-SHOWN = {"loss": "picture", "transfer": "picture, base's change", "text": "text"}
+SHOWN = {"loss": "picture", "text": "text", "after": "error after", "damage_by_loss": "drawing"}
+STYLES = ("o-", "s:", "D-.")  # a colour that comes again has another style
 PERCENT_MORE = FuncFormatter(lambda value, place: f"{100 * value:+g} %")
 
 
@@ -20,10 +21,11 @@ def rise_figure(result: RobustnessResult, attack: str) -> str:
     """Rise of the error of every variant against the size, with intervals, and noise of the same size."""
     figure, (axes,) = canvas(4.6)
     seen = []
-    for one, colour in zip(result.variants, LINES * 4, strict=False):
+    for number, one in enumerate(result.variants):
+        colour, style = LINES[number % len(LINES)], STYLES[number // len(LINES) % len(STYLES)]
         found = [result.of(one.name, attack, size).value for size in result.sizes]
         sizes = [255 * size for size in result.sizes]
-        axes.plot(sizes, [here.value for here in found], "o-", color=colour, markersize=4, label=one.name)
+        axes.plot(sizes, [here.value for here in found], style, color=colour, markersize=4, label=one.name)
         for size, here in zip(sizes, found, strict=True):
             axes.plot([size] * 2, [here.low, here.high], color=colour, linewidth=1.2, alpha=0.6)
         seen.append(f"{one.name} {100 * found[-1].value:+.0f} %")
@@ -51,7 +53,7 @@ def ratio_figure(result: RobustnessResult) -> str:
         colour = LINES[shift]
         for place, name in enumerate(names):
             found = result.of(name, attack, result.main_size).against_full
-            where = place + 0.16 * (shift - 1)
+            where = place + 0.16 * (shift - 1.5)
             if found is None:
                 axes.plot(where, 1.0, "o", color=colour, markerfacecolor="none", markersize=5)
                 continue
@@ -61,8 +63,8 @@ def ratio_figure(result: RobustnessResult) -> str:
                 seen.append(f"{name} {found.value:.2f}")
         axes.plot([], [], "o", color=colour, label=title)
     axes.axhline(1, color=QUIET, linestyle="--", linewidth=1)
-    axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel=f"ratio at {size_text(result.main_size)}")
-    legend_below(figure, axes, 3)
+    axes.set_xticks(range(len(names)), [name.replace("rank ", "").replace(" strength", "") for name in names])
+    axes.set(ylabel=f"ratio at {size_text(result.main_size)}", xlabel="rank; half: all ranks at half strength")
+    legend_below(figure, axes, 2)
     text = f"Ratio to the whole LoRA, picture changed: {', '.join(seen)}. Below 1 is sturdier."
     return inline(figure, "robustness ratios", text)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from library.audit.report.robustness_figures import PERCENT_MORE, size_text
-from library.audit.report.robustness_section import ATTACKS, learnt_text, ratio_text, rise_text
+from library.audit.report.sections.robustness_figures import PERCENT_MORE, size_text
+from library.audit.report.sections.robustness_section import ATTACKS, area_text, learnt_text, ratio_text, rise_text
 from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult
@@ -18,7 +19,7 @@ PERCENT = FuncFormatter(lambda value, place: f"{100 * value:g} %")
 
 @dataclass(frozen=True)
 class Membership:
-    """What the membership audit found of the LoRA at one rank."""
+    """What an audit of its own found of the LoRA at one rank."""
 
     auc: Estimate  # of the main attack
     learnt: Estimate  # held-out gain
@@ -35,35 +36,43 @@ def by_rank(result: RobustnessResult) -> list[str]:
 
 
 def rank_figure(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
-    """Four panels over the rank, one below the other."""
+    """Five panels over the rank, one below the other."""
     names, size = by_rank(result), result.main_size
-    figure, (energy, learnt, leak, sturdy) = canvas(8.6, (1, 1, 1, 1.2))
+    figure, (energy, learnt, leak, sturdy, error) = canvas(9.6, (1, 1, 1, 1.1, 1.1))
     kept = {one.name: one.kept_energy for one in result.variants}
     energy.plot(range(len(names)), [kept[name] for name in names], "o-", color=QUIET, markersize=5)
     energy.set(ylabel="kept energy", ylim=(-0.05, 1.08))
     energy.yaxis.set_major_formatter(PERCENT)
-    _with_intervals(learnt, {place: result.learnt[name] for place, name in enumerate(names)}, NON_MEMBER)
+    _with_intervals(learnt, {place: result.leak_of(name).learnt for place, name in enumerate(names)}, NON_MEMBER)
     learnt.set(ylabel="learnt, held out")
     learnt.yaxis.set_major_formatter(PERCENT)
-    areas = {place: audited[name].auc for place, name in enumerate(names) if name in audited}
-    _with_intervals(leak, areas, MEMBER)
+    _with_intervals(leak, {place: result.leak_of(name).auc for place, name in enumerate(names) if place}, NON_MEMBER)
+    areas = {place + 0.12: audited[name].auc for place, name in enumerate(names) if name in audited}
+    if areas:
+        _with_intervals(leak, areas, MEMBER, "s")
     leak.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
     leak.set(ylabel="membership AUC", ylim=(0.38, 1.02))
     rises = {place: result.of(name, "loss", size).value for place, name in enumerate(names)}
     _with_intervals(sturdy, rises, MEMBER)
-    sturdy.set(ylabel=f"rise of the error\nat {size_text(size)}", xlabel="rank that the LoRA was cut to")
+    sturdy.set(ylabel=f"rise of the error\nat {size_text(size)}")
     sturdy.set_ylim(bottom=0)
     sturdy.yaxis.set_major_formatter(PERCENT_MORE)
+    after = {place: result.of(name, "after", size).value for place, name in enumerate(names)}
+    _with_intervals(error, after, MEMBER)
+    before = [after[place].value / (1 + rises[place].value) for place in after]  # both are geometric means
+    error.plot(list(after), before, "o--", color=QUIET, markersize=4)
+    error.set(ylabel="error, dashed:\nbefore the attack", xlabel="rank that the LoRA was cut to")
+    error.set_ylim(bottom=0)
     whole = next(one.rank for one in result.variants if one.name == "full")
     labels = [name.replace("rank ", "").replace("full", f"{whole}\n(whole)") for name in names]
-    sturdy.set_xticks(range(len(names)), labels)
+    error.set_xticks(range(len(names)), labels)
     told = ", ".join(f"{name} {100 * found.value:+.0f} %" for name, found in zip(names, rises.values(), strict=True))
     return inline(figure, "ranks", f"Against the rank: kept energy, learnt, AUC, and rise of the error ({told}).")
 
 
-def _with_intervals(axes: Axes, found: Mapping[int, Estimate], colour: str) -> None:
+def _with_intervals(axes: Axes, found: Mapping[Any, Estimate], colour: str, marker: str = "o-") -> None:
     places = sorted(found)
-    axes.plot(places, [found[place].value for place in places], "o-", color=colour, markersize=5)
+    axes.plot(places, [found[place].value for place in places], marker, color=colour, markersize=5)
     for place in places:
         axes.plot([place] * 2, [found[place].low, found[place].high], color=colour, linewidth=1.4, alpha=0.7)
 
@@ -72,21 +81,21 @@ def rank_table(result: RobustnessResult, audited: Mapping[str, Membership]) -> s
     """One row for each variant, in Markdown."""
     size = result.main_size
     heads = (
-        "variant", "kept energy", "learnt (robustness pictures)", "learnt (membership audit)", "membership AUC",
-        "minus the whole LoRA's", f"rise of the error at {size_text(size)}", "error after it, ratio to the whole LoRA's",
+        "variant", "kept energy", "learnt (held-out gain)", "AUC, loss against the base", "minus the whole LoRA's",
+        "AUC, main attack", f"rise of the error at {size_text(size)}", "error after it, of the whole LoRA's",
     )  # fmt: skip
     kept = {one.name: one.kept_energy for one in result.variants}
     rows = []
     for name in [*by_rank(result), CONTROL]:
-        one = audited.get(name)
+        one = result.leak_of(name)
         rows.append(
             (
                 name,
                 f"{100 * kept[name]:.0f} %",
-                learnt_text(result.learnt[name]),
-                "not audited" if one is None else learnt_text(one.learnt),
-                "not audited" if one is None else ratio_text(one.auc),
-                "-" if one is None or one.minus_full is None else _difference(one.minus_full),
+                learnt_text(one.learnt),
+                "-" if name == "base" else area_text(one.auc),
+                "-" if one.minus_full is None or name == "base" else _difference(one.minus_full),
+                area_text(audited[name].auc) if name in audited else "not audited",
                 rise_text(result.of(name, "loss", size).value),
                 ratio_text(result.of(name, "after", size).against_full),
             )
@@ -122,7 +131,7 @@ def answers(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
     """What the tables say of the claim, in Markdown; 95 % intervals decide, and nothing is said beyond them."""
     size = result.main_size
     cuts = [name for name in by_rank(result) if name not in ("base", "full")]
-    learnt = ", ".join(f"{name} {learnt_text(result.learnt[name])}" for name in cuts)
+    learnt = ", ".join(f"{name} {learnt_text(result.leak_of(name).learnt)}" for name in cuts)
     lines = [
         f"* **Sturdier, relative to its own error** (rise at {size_text(size)}): {_sorted_by(result, 'loss', cuts)}",
         f"* **Sturdier in the error itself after the attack**: {_sorted_by(result, 'after', cuts)}",
@@ -130,8 +139,8 @@ def answers(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
         f"* **Drawings from changed pictures** (by the error's gradient): {_sorted_by(result, 'damage_by_loss', cuts)}",
         f"* **The controls**: {_sorted_by(result, 'loss', [CONTROL, 'base'])} Where the LoRA at half strength and the "
         "base are sturdier too, a cut may be so because it is weaker, and not because of the directions that it keeps.",
-        f"* **What it costs**: held-out gain {learnt}, whole LoRA {learnt_text(result.learnt['full'])}.",
-        f"* **Less leaky**: {_leak(audited, cuts)}",
+        f"* **What it costs**: held-out gain {learnt}, whole LoRA {learnt_text(result.leak_of('full').learnt)}.",
+        f"* **Less leaky**: {_leak(result, audited, [*cuts, CONTROL])}",
     ]
     return "\n".join(lines)
 
@@ -147,26 +156,22 @@ def _sorted_by(result: RobustnessResult, attack: str, names: Sequence[str]) -> s
     return "; ".join(f"{kind}: {', '.join(some)}" for kind, some in kinds.items() if some) + "."
 
 
-def _leak(audited: Mapping[str, Membership], cuts: Sequence[str]) -> str:
-    """AUC of each audited cut against the whole LoRA's."""
-    if "full" not in audited:
-        return "the whole LoRA was not audited for membership, so nothing is known."
+def _leak(result: RobustnessResult, audited: Mapping[str, Membership], names: Sequence[str]) -> str:
+    """AUC of each variant against the whole LoRA's: the attack without labels on all, and their own audits."""
+    whole = result.leak_of("full")
     told = [
-        f"{name}: AUC {ratio_text(audited[name].auc)}, {_difference(audited[name].minus_full)} against the whole LoRA's"
-        for name in cuts
-        if name in audited
+        f"{name} {area_text(result.leak_of(name).auc)} ({_difference(result.leak_of(name).minus_full)})"
+        for name in names
     ]
-    missing = [name for name in cuts if name not in audited]
-    return (
-        "; ".join(
-            [
-                f"whole LoRA: AUC {ratio_text(audited['full'].auc)}",
-                *told,
-                *([f"not audited: {', '.join(missing)}"] if missing else []),
-            ]
-        )
-        + "."
+    text = (
+        f"loss against the base ({whole.members} members, {whole.non_members} others): whole LoRA "
+        f"{area_text(whole.auc)}; {', '.join(told)}; in brackets the difference to the whole LoRA. "
     )
+    own = [
+        f"{name} {area_text(one.auc)}" + ("" if one.minus_full is None else f" ({_difference(one.minus_full)})")
+        for name, one in audited.items()
+    ]
+    return text + (f"Main attack of the audits: {', '.join(own)}." if own else "No rank was audited on its own.")
 
 
 def _difference(found: Estimate | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from library.audit.images.generated import GUIDANCE
 from library.audit.report import html
 from library.audit.report.beside import Beside
-from library.audit.report.robustness_figures import ratio_figure, rise_figure, size_text
+from library.audit.report.sections.robustness_figures import ratio_figure, rise_figure, size_text
 from library.audit.robustness.damage import STRENGTH
 from library.audit.robustness.objectives import TIMESTEPS
 from library.audit.robustness.robustness_findings import Estimate, MaskingCheck
@@ -19,6 +19,7 @@ ATTACKS = {
     "text": "text states changed against the error",
     "damage_by_loss": "drawing from the picture changed against the error",
     "damage_by_code": "drawing from the picture changed against the VAE's code",
+    "damage_by_noise": "drawing from the picture under noise without an aim",
 }
 SIDES = {"members-test": "members", "non-members-test": "held out"}
 
@@ -29,18 +30,27 @@ def beside_of(result: RobustnessResult) -> Beside:
 
 
 def headline(result: RobustnessResult) -> str:
-    """One line for the terminal: the main size, the picture changed against the error."""
+    """One line for the terminal: the main size, the picture changed against the error; both halves of the answer."""
     size = result.main_size
     told = [f"{one.name} {rise_text(result.of(one.name, 'loss', size).value)}" for one in result.variants]
-    sturdier = [one.name for one in result.variants if _is_sturdier(result.of(one.name, "loss", size).against_full)]
-    said = (
-        f"sturdier than the whole LoRA: {', '.join(sturdier)}" if sturdier else "none is sturdier than the whole LoRA"
+    below = {
+        attack: [one.name for one in result.variants if _is_sturdier(result.of(one.name, attack, size).against_full)]
+        for attack in ("loss", "after")
+    }
+    rise, after = (", ".join(names) or "none" for names in below.values())
+    return (
+        f"  robustness at {size_text(size)}, rise of the error: {'; '.join(told)}; below the whole LoRA in the "
+        f"rise: {rise}; in the error after the attack: {after}"
     )
-    return f"  robustness at {size_text(size)}, rise of the error: {'; '.join(told)}; {said}"
 
 
 def _is_sturdier(against: Estimate | None) -> bool:
     return against is not None and against.high < 1
+
+
+def starts_text(count: int) -> str:
+    """How many starts an ascent had."""
+    return "1 start" if count == 1 else f"{count} starts"
 
 
 def rise_text(found: Estimate) -> str:
@@ -62,7 +72,12 @@ def pixels_text(found: Estimate) -> str:
 
 def ratio_text(found: Estimate | None) -> str:
     """A ratio with its interval; one is the whole LoRA itself."""
-    return "-" if found is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return "-" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def area_text(found: Estimate) -> str:
+    """An AUC with its interval."""
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def error_text(found: Estimate) -> str:
@@ -74,6 +89,7 @@ SAID = {  # how the figures of an attack are written, and what they are
     "after": (error_text, "mean squared error of the predicted noise"),
     "damage_by_loss": (pixels_text, "what moves in the drawing, in 255ths"),
     "damage_by_code": (pixels_text, "what moves in the drawing, in 255ths"),
+    "damage_by_noise": (pixels_text, "what moves in the drawing, in 255ths"),
 }
 
 
@@ -85,7 +101,7 @@ def section(result: RobustnessResult) -> list[str]:
         f"Each picture (test sides: {counted}, of {result.groups} groups) is changed by projected gradient ascent, so "
         f"that the error of the predicted noise grows (timesteps {' and '.join(map(str, TIMESTEPS))} of 1000, fixed "
         f"noise): no pixel in 0..1 moves by more than the size. {rules.robustness_steps} steps, "
-        f"{rules.robustness_restarts} starts, the best point of all counts. Every variant is attacked by its own "
+        f"{starts_text(rules.robustness_restarts)}, the best point of all counts. Every variant is attacked by its own "
         "gradients, with the same pictures, noise and starts. Text states move by at most the size as a share of their "
         f"own length. Drawings start from the picture (strength {STRENGTH:g}, {rules.generation_steps} DDIM steps for "
         f"a whole drawing, guidance {GUIDANCE:g}); the damage is the root mean square of what moves in them. Rises and "
@@ -102,14 +118,16 @@ def section(result: RobustnessResult) -> list[str]:
         html.figure(
             ratio_figure(result),
             "Against the whole LoRA",
-            "Error after the attack over the error before it, as a ratio to the same of the whole LoRA on the same "
-            "pictures: below 1 is sturdier. Bars are 95 % intervals.",
+            "Ratios to the whole LoRA on the same pictures, with 95 % intervals; below 1 is sturdier. Picture and "
+            "text: error after the attack over the error before it. Error after: the error itself. Drawing: what moves "
+            "in it. A variant with a smaller rise and a larger error after is worse to begin with, and not sturdier.",
         ),
     ]
     return [
         html.paragraph(intro, small=True),
         html.figures(drawn),
         *attack_tables(result),
+        *leak_table(result),
         *sides_table(result),
         *code_table(result),
         *checks_table(result),
@@ -132,7 +150,7 @@ def attack_tables(result: RobustnessResult) -> list[str]:
             (
                 one.name,
                 f"{100 * one.kept_energy:.0f} %",
-                learnt_text(result.learnt[one.name]),
+                learnt_text(result.leak_of(one.name).learnt),
                 *(text(result.of(one.name, attack, size).value) for size in result.sizes),
                 ratio_text(result.of(one.name, attack, result.main_size).against_full),
             )
@@ -141,6 +159,22 @@ def attack_tables(result: RobustnessResult) -> list[str]:
         note = f"{title[0].upper()}{title[1:]}: {unit}; the ratio at {size_text(result.main_size)}."
         parts += [html.paragraph(note), html.table(heads, rows, [one.name == "full" for one in result.variants])]
     return parts
+
+
+def leak_table(result: RobustnessResult) -> list[str]:
+    """What each variant tells of its members, and learnt of others."""
+    heads = ("variant", "learnt (held out)", "AUC, loss against the base", "minus the whole LoRA's")
+    rows = []
+    for one in result.leaks:
+        against = None if one.variant == "base" else one.minus_full  # the base is held against itself
+        less = "-" if against is None else f"{against.value:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+        rows.append((one.variant, learnt_text(one.learnt), "-" if one.variant == "base" else area_text(one.auc), less))
+    whole = result.leak_of("full")
+    note = (
+        f"Members against held-out pictures by their loss against the base, without labels or fits, on all pictures of "
+        f"the test sides ({whole.members} and {whole.non_members}); the differences are paired:"
+    )
+    return [html.paragraph(note), html.table(heads, rows)]
 
 
 def sides_table(result: RobustnessResult) -> list[str]:
@@ -156,13 +190,9 @@ def sides_table(result: RobustnessResult) -> list[str]:
 
 def code_table(result: RobustnessResult) -> list[str]:
     """The VAE's code, in which no LoRA is."""
-    rows = [(size_text(one.size), _share_text(one.distance), _share_text(one.of_noise)) for one in result.code]
+    rows = [(size_text(one.size), area_text(one.distance), area_text(one.of_noise)) for one in result.code]
     note = "How far the VAE's code moves, relative to itself; no LoRA is in the VAE, so this is one for all variants:"
     return [html.paragraph(note), html.table(("size", "attacked", "by noise without an aim"), rows)]
-
-
-def _share_text(found: Estimate) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def checks_table(result: RobustnessResult) -> list[str]:
