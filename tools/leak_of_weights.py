@@ -7,7 +7,7 @@ file that benchmarks/leak_of_weights.py writes; the words around them are writte
 import sys
 from pathlib import Path
 
-from library.audit.report.weights_page import answers, attack_table, defence_figure, defence_table, setting
+from library.audit.report.sections.weights_page import answers, attack_table, defence_figure, defence_table, setting
 from library.errors import InputError
 from library.incoming.texts import read_json
 from tools.does_it_hold import filled, standing_alone

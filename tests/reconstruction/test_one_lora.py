@@ -24,7 +24,11 @@ from library.audit.reconstruction.probes import public_probes
 from library.audit.reconstruction.retrieval import MissingControls, public_space
 from library.audit.reconstruction.stacked_lora import Factors
 from library.audit.reconstruction.weight_attacks import PublicKnowledge, Reader
-from library.audit.report.reconstruction_section import is_credited, reconstruction_json, reconstruction_section
+from library.audit.report.sections.reconstruction_section import (
+    is_credited,
+    reconstruction_json,
+    reconstruction_section,
+)
 from library.seeding import stream
 from tests.helpers.stacked_toy import random_factors, stacked_toy, toy_persons, toy_states
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from library.audit.reconstruction.retrieval import direction_scores, row_json, row_of
-from library.audit.report.weights_page import answers, attack_table, defence_figure, defence_table
+from library.audit.report.sections.weights_page import answers, attack_table, defence_figure, defence_table
 from library.errors import InputError
 from library.seeding import stream
 from tools import leak_of_weights

@@ -32,7 +32,7 @@ from library.audit.reconstruction.weight_attacks import (
     shadow_free_readers,
 )
 from library.audit.report.beside import Beside
-from library.audit.report.reconstruction_section import reconstruction_json, reconstruction_section
+from library.audit.report.sections.reconstruction_section import reconstruction_json, reconstruction_section
 from library.audit.targets import provenance
 from library.diffusion.vae import decoder_of
 from library.errors import InputError
