@@ -301,7 +301,7 @@ def main(arguments: list[str]) -> None:
         result = {
             "arguments": {name: str(value) for name, value in vars(own).items() if name != "out"},
             "victims": len(parts.victims), "encoder_steps": len(losses),
-            "encoder_losses": [sum(part) / len(part) for part in torch.tensor(losses).split(30)],
+            "encoder_losses": [float(part.mean()) for part in torch.tensor(losses).split(30) if len(part)],
             "capacity": capacity_lines(parts, outputs[BASE]) if parts.with_capacity else [],
             "table": scored(parts, outputs),
         }  # fmt: skip
