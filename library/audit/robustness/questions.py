@@ -109,8 +109,9 @@ class Questions:
             ball, texts = PixelBall(clean, size), TextBall(asked.states, size)
             found = self._strongest(of_pixels.ascent, of_pixels.values, ball, batch, "loss")
             said = self._strongest(of_text.ascent, of_text.values, texts, batch, "text")
-            noise = self._noise(ball, batch)
-            coded = self._changed(clean, by_code, batch, place, size)
+            noise, coded = self._noise(ball, batch), self._changed(clean, by_code, batch, place, size)
+            drawn = [moved(redraw.of(points), unchanged) for points in (found.points, coded, noise)]
+            moved_most = found.points if of_base is None else self._changed(clean, of_base, batch, place, size)
             one = {
                 "loss": found.values,
                 "loss_fresh": fresh_pixels.values(found.points),
@@ -120,15 +121,11 @@ class Questions:
                 "text_fresh": fresh_text.values(said.points),
                 "text_one_step": said.one_step,
                 "text_noise": of_text.values(self._noise(texts, batch)),
-                "damage": torch.stack(
-                    [moved(redraw.of(points), unchanged) for points in (found.points, coded, noise)], dim=1
-                ),
+                "damage": torch.stack(drawn, dim=1),
+                "transfer": found.values if of_base is None else of_pixels.values(moved_most),
             }
             if of_base is None:
                 one["change"] = (found.points - clean).half()
-                one["transfer"] = found.values
-            else:
-                one["transfer"] = of_pixels.values(self._changed(clean, of_base, batch, place, size))
             for name, value in one.items():
                 rows.setdefault(name, []).append(value)
         answers = {name: torch.stack(parts, dim=1).cpu() for name, parts in rows.items()}
