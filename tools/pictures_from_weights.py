@@ -13,7 +13,7 @@ from typing import Any
 from library.audit.reconstruction.pictures.attribution import HELD_OUT, PRIVATE
 from library.audit.reconstruction.pictures.contact_sheet import contact_sheet
 from library.audit.reconstruction.retrieval import share_text
-from library.audit.report.weights_page import figure_of, markdown, number
+from library.audit.report.sections.weights_page import figure_of, markdown, number
 from library.errors import InputError
 from library.incoming.texts import read_json
 from library.tensor_files import read_tensors

@@ -111,9 +111,11 @@ def sdxl_marks(values: Mapping[str, Any]) -> list[str]:
 
 def shows_sdxl(base: str) -> bool | None:
     """Whether the base model is one of SDXL, by what its file or folder holds; None where that is not seen."""
+    if not base:
+        return None
     from library.diffusion.families.sdxl import is_sdxl_place  # slow to import
 
-    return is_sdxl_place(Path(base)) if base else None
+    return is_sdxl_place(Path(base))
 
 
 def is_taken_for_sdxl(base: str) -> bool:
