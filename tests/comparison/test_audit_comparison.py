@@ -81,7 +81,7 @@ def test_the_shipped_comparison_has_the_control_that_every_claim_needs():
     assert len({json.dumps([one["split"], one["data"], one["network"]]) for one in configs}) == 1
 
 
-@pytest.mark.parametrize("name", ["compare_demo", "frontier_demo", "stopping_demo"])
+@pytest.mark.parametrize("name", ["compare_demo", "frontier_demo", "short_frontier_demo", "stopping_demo"])
 def test_every_run_of_a_shipped_comparison_is_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan, _ = compare.read_plan(["--config_file", f"configs/{name}.toml"])
