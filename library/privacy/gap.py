@@ -83,12 +83,14 @@ def course_of(rules: StopRules, checks: Sequence[GapCheck], planned: int) -> Cou
 
 
 def _auc_from_next_check(rules: StopRules, checks: Sequence[GapCheck]) -> float:
-    """The AUC at the end of a decay that begins one check later: its rise over the last checks goes on until then."""
-    last, trained = checks[-1], [check for check in checks if check.done > 0]
-    before, ahead = trained[-1 - PATIENCE :][0], last.done - checks[-2].done if len(checks) > 1 else 0
-    start = 0.5 if before.is_first else before.auc  # the first one is what the others are compared with
-    rise = max(0.0, last.auc - start) / max(1, last.done - before.done)
-    return last.auc + rise * (ahead + PACE_IN_DECAY * rules.target_decay * (last.done + ahead))
+    """The AUC at the end of a decay that begins one check later: its rise since the start goes on until then.
+
+    The rise between two checks is mostly noise: a pace taken from them ended a run of the demo after two exposures.
+    """
+    last = checks[-1]
+    ahead = last.done - checks[-2].done if len(checks) > 1 else 0
+    pace = max(0.0, last.auc - 0.5) / last.done
+    return last.auc + pace * (ahead + PACE_IN_DECAY * rules.target_decay * (last.done + ahead))
 
 
 def _has_stalled(checks: Sequence[GapCheck]) -> bool:
