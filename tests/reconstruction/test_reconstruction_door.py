@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import audit
+from library import file_table
 from library.errors import InputError
 from library.options.resolve import read_config
 from library.tensor_files import read_tensors, write_tensors
 from tests.helpers import audit_run, tiny
+from tests.helpers.places import check_place
 
 PAINTED = ("painted class prompt, no encoder", *(f"painted guided, w {weight}" for weight in (3, 5, 10)))
 ALONE = ("zero-shot", "gallery", *PAINTED)
@@ -65,6 +67,7 @@ def test_one_file_and_no_corpus_gets_what_needs_no_shadows_and_is_told_what_was_
     assert (out / "audit" / "reconstruction" / "pictures.png").is_file()
     assert "pictures from the weights: " in capsys.readouterr().out
     assert (out / "last.safetensors").read_bytes() == before, "nothing of it enters the LoRA file"
+    check_place(out / "audit", file_table.AUDIT_DIR)
     for path in (out / "audit").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     text = (out / "audit" / "reconstruction.json").read_text() + (out / "audit" / "reconstruction.html").read_text()
@@ -81,6 +84,7 @@ def test_a_public_folder_trains_shadows_once_and_the_attacks_that_learn_from_the
     assert {row["attack"] for row in fitted} == {"kernel", "probes", "zero-shot, centred"}
     assert all(row["shadows"] == 16 and "LoRA of other persons" in row["controls"] for row in fitted)
     shadows = out / "audit" / "reconstruction" / "shadows"
+    check_place(out / "audit", file_table.AUDIT_DIR)
     files = [path for path in shadows.rglob("*") if path.is_file()]
     assert len(files) == 2
     for path in [shadows, *shadows.rglob("*")]:

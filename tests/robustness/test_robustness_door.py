@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import audit
+from library import file_table
 from library.assembly.beside.measures import MEASURES
 from library.audit.robustness import pictures
 from library.audit.robustness.questions import Questions
@@ -16,6 +17,7 @@ from library.errors import Faults, InputError
 from library.options.declarations import AUDITED
 from library.options.resolve import read_config
 from tests.helpers import audit_run
+from tests.helpers.places import check_place
 from tools import rank_and_robustness
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,6 +69,7 @@ def test_the_report_has_the_section_and_no_file_tells_a_caption_or_is_open_to_ot
     for name in ("robustness.json", "robustness.html"):
         text = (folder / name).read_text()
         assert not any(word in text for word in ("walrus", "ocelot", "quokka", "zebrafolder", str(trained.parent)))
+    check_place(folder, file_table.AUDIT_DIR)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert files and all(file.stat().st_mode & 0o777 == 0o600 for file in files)
     assert all(place.stat().st_mode & 0o777 == 0o700 for place in folder.rglob("*") if place.is_dir())
