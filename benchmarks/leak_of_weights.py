@@ -221,6 +221,8 @@ def usefulness(run: Experiment, factors: Factors) -> dict:
     contexts = run.contexts()
     values = {
         name: utility(run.base.stack, factors.rows(some), persons.some(some), contexts, run.recipe.seed)
+        .double()
+        .numpy()
         for name, persons in (("own pictures", run.victims), ("held-out pictures", run.held_out))
     }
     return {name: dataclasses.asdict(mean_figure(value)) | {"n": len(value)} for name, value in values.items()}

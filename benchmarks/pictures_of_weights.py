@@ -21,7 +21,7 @@ from benchmarks.leak_of_weights import CLASS_PROMPT, ROOT, opened
 from benchmarks.leak_of_weights import parsed as parsed_for_leaks
 from library.audit.images import perceptual
 from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
-from library.audit.reconstruction.encoder.encoder_training import EncoderRecipe, codes_of, train_encoder, untrained
+from library.audit.reconstruction.encoder.encoder_training import EncoderRecipe, codes_of, train_encoder
 from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
 from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.kernel import fit_kernel
@@ -48,8 +48,9 @@ from library.audit.reconstruction.pictures.picture_table import (
     likenesses,
     table,
 )
-from library.audit.reconstruction.pictures.samplers import Course
+from library.audit.reconstruction.pictures.samplers import EDIT_FROM, Course
 from library.audit.reconstruction.retrieval import public_space
+from library.audit.reconstruction.shadow_corpus import untrained
 from library.diffusion.vae import decoder_of
 from library.seeding import permutation
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole
@@ -90,7 +91,7 @@ class Pictures:
         self.out = private_folder(own.out)
         stack = self.run.base.stack
         course = Course(stack.alphas_cumprod, own.sampler_steps, 980, LIMIT)
-        edit = course.started_at(300, max(2, own.sampler_steps // 2))
+        edit = course.started_at(EDIT_FROM, max(2, own.sampler_steps // 2))
         settings = PictureSettings(course, edit, own.samples, together=10, seed=1)
         self.studio = Studio(stack, settings, tuple(self.run.victims.latents.shape[2:]))
         self.class_prompt = self.run.base.encode_text([CLASS_PROMPT])[0]  # [T, D]

@@ -17,12 +17,11 @@ from library.audit.reconstruction.encoder.encoder_training import (
     encoder_loss,
     train_encoder,
     train_on_kept,
-    untrained,
 )
 from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
 from library.audit.reconstruction.encoder.network_encoder import EncoderSize, NetworkEncoder
 from library.audit.reconstruction.persons import PersonSet
-from library.audit.reconstruction.shadow_corpus import RANDOM, CorpusRecipe, make_corpus
+from library.audit.reconstruction.shadow_corpus import RANDOM, CorpusRecipe, make_corpus, untrained
 from library.audit.reconstruction.stacked_lora import StackedModel, attention_layers
 from library.audit.reconstruction.stacked_training import StepRecipe, train_stack
 from library.errors import InputError

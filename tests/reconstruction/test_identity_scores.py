@@ -7,8 +7,8 @@ from library.audit.reconstruction.pictures.identity_scores import (
     best_output_cosines,
     fit_space,
     own_above_others,
-    ranks_of_own,
 )
+from library.audit.reconstruction.retrieval import ranks_of
 from library.seeding import stream
 
 
@@ -37,7 +37,7 @@ def test_whitening_lets_the_person_be_seen_behind_louder_things() -> None:
         shown = space.project(features).unflatten(0, (60, 4))
         others = shown[:, 1:].flatten(0, 1)
         scores = best_output_cosines(shown[:, :1], others, owners.unflatten(0, (60, 4))[:, 1:].flatten(), 60)
-        found[whitened] = ranks_of_own(scores, range(60)).float().mean()
+        found[whitened] = ranks_of(scores, range(60)).mean()
     assert found[True] < 5 < found[False]
 
 
@@ -45,12 +45,12 @@ def test_random_outputs_are_at_chance() -> None:
     outputs = torch.randn(200, 2, 8, generator=stream(4))
     pictures = torch.randn(200, 8, generator=stream(5))
     scores = best_output_cosines(outputs, pictures, torch.arange(200), 200)
-    assert abs(float(ranks_of_own(scores, range(200)).float().mean()) - 100.5) < 13  # 3 standard errors
+    assert abs(float(ranks_of(scores, range(200)).mean()) - 100.5) < 13  # 3 standard errors
     assert abs(float(own_above_others(scores, range(200)).mean())) < 0.06
 
 
 def test_ties_count_against_the_attacker() -> None:
-    assert ranks_of_own(torch.zeros(2, 5), [0, 1]).tolist() == [5, 5]
+    assert ranks_of(torch.zeros(2, 5), [0, 1]).tolist() == [5, 5]
     assert own_above_others(torch.zeros(2, 5), [0, 1]).tolist() == [0, 0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.gallery import column_centred, gallery_drops, open_gallery
+from library.audit.reconstruction.gallery import gallery_drops, open_gallery
 from library.audit.reconstruction.kernel import fit_kernel, module_kernels
 from library.audit.reconstruction.persons import check_disjoint, persons_of
 from library.audit.reconstruction.probes import probe_answers, public_probes, zero_shot
@@ -218,11 +218,6 @@ def test_bad_input_is_refused_where_it_is_used(scene) -> None:
         public_probes(model, torch.zeros(3, 4, 8, 8), toy_states(["x"])[0], seed=0, count=6)
     with pytest.raises(InputError, match="give a public folder"):
         fitted_readers(dataclasses.replace(known, shadows=None), torch.zeros(1, 6, 8))
-
-
-def test_the_gallery_is_centred_over_loras(scene) -> None:
-    drops = torch.tensor([[1.0, 3.0], [0.0, 5.0]])
-    assert column_centred(drops).tolist() == [[0.5, -1.0], [-0.5, 1.0]]
 
 
 def test_strangers_are_used_again_where_there_are_fewer_of_them(scene) -> None:

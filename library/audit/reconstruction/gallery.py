@@ -37,7 +37,6 @@ def gallery_drops(model: StackedModel, factors: Factors, gallery: Gallery, toget
     timesteps = gallery.timesteps.repeat(images)  # [i * T] of one set
     context = gallery.context[None].expand(images * times, -1, -1)
     drops = torch.zeros(factors.count, sets)
-    changes = torch.stack([value.flatten(1).count_nonzero(1) for value in factors.up.values()]).sum(0) > 0
     bar = counted(sets * factors.count, "gallery", "answers", silent=sets * factors.count < 100)
     for number in range(sets):
         clean = gallery.latents[number].repeat_interleave(times, 0)  # [i * T, 4, h, w]
@@ -53,12 +52,7 @@ def gallery_drops(model: StackedModel, factors: Factors, gallery: Gallery, toget
             drops[first:end, number] = ((base - own) / base).mean(1).cpu()
             bar.update(rows)
     bar.close()
-    return torch.where(changes.cpu()[:, None], drops, 0.0)
-
-
-def column_centred(drops: Tensor) -> Tensor:
-    """[K, N] less the mean over LoRAs: what every LoRA finds easier in a set says nothing of one of them."""
-    return drops - drops.mean(0)
+    return torch.where(factors.changes_something().cpu()[:, None], drops, 0.0)
 
 
 def _losses(answer: Tensor, noise: Tensor) -> Tensor:

@@ -108,20 +108,24 @@ def fit_kernel(shadows: Factors, targets: Tensor, ridge: float = RIDGE, *, cosin
         parts = [k / (lengths[n][:, None] * lengths[n]).clamp(min=1e-30) for n, k in kernels.items()]
     else:
         parts = [kernel / scales[name] for name, kernel in kernels.items()]
-    total = torch.stack(parts).sum(0)
-    mean = targets.double().mean(0)
-    system = total + ridge * total.diagonal().mean() * torch.eye(len(total), dtype=torch.double)
-    weights = torch.linalg.solve(system, targets.double() - mean)
+    weights, mean = dual_ridge(torch.stack(parts).sum(0), targets, ridge)
     return KernelRidge(shadows, scales, weights, mean, lengths if cosine else None)
+
+
+def dual_ridge(gram: Tensor, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """((gram + ridge * mean(diag) * I)^-1 (Y - mean Y) [n, C], mean Y [C]) of a Gram matrix [n, n], targets [n, C]."""
+    mean = targets.double().mean(0)
+    size = gram.diagonal().mean().clamp(min=1e-30)
+    system = gram + ridge * size * torch.eye(len(gram), dtype=torch.double)
+    return torch.linalg.solve(system, targets.double() - mean), mean
 
 
 def fit_factors(shadows: Factors, targets: Tensor, ridge: float = RIDGE) -> "FactorRidge":
     """Ridge on the raw factors, which is no attack on LoRAs with starts of their own: it shows what the gauge hides."""
     rows = raw_rows(shadows)
-    mean, centre = targets.double().mean(0), rows.mean(0)
-    gram = (rows - centre) @ (rows - centre).T
-    system = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
-    return FactorRidge(rows - centre, centre, torch.linalg.solve(system, targets.double() - mean), mean)
+    centre = rows.mean(0)
+    weights, mean = dual_ridge((rows - centre) @ (rows - centre).T, targets, ridge)
+    return FactorRidge(rows - centre, centre, weights, mean)
 
 
 @dataclass(frozen=True)

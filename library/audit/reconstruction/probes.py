@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.audit.reconstruction.kernel import dual_ridge
 from library.audit.reconstruction.retrieval import PublicSpace
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel
 from library.errors import InputError
@@ -53,16 +54,11 @@ def probe_answers(
         times = some.count
         given = (probes.noised.repeat(times, 1, 1, 1), probes.timesteps.repeat(times), context.repeat(times, 1, 1))
         moved = model.predict(some, *given).unflatten(0, (times, count)) - base
-        moved = torch.where((_changes(some) == 0)[:, None, None, None, None], torch.zeros_like(moved), moved)
+        moved = torch.where(some.changes_something()[:, None, None, None, None], moved, 0.0)
         answers.append(space.directions(moved.flatten(2).cpu()))
         bar.update(times)
     bar.close()
     return torch.cat(answers)
-
-
-def _changes(factors: Factors) -> Tensor:
-    """[K] how many numbers of the up factors are not 0: larger batches round differently, so 0 must be said."""
-    return torch.stack([value.flatten(1).count_nonzero(1) for value in factors.up.values()]).sum(0)
 
 
 def zero_shot(answers: Tensor) -> Tensor:
@@ -109,6 +105,5 @@ def _fitted(answers: Tensor, targets: Tensor, ridge: float) -> ProbeRidge:
     rows = answers.flatten(1).double()
     centre, spread = rows.mean(0), rows.std(0).clamp(min=1e-12)
     rows = (rows - centre) / spread
-    gram, mean = rows @ rows.T, targets.double().mean(0)
-    system = gram + ridge * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=torch.double)
-    return ProbeRidge(centre, spread, rows, torch.linalg.solve(system, targets.double() - mean), mean, ridge)
+    weights, mean = dual_ridge(rows @ rows.T, targets, ridge)
+    return ProbeRidge(centre, spread, rows, weights, mean, ridge)

@@ -86,12 +86,21 @@ class Figure:
     high: float
 
 
-def mean_figure(values: Tensor) -> Figure:
+def mean_figure(values: NDArray[np.float64]) -> Figure:
     """Mean of [V] values with a bootstrap interval over victims."""
-    rows = np.asarray(values.double().tolist())
-    drawn = rows[numpy_stream(0, "bootstrap").integers(0, len(rows), (DRAWS, len(rows)))].mean(1)
+    drawn = values[resampled(len(values))].mean(1)
+    return spread(float(values.mean()), drawn)
+
+
+def resampled(count: int, seed: int = 0) -> NDArray[np.int64]:
+    """[DRAWS, V] rows of so many victims, drawn with replacement."""
+    return numpy_stream(seed, "bootstrap").integers(0, count, (DRAWS, count))
+
+
+def spread(value: float, drawn: NDArray[np.float64]) -> Figure:
+    """A figure with the 95 % interval of its bootstrap samples [DRAWS]."""
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(float(rows.mean()), float(low), float(high))
+    return Figure(value, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,6 @@ class Retrieval:
     median_rank: Figure
     mean_rank: Figure  # chance (N + 1) / 2
     auc: Figure  # mean of 1 - (rank - 1) / (N - 1); chance .5
-
-    def chance_top_1(self) -> float:
-        """What guessing gives."""
-        return 1 / self.candidates
 
 
 def standing(ranks: Ranks, candidates: int) -> NDArray[np.float64]:
@@ -124,11 +129,7 @@ def retrieval(ranks: Ranks, candidates: int, seed: int = 0) -> Retrieval:
     """
     if candidates < 2 or len(ranks) == 0 or ranks.min() < 1 or ranks.max() > candidates:
         raise ValueError(f"ranks must lie in 1 .. {candidates} (at least two candidates), got {ranks.tolist()[:5]}")
-    drawn = ranks[numpy_stream(seed, "bootstrap").integers(0, len(ranks), (DRAWS, len(ranks)))]  # [DRAWS, V]
-
-    def spread(value: float, values: NDArray[np.float64]) -> Figure:
-        low, high = np.quantile(values, [0.025, 0.975])
-        return Figure(value, float(low), float(high))
+    drawn = ranks[resampled(len(ranks), seed)]  # [DRAWS, V]
 
     def share(most: int) -> Figure:
         found = int((ranks <= most).sum())
@@ -167,10 +168,7 @@ class RetrievalRow:
         own = standing(self.ranks, self.candidates)
         below = {name: standing(self.controls[name], self.candidates) for name in BELOW if name in self.controls}
         name = max(below, key=lambda one: below[one].mean())
-        gaps = own - below[name]
-        drawn = gaps[numpy_stream(0, "bootstrap").integers(0, len(gaps), (DRAWS, len(gaps)))].mean(1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return name, Figure(float(gaps.mean()), float(low), float(high))
+        return name, mean_figure(own - below[name])
 
     def reads_the_weights(self) -> bool:
         """Whether the attack is credited: better than every control, by an interval that excludes 0."""

@@ -159,6 +159,13 @@ def check_facts(place: Path, facts: dict[str, object]) -> None:
         )
 
 
+def untrained(model: StackedModel, persons: PersonSet, recipe: CorpusRecipe) -> Factors:
+    """The LoRAs of these persons before their first step."""
+    names = [() if recipe.start == SHARED else (name,) for name in persons.names]
+    generators = [stream(recipe.seed, "A0", *words) for words in names]
+    return fresh_factors(model.layers, recipe.rank, recipe.scale, generators)
+
+
 def _trained(
     model: StackedModel,
     encode_text: Callable[[Sequence[str]], Tensor],
@@ -168,9 +175,7 @@ def _trained(
     bar: object,
 ) -> dict[str, Tensor]:
     """Factors of every snapshot and of the start, under the names of a file."""
-    seed = recipe.seed
-    generators = [stream(seed, "A0", *(() if recipe.start == SHARED else (name,))) for name in persons.names]
-    start = fresh_factors(model.layers, recipe.rank, recipe.scale, generators)
+    start = untrained(model, persons, recipe)
     with torch.no_grad():
         contexts = encode_text([recipe.caption(name) for name in persons.names])
 
@@ -181,7 +186,7 @@ def _trained(
 
     kept = train_stack(
         model, start, persons.latents, contexts, recipe.steps, recipe.step, persons.names,
-        seed=seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
+        seed=recipe.seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
     )  # fmt: skip
     kept[0] = start
     state = {f"{step}/{key}": value for step, one in kept.items() for key, value in one.state().items()}

@@ -55,6 +55,10 @@ class Factors:
             self.scale,
         )
 
+    def changes_something(self) -> Tensor:
+        """[K] whether any up factor is not 0: larger batches round differently, so an exact 0 must be said."""
+        return torch.stack([value.flatten(1).any(1) for value in self.up.values()]).any(0)
+
     def copied(self) -> "Factors":
         """On the CPU, without a gradient; later steps do not change it."""
         return self.changed(lambda value: value.detach().cpu().clone())

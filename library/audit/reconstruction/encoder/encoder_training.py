@@ -13,13 +13,13 @@ from library.audit.reconstruction.encoder.matrix_encoder import matrices_of
 from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder
 from library.audit.reconstruction.persons import PersonSet
 from library.audit.reconstruction.shadow_corpus import (
-    SHARED,
     Corpus,
     CorpusRecipe,
     corpus_facts,
     fingerprint_of,
+    untrained,
 )
-from library.audit.reconstruction.stacked_lora import Factors, StackedModel, fresh_factors, joined
+from library.audit.reconstruction.stacked_lora import Factors, StackedModel, joined
 from library.audit.reconstruction.stacked_training import Batch, train_stack
 from library.errors import InputError
 from library.progress import counted
@@ -199,13 +199,6 @@ def stacks_of(persons: int, rules: EncoderRecipe, number: int) -> list[list[int]
     """The persons of one pass in an order of its own, ``together`` at a time."""
     order = permutation(persons, rules.seed, "encoder order", number)
     return [order[first : first + rules.together] for first in range(0, persons, rules.together)]
-
-
-def untrained(model: StackedModel, persons: PersonSet, recipe: CorpusRecipe) -> Factors:
-    """The LoRAs of these persons as the corpus starts them."""
-    names = [() if recipe.start == SHARED else (name,) for name in persons.names]
-    generators = [stream(recipe.seed, "A0", *words) for words in names]
-    return fresh_factors(model.layers, recipe.rank, recipe.scale, generators)
 
 
 def _learn_from(

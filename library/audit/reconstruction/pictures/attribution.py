@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library.audit.reconstruction.pictures.identity_scores import own_above_others, ranks_of_own
-from library.audit.reconstruction.retrieval import DRAWS, Figure, MissingControls, Retrieval, retrieval
-from library.seeding import numpy_stream, stream
+from library.audit.reconstruction.pictures.identity_scores import own_above_others
+from library.audit.reconstruction.retrieval import Figure, MissingControls, Retrieval, mean_figure, ranks_of, retrieval
+from library.seeding import stream
 
 PRIVATE, HELD_OUT = "private pictures", "held-out pictures"  # what outputs are compared with
 BASE, CLASS, TRIGGER = "base, class prompt", "class prompt, no encoder", "true prompt (oracle)"
@@ -35,12 +35,12 @@ class Likeness:
 
     def retrieval(self) -> Retrieval:
         """Ranks of the true set with intervals."""
-        return retrieval(ranks_of_own(self.scores, self.own).numpy(), self.scores.shape[1])
+        return retrieval(ranks_of(self.scores, self.own), self.scores.shape[1])
 
     def cosines(self) -> tuple[Figure, Figure]:
         """Mean cosine to the own set, and to the others'."""
         mine = self.scores[torch.arange(len(self.scores)), torch.as_tensor(self.own)].double().numpy()
-        return spread(mine), spread(mine - self.above_others())
+        return mean_figure(mine), mean_figure(mine - self.above_others())
 
     def turned(self) -> "Likeness":
         """Every victim's outputs against the next one's set: another person's weights for the same set."""
@@ -71,13 +71,6 @@ class Attribution:
     because: str
 
 
-def spread(values: np.ndarray) -> Figure:
-    """Mean over victims with its 95 % bootstrap interval."""
-    drawn = values[numpy_stream(0, "bootstrap").integers(0, len(values), (DRAWS, len(values)))].mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(float(values.mean()), float(low), float(high))
-
-
 def random_outputs(victims: int, outputs: int, pictures: Tensor, seed: int) -> Tensor:
     """[V, S, d] vectors with no picture behind them, for the scorer: they must come out at chance.
 
@@ -103,12 +96,12 @@ def attribution(row: PictureRow) -> Attribution:
     if len(own) < FEWEST:
         return Attribution(False, {}, None, f"no verdict: {len(own)} victims, of which a verdict needs {FEWEST}")
     below = (MEAN_CODE, PERMUTED, CLASS, BASE) if row.reads_code else TO_BEAT
-    gains = {name: spread(own - row.controls[name].above_others()) for name in below}
+    gains = {name: mean_figure(own - row.controls[name].above_others()) for name in below}
     if not row.reads_code:
         weaker = [name for name in TO_BEAT if gains[name].low <= 0]
         said = f"no better than: {', '.join(weaker)}" if weaker else "better than base, class prompt and other LoRAs"
         return Attribution(not weaker, gains, None, said)
-    on_base = spread(row.controls[ON_BASE].above_others())
+    on_base = mean_figure(row.controls[ON_BASE].above_others())
     differs = gains[MEAN_CODE].low > 0 and gains[PERMUTED].low > 0
     if differs:
         said = "the code does better than the mean code and than other LoRAs' codes"
@@ -135,4 +128,4 @@ def memorised(private: Likeness, held_out: Likeness) -> Figure:
 
     Above what a ceiling row of unrelated outputs has, it is memory and not identity.
     """
-    return spread(private.above_others() - held_out.above_others())
+    return mean_figure(private.above_others() - held_out.above_others())

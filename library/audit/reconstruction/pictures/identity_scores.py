@@ -93,17 +93,6 @@ def best_output_cosines(outputs: Tensor, pictures: Tensor, owners: Tensor, sets:
     return sums / counts
 
 
-def ranks_of_own(scores: Tensor, own: Sequence[int]) -> Tensor:
-    """[V] rank of the true set among N, 1 = best; ties count against the attacker.
-
-    Args:
-        scores: [V, N] higher = more like it.
-        own: [V] the true set of each victim.
-    """
-    mine = scores[torch.arange(len(scores)), torch.as_tensor(own)]
-    return (scores >= mine[:, None]).sum(1)
-
-
 def own_above_others(scores: Tensor, own: Sequence[int]) -> Tensor:
     """[V] score of the true set minus the mean of the others': 0 where nothing of the person is in the outputs."""
     mine = scores[torch.arange(len(scores)), torch.as_tensor(own)]
