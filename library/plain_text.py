@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -31,6 +31,13 @@ def plain(text: object) -> str:
 def plain_lines(text: object) -> str:
     """The same for a text of several lines of one's own: its line breaks and tabs stay."""
     return STEERING.sub(lambda match: match[0] if match[0] in "\n\t" else _visible(match), str(text))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells steer nothing and keep their bars."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def for_html(text: object) -> str:

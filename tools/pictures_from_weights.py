@@ -13,9 +13,10 @@ from typing import Any
 from library.audit.reconstruction.pictures.attribution import HELD_OUT, PRIVATE
 from library.audit.reconstruction.pictures.contact_sheet import contact_sheet
 from library.audit.reconstruction.retrieval import share_text
-from library.audit.report.sections.weights_page import figure_of, markdown, number
+from library.audit.report.sections.weights_page import figure_of, number
 from library.errors import InputError
 from library.incoming.texts import read_json
+from library.plain_text import markdown_table
 from library.tensor_files import read_tensors
 from tools.does_it_hold import filled
 
@@ -41,7 +42,7 @@ def painted_table(result: Mapping[str, Any]) -> str:
     encoder = f"the encoder took {steps} steps" if steps else "**the encoder was not run here**, so it has no row"
     return (
         f"{victims} victims; {encoder}. Chance: top-1 {100 / victims:.1f} %, AUC .5. "
-        "The cosines are those to held-out pictures.\n\n" + markdown(head, lines)
+        "The cosines are those to held-out pictures.\n\n" + markdown_table(head, lines)
     )
 
 
@@ -54,7 +55,7 @@ def capacity_table(result: Mapping[str, Any]) -> str:
         [private["row"], private["space"], *ranks(private), *ranks(held_out)]
         for private, held_out in pairs(result["capacity"])
     ]
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def pairs(lines: Sequence[Line]) -> list[tuple[Line, Line]]:

@@ -59,8 +59,9 @@ def measured(subject: Subject) -> Beside:
     config, run = subject.config, subject.run
     model = opened_base(run.settings)
     provenance.check_base(run.lora, subject.metadata, model.fingerprint, model.file_hashes)
-    target = factors_of_file(subject.weights, stackable_layers(model.unet), run.lora)
-    base = stacked_base(model, run.settings, {n: stackable_layers(model.unet)[n] for n in target.down})
+    layers = stackable_layers(model.unet)
+    target = factors_of_file(subject.weights, layers, run.lora)
+    base = stacked_base(model, run.settings, {name: layers[name] for name in target.down})
     skipped = unread_parts(subject, target)
     public = public_pictures(subject, base, skipped)
     known = knowledge(subject, base, public, target, skipped)
@@ -143,9 +144,7 @@ def knowledge(
     persons = public.persons.some(range(min(config.reconstruction_shadows, len(public.persons))))
     if recipe is None or len(persons) < LEAST_SHADOWS:
         if recipe is not None:
-            skipped.append(
-                f"attacks that learn from shadow LoRAs: {len(persons)} public persons, {LEAST_SHADOWS} needed"
-            )
+            skipped.append(f"{LEARNING}: {len(persons)} public persons, {LEAST_SHADOWS} needed")
         return PublicKnowledge(space, probes, None, space.coefficients(persons.means()))
     folder = private_folder(private_folder(subject.run.audit) / "reconstruction") / "shadows"
     corpus = make_corpus(base.stack, base.encode_text, persons, recipe, folder, together=TOGETHER)

@@ -112,18 +112,16 @@ def bench_of(
         **{name: run.settings[name] for name in audited_model.TEXT_STATES},
         precision=precision,
     )
-    some = candidates.some_of(subject.candidate_set, rows)
     training_sizes = candidates.training_sizes(subject.candidate_set.examples, model.side_multiple())
-    here = [training_sizes[row] for row in rows]
-    batch = candidates.encode_candidates(some, here, model, None, Path(config.cache_dir))
-    others = candidates.encode_candidates(
+    everybody = candidates.encode_candidates(
         candidates.some_of(subject.candidate_set, tested),
         [training_sizes[row] for row in tested],
         model,
         None,
         Path(config.cache_dir),
     )
-    pixels = pictures.pixels_of(some, here, range(len(rows)))
+    batch = [everybody[tested.index(row)] for row in rows]
+    pixels = pictures.pixels_of(subject.candidate_set, training_sizes, rows)
     for part in (model.unet, model.text_encoder, model.vae):
         part.requires_grad_(False)
     questions = Questions(
@@ -143,7 +141,9 @@ def bench_of(
         str([run.settings[name] for name in ("base_weights", "base_weights_multiplier")]),
     )
     effort = effort_of(config.sweep_batch_size, device.type == "cuda")
-    return Bench(model, questions, batch, others, private_folder(run.audit) / "records", common, effort, Stages(stages))
+    return Bench(
+        model, questions, batch, everybody, private_folder(run.audit) / "records", common, effort, Stages(stages)
+    )
 
 
 def asked_of_code(bench: Bench) -> AnswerArrays:

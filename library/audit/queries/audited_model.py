@@ -52,6 +52,12 @@ def noised(latents: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
     return alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
 
 
+def noise_of_velocity(velocity: Tensor, latents: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """eps = sqrt(a) v + sqrt(1 - a) z_t, [B, 4, h, w]: the noise that a predicted velocity stands for (2202.00512)."""
+    alpha = alphas_cumprod.to(latents.device)[timesteps][:, None, None, None]
+    return alpha.sqrt() * velocity + (1 - alpha).sqrt() * latents
+
+
 def moved_along(latents: Tensor, prediction: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
     """Deterministic DDIM step from one share of signal to another with a given noise prediction."""
     clean = (latents - (1 - alpha_from) ** 0.5 * prediction) / alpha_from**0.5
@@ -168,10 +174,7 @@ def audited_model_of(
     def predict_noise(latents: Tensor, timesteps: Tensor, states: Conditioning) -> Tensor:
         with torch.autocast(device.type, precision, enabled=precision is not None):
             prediction = states.cast(latents.dtype).predicted(model.unet, latents, timesteps).float()
-        if not velocity:
-            return prediction
-        alpha = alphas.to(device)[timesteps][:, None, None, None]
-        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents
+        return noise_of_velocity(prediction, latents, alphas, timesteps) if velocity else prediction
 
     def states_of(captions: Sequence[str]) -> Conditioning:
         tokens, weights = read_captions(model.tokenizer, list(captions), max_token_length, weighted=weighted_captions)

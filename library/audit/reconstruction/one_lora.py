@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from library.audit.reconstruction.gallery import gallery_drops, open_gallery
-from library.audit.reconstruction.retrieval import MissingControls, direction_scores, rank_p, ranks_of
+from library.audit.reconstruction.retrieval import (
+    CEILING,
+    NOTHING,
+    OTHERS,
+    MissingControls,
+    direction_scores,
+    rank_p,
+    ranks_of,
+)
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel
 from library.audit.reconstruction.weight_attacks import BASE, WEIGHTS, Asked, PublicKnowledge, Reader, asked, emptied
 from library.audit.statistics.findings import ScoreSettings, examine_scores
@@ -21,7 +29,7 @@ from library.seeding import numpy_stream, stream
 FEW = 16  # member pictures
 DECOYS = 99
 AUC, RANK = "AUC", "rank"
-NOTHING, SHUFFLED, OTHERS, CEILING = "base alone", "shuffled weights", "LoRA of other persons", "true set mean"
+SHUFFLED = "shuffled weights"  # a control beside those of ``retrieval``
 GALLERY = "gallery"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from library.audit.queries.audited_model import noise_of_velocity
 from library.errors import Faults, InputError, shortened
 from library.lora_files.format import modules_of
 from library.tensor_files import not_finite
@@ -256,10 +257,7 @@ class StackedModel:
             answer = self.unet(
                 latents.to(self.unet.dtype), timesteps, context.to(device, self.unet.dtype)
             ).sample.float()
-        if not self.velocity:
-            return answer
-        alpha = self.alphas_cumprod.to(device)[timesteps][:, None, None, None]
-        return alpha.sqrt() * answer + (1 - alpha).sqrt() * latents
+        return noise_of_velocity(answer, latents, self.alphas_cumprod, timesteps) if self.velocity else answer
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(a_t) z + sqrt(1 - a_t) eps, [B, 4, h, w]."""

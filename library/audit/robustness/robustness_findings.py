@@ -90,10 +90,14 @@ def ratio(logs: Array, groups: Sequence[str], less: float = 0.0) -> Estimate:
     return Estimate(*(math.exp(min(value, 700.0)) - less for value in mean_with_interval(logs, groups)))
 
 
+def log_of(values: NDArray[np.floating]) -> Array:
+    """Natural logarithms of numbers that may be 0."""
+    return np.asarray(np.log(np.maximum(values.astype(np.float64), FLOOR)))
+
+
 def log_rise(answers: AnswerArrays, name: str, fresh: bool = False) -> Array:
     """[n, E] log of the loss over that of the picture as it is, under the same noise."""
-    clean = answers["clean"].astype(np.float64)[:, [1 if fresh else 0]]
-    return np.log(np.maximum(answers[name].astype(np.float64), FLOOR) / np.maximum(clean, FLOOR))
+    return log_of(answers[name]) - log_of(answers["clean"][:, [1 if fresh else 0]])
 
 
 def findings_of(
@@ -152,10 +156,8 @@ def _after(
 ) -> RobustnessFinding:
     """The loss itself under the strongest change, whatever it was before."""
     variant, side, size, groups = facts
-    logs = np.log(np.maximum(here["loss"].astype(np.float64)[rows, place], FLOOR))
-    against = None
-    if full is not None:
-        against = ratio(logs - np.log(np.maximum(full["loss"].astype(np.float64)[rows, place], FLOOR)), groups)
+    logs = log_of(here["loss"][rows, place])
+    against = None if full is None else ratio(logs - log_of(full["loss"][rows, place]), groups)
     value = ratio(logs, groups)
     return RobustnessFinding(variant, side, "after", size, len(rows), len(set(groups)), value, None, None, against)
 
@@ -170,8 +172,7 @@ def _damage(
 ) -> RobustnessFinding:
     variant, side, size, groups = facts
     values = here["damage"].astype(np.float64)[rows, place]
-    logs = np.log(np.maximum(values[:, column], FLOOR))
-    others = None if full is None else np.log(np.maximum(full["damage"].astype(np.float64)[rows, place, column], FLOOR))
+    others = None if full is None else log_of(full["damage"][rows, place, column])
     return RobustnessFinding(
         variant,
         side,
@@ -182,7 +183,7 @@ def _damage(
         estimate(values[:, column], groups),
         estimate(values[:, DAMAGES.index("by_noise")], groups) if DAMAGES[column] != "by_noise" else None,
         None,
-        None if others is None else ratio(logs - others, groups),
+        None if others is None else ratio(log_of(values[:, column]) - others, groups),
     )
 
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from library.audit.reconstruction.one_lora import (
-    CEILING,
+    AUC,
     FEW,
-    NOTHING,
-    OTHERS,
+    RANK,
     SHUFFLED,
     OneRow,
     TestPictures,
@@ -18,9 +17,10 @@ from library.audit.reconstruction.one_lora import (
     judged,
     shuffled,
 )
+from library.audit.reconstruction.pictures.attribution import BASE as BASE_ROW
 from library.audit.reconstruction.pictures.attribution import CLASS
 from library.audit.reconstruction.pictures.picture_rows import WEIGHTS, PictureSettings, Studio, guided_name
-from library.audit.reconstruction.retrieval import direction_scores
+from library.audit.reconstruction.retrieval import CEILING, NOTHING, OTHERS, direction_scores
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel
 from library.audit.reconstruction.weight_attacks import BASE, PublicKnowledge
 from library.audit.reconstruction.weight_attacks import WEIGHTS as FILE
@@ -69,7 +69,7 @@ def painted_rows(
 
     ceiling = figure(coefficients[pictures.rows(True)].mean(0, keepdim=True))[0]
     plain = studio.paint(None, prompt)[0]
-    kept, rows = {"base, class prompt": plain}, []
+    kept, rows = {BASE_ROW: plain}, []
     extra: dict[str, float] = {}
     for weight in (None, *WEIGHTS):
         name = CLASS if weight is None else guided_name(weight)
@@ -80,7 +80,7 @@ def painted_rows(
         value, low, high, p = found(made[""])
         controls = {label: found(made[label])[0] for label in weights if label} | extra | {CEILING: ceiling}
         members = len(pictures.rows(True))
-        kind, others = ("AUC", len(pictures.rows(False))) if sets is None else ("rank", len(sets))
+        kind, others = (AUC, len(pictures.rows(False))) if sets is None else (RANK, len(sets))
         title = f"pictures: {name}"
         rows.append(
             OneRow(f"painted {name}", title, (FILE, BASE), 0, kind, value, low, high, p, members, others, controls)

@@ -11,7 +11,7 @@ from library.audit.statistics.working_attack import attack_works
 from library.errors import InputError
 from library.incoming.shapes import Anything, TableOf, check_shape
 from library.incoming.texts import read_json
-from library.plain_text import plain
+from library.plain_text import markdown_table
 
 PAPER_ATTACK = "map_mlp"  # the attacker that the released method reports against
 COLUMNS = ("method", "exposures", "learnt (held-out gain)", "of plain LoRA's best", "main attack's AUC",
@@ -102,7 +102,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, and under it what its columns mean."""
     extra = [key for key in EXTRA if any(key in row for row in rows)]  # where weights for them were given
     columns = [*COLUMNS, *(EXTRA[key] for key in extra)]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = []
     for row in rows:
         cells = (
             row["method"],
@@ -123,9 +123,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             _text(row["vae_kernel_distance"], "{:.3f}"),
             *(_text(row.get(key), "{:.3f}") for key in extra),
         )
-        lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
+        lines.append(cells)
     size = f"{rows[0]['members']} members and {rows[0]['non_members']} non-members" if rows else "nothing"
-    return "\n".join([*lines, "", f"Tested on {size}, all on the same split.", "", *LEGEND]) + "\n"
+    return "\n".join([markdown_table(columns, lines), f"Tested on {size}, all on the same split.", "", *LEGEND]) + "\n"
 
 
 def _text(value: float | None, form: str, factor: float = 1.0) -> str:

@@ -18,7 +18,7 @@ from library.audit.statistics.intervals import bootstrap_aucs
 from library.audit.statistics.metrics import Scores, auc
 from library.errors import InputError
 from library.incoming.files import read_text
-from library.plain_text import for_figure, plain
+from library.plain_text import for_figure, markdown_table
 
 DRAWS = 2000  # bootstrap samples of groups
 Z = 1.96
@@ -227,7 +227,7 @@ def frontier_table(rows: Sequence[Row]) -> str:
     head = ("training", "splits", "exposures", "held-out gain", "share of plain's best", "main attack, AUC",
             "worst attack, AUC", "main attack against plain at the same gain", "worst against plain's worst",
             "on the front")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         cells = (
             row.title if row.epsilon is None else f"{row.title} (epsilon {float(row.epsilon):.3g})",
@@ -241,8 +241,8 @@ def frontier_table(rows: Sequence[Row]) -> str:
               for figure in (row.below_main, row.below_worst)),
             "yes" if row.is_on_front else "",
         )  # fmt: skip
-        lines.append("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def frontier_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -8,10 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from library.audit.report.sections.robustness_figures import PERCENT_MORE, size_text
-from library.audit.report.sections.robustness_section import ATTACKS, area_text, learnt_text, ratio_text, rise_text
+from library.audit.report.sections.robustness_section import (
+    ATTACKS,
+    area_text,
+    difference_text,
+    learnt_text,
+    ratio_text,
+    rise_text,
+)
 from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
 from library.audit.robustness.robustness_findings import Estimate
 from library.audit.robustness.robustness_result import RobustnessResult
+from library.plain_text import markdown_table
 
 CONTROL = "half strength"
 PERCENT = FuncFormatter(lambda value, place: f"{100 * value:g} %")
@@ -94,13 +102,13 @@ def rank_table(result: RobustnessResult, audited: Mapping[str, Membership]) -> s
                 f"{100 * kept[name]:.0f} %",
                 learnt_text(one.learnt),
                 "-" if name == "base" else area_text(one.auc),
-                "-" if one.minus_full is None or name == "base" else _difference(one.minus_full),
+                difference_text(None if name == "base" else one.minus_full),
                 area_text(audited[name].auc) if name in audited else "not audited",
                 rise_text(result.of(name, "loss", size).value),
                 ratio_text(result.of(name, "after", size).against_full),
             )
         )
-    return _markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def ratio_table(result: RobustnessResult) -> str:
@@ -110,7 +118,7 @@ def ratio_table(result: RobustnessResult) -> str:
         (title, *(ratio_text(result.of(name, attack, result.main_size).against_full) for name in names))
         for attack, title in ATTACKS.items()
     ]
-    return _markdown((f"at {size_text(result.main_size)}", *names), rows)
+    return markdown_table((f"at {size_text(result.main_size)}", *names), rows)
 
 
 def check_table(result: RobustnessResult) -> str:
@@ -124,7 +132,7 @@ def check_table(result: RobustnessResult) -> str:
             min(getattr(one, name) for one in checks) for name in ("beats_one_step", "beats_noise", "grows_with_size")
         ]
         rows.append((ATTACKS[attack], *map(_percent, least), _percent(min(transfers)) if transfers else "-"))
-    return _markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def answers(result: RobustnessResult, audited: Mapping[str, Membership]) -> str:
@@ -160,7 +168,7 @@ def _leak(result: RobustnessResult, audited: Mapping[str, Membership], names: Se
     """AUC of each variant against the whole LoRA's: the attack without labels on all, and their own audits."""
     whole = result.leak_of("full")
     told = [
-        f"{name} {area_text(result.leak_of(name).auc)} ({_difference(result.leak_of(name).minus_full)})"
+        f"{name} {area_text(result.leak_of(name).auc)} ({difference_text(result.leak_of(name).minus_full)})"
         for name in names
     ]
     text = (
@@ -168,20 +176,11 @@ def _leak(result: RobustnessResult, audited: Mapping[str, Membership], names: Se
         f"{area_text(whole.auc)}; {', '.join(told)}; in brackets the difference to the whole LoRA. "
     )
     own = [
-        f"{name} {area_text(one.auc)}" + ("" if one.minus_full is None else f" ({_difference(one.minus_full)})")
+        f"{name} {area_text(one.auc)}" + ("" if one.minus_full is None else f" ({difference_text(one.minus_full)})")
         for name, one in audited.items()
     ]
     return text + (f"Main attack of the audits: {', '.join(own)}." if own else "No rank was audited on its own.")
 
 
-def _difference(found: Estimate | None) -> str:
-    return "-" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from library.audit.reconstruction.one_lora import AUC, CEILING, NOTHING, OTHERS, SHUFFLED, OneRow
+from library.audit.reconstruction.one_lora import AUC, SHUFFLED, OneRow
+from library.audit.reconstruction.retrieval import CEILING, NOTHING, OTHERS
 from library.audit.report import html
 from library.audit.report.beside import Beside
 from library.audit.statistics.permutation import p_text

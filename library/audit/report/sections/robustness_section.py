@@ -71,7 +71,7 @@ def pixels_text(found: Estimate) -> str:
 
 
 def ratio_text(found: Estimate | None) -> str:
-    """A ratio with its interval; one is the whole LoRA itself."""
+    """A ratio, or an error itself, with its interval; no ratio stands beside the whole LoRA."""
     return "-" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
@@ -80,13 +80,13 @@ def area_text(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def error_text(found: Estimate) -> str:
-    """An error itself."""
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+def difference_text(found: Estimate | None) -> str:
+    """A difference to the whole LoRA, which has none to itself."""
+    return "-" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 SAID = {  # how the figures of an attack are written, and what they are
-    "after": (error_text, "mean squared error of the predicted noise"),
+    "after": (ratio_text, "mean squared error of the predicted noise"),
     "damage_by_loss": (pixels_text, "what moves in the drawing, in 255ths"),
     "damage_by_code": (pixels_text, "what moves in the drawing, in 255ths"),
     "damage_by_noise": (pixels_text, "what moves in the drawing, in 255ths"),
@@ -166,8 +166,7 @@ def leak_table(result: RobustnessResult) -> list[str]:
     heads = ("variant", "learnt (held out)", "AUC, loss against the base", "minus the whole LoRA's")
     rows = []
     for one in result.leaks:
-        against = None if one.variant == "base" else one.minus_full  # the base is held against itself
-        less = "-" if against is None else f"{against.value:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+        less = difference_text(None if one.variant == "base" else one.minus_full)  # the base is held against itself
         rows.append((one.variant, learnt_text(one.learnt), "-" if one.variant == "base" else area_text(one.auc), less))
     whole = result.leak_of("full")
     note = (

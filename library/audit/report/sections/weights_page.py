@@ -5,7 +5,7 @@ from typing import Any
 
 from library.audit.reconstruction.retrieval import BELOW, CEILING, Figure, share_text
 from library.audit.report.svg import MEMBER, NON_MEMBER, QUIET, canvas, inline
-from library.plain_text import plain
+from library.plain_text import markdown_table
 
 Row = Mapping[str, Any]
 NAIVE, ADAPTIVE = "naive", "adaptive"
@@ -21,12 +21,6 @@ def figure_of(values: Mapping[str, float]) -> Figure:
 def number(figure: Figure, form: str = ".2f") -> str:
     """``.98 [.96, .99]``."""
     return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
 
 
 def setting(findings: Mapping[str, Any]) -> str:
@@ -55,7 +49,7 @@ def attack_table(findings: Mapping[str, Any]) -> str:
             number(figure_of(found["median_rank"]), ".3g"), number(figure_of(found["auc"])), *controls,
             number(figure_of(row["advantage"]), "+.2f"),
         ])  # fmt: skip
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def undefended_rows(findings: Mapping[str, Any]) -> list[Row]:
@@ -81,7 +75,7 @@ def defence_table(findings: Mapping[str, Any]) -> str:
             figures = row["figures"]
             cells += [row["title"], share_text(figure_of(figures["top_1"])), number(figure_of(figures["auc"]))]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def percent(values: Mapping[str, float]) -> Figure:
