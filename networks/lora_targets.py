@@ -141,7 +141,8 @@ def checked_targets(unet: Any, text_encoder: Any, *, with_locon: bool) -> tuple[
         if count != expected:
             raise InputError(f"the {part} has {count} layers for LoRA, but its config implies {expected}")
     both = unet_targets(unet) | locon
-    order = [unet_namer(unet)(path) for path, _ in unet.named_modules()]
+    name = unet_namer(unet)
+    order = [name(path) for path, _ in unet.named_modules()]
     return {name: both[name] for name in order if name in both}, text
 
 
