@@ -16,11 +16,12 @@ from library.errors import Faults, InputError
 from library.file_table import COMPARE_DIR
 from library.incoming.files import is_file, read_bytes, read_text
 from library.options import resolve
-from library.options.comparison_plan import read_plan
+from library.options.comparison_plan import read_plan, runs_on_split
 from library.options.notices import Notices
 from library.plain_text import plain
 
 HERE = Path(__file__).resolve().parent
+OF_THE_TABLE = ("title", "curve", "splits")  # what changes no training
 
 
 def main(arguments: list[str]) -> int:
@@ -30,25 +31,26 @@ def main(arguments: list[str]) -> int:
 
     started, repeats = time.monotonic(), plan["compare"].get("repeats", 1)
     places = [output if repeats == 1 else output / f"split-{number}" for number in range(1, repeats + 1)]
-    status = max(compare_on_one_split(plan, place) for place in places)
+    on_splits = [(runs_on_split(plan["runs"], number, repeats), place) for number, place in enumerate(places, 1)]
+    status = max(compare_on_one_split(runs, plan, place) for runs, place in on_splits if runs)
     if any(run.get("curve") for run in plan["runs"]):
-        print(write_frontier(plan["runs"], output, places))
+        print(write_frontier(on_splits, output))
     print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     return status
 
 
-def compare_on_one_split(plan: dict[str, Any], output: Path) -> int:
+def compare_on_one_split(runs: list[dict[str, Any]], plan: dict[str, Any], output: Path) -> int:
     """Train, audit, and write the table of one split; returns the audit's status."""
     from library.audit.report.comparison.comparison_files import write_table
 
     leftovers.sweep(output, COMPARE_DIR, within=[""])
-    trained = [run for run in plan["runs"] if "checkpoint_of" not in run]
+    trained = [run for run in runs if "checkpoint_of" not in run]
     train_all(trained, output, plan["compare"].get("jobs", 1))
-    for run in plan["runs"]:
+    for run in runs:
         if "checkpoint_of" in run:
             take_checkpoint(run, output)
-    status = audit_all([output / run["name"] for run in plan["runs"]], plan["audit"])
-    print(write_table(plan["runs"], output))
+    status = audit_all([output / run["name"] for run in runs], plan["audit"])
+    print(write_table(runs, output))
     return status
 
 
@@ -110,6 +112,7 @@ def mark_finished(run: dict[str, Any], output: Path, note: str | None = None) ->
 
 def note_of(run: dict[str, Any]) -> str:
     """The settings of a training, and a hash of what the files that they name say at this moment."""
+    run = {name: value for name, value in run.items() if name not in OF_THE_TABLE}
     if not any(name.endswith("config_file") or name == "dataset_config" for name in run):
         return json.dumps(run, sort_keys=True)
     given = resolve.collect_options(run["door"], own_flags(run), Faults(), Notices(lambda notice: None))
@@ -123,7 +126,7 @@ def note_of(run: dict[str, Any]) -> str:
 
 def own_flags(run: dict[str, Any]) -> list[str]:
     """The flags of a training that stand in the plan."""
-    own = {name: value for name, value in run.items() if name not in ("name", "title", "door", "curve")}
+    own = {name: value for name, value in run.items() if name not in (*OF_THE_TABLE, "name", "door")}
     return [word for name, value in own.items() for word in (f"--{name}", str(value))]
 
 

@@ -14,7 +14,13 @@ DESCRIPTION = "Trains several LoRAs on one split, audits all of them, and writes
 NAMES = ("config_file", "output_dir")
 RUN = Record(
     {"name": Text(100)},
-    {"title": Text(200), "checkpoint_of": Text(100), "epoch": Whole(1, 999_999), "curve": Flag()},
+    {
+        "title": Text(200),
+        "checkpoint_of": Text(100),
+        "epoch": Whole(1, 999_999),
+        "curve": Flag(),
+        "splits": Whole(1, 100),
+    },
 )
 PLAN: Shape = Record(
     {"runs": ListOf(RUN, 1, 1000)},
@@ -34,6 +40,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="TOML file: each [[runs]] is one LoRA with its options, [audit] gives options of the audit, [compare] "
         "gives output_dir, jobs (trainings at the same time) and repeats (splits, each with trainings of its own); "
+        "a run with splits = 1 is trained on the first of them alone; "
         "runs with curve = true are plain LoRA's own curve, which the others are held against; see "
         "configs/compare_demo.toml and configs/frontier_demo.toml",
     )
@@ -70,11 +77,13 @@ def read_plan(arguments: list[str]) -> tuple[dict[str, Any], Path]:
     names = [run.get("name") if isinstance(run, dict) else None for run in runs]
     if not runs or None in names or len(set(names)) < len(names):
         raise InputError("a comparison needs [[runs]] with names that differ")
+    plan = {"audit": {}, "compare": {}} | plan
+    repeats = plan["compare"].get("repeats", 1)
     faults = Faults()
     for run in runs:
         check_run(run, names, faults)
+        check_splits(run, runs, repeats, faults)
     faults.raise_if_any()
-    plan = {"audit": {}, "compare": {}} | plan
     output = options.output_dir or plan["compare"].get("output_dir") or "output/compare"
     return plan, Path(output)
 
@@ -88,3 +97,21 @@ def check_run(run: dict[str, Any], names: list[Any], faults: Faults) -> None:
         faults.add(f"run {name!r}: checkpoint_of {source!r} is not another run of this file")
     if source is None and door not in TRAINERS:
         faults.add(f"run {name!r}: door must be one of {', '.join(TRAINERS)}, got {door!r}")
+
+
+def check_splits(run: dict[str, Any], runs: list[dict[str, Any]], repeats: int, faults: Faults) -> None:
+    """Check that a run's splits are there, and that an earlier epoch is taken on no split without its training."""
+    wanted = run.get("splits", repeats)
+    if wanted > repeats:
+        faults.add(f"run {run['name']!r}: splits = {wanted}, but [compare] has repeats = {repeats}; raise repeats")
+    for source in runs:
+        if source["name"] == run.get("checkpoint_of") and source.get("splits", repeats) < wanted:
+            faults.add(
+                f"run {run['name']!r}: on {wanted} splits, but {source['name']!r} is trained on "
+                f"{source['splits']} alone; give both the same splits"
+            )
+
+
+def runs_on_split(runs: list[dict[str, Any]], number: int, repeats: int) -> list[dict[str, Any]]:
+    """The runs of split ``number``, from 1: those that do not ask for fewer splits."""
+    return [run for run in runs if run.get("splits", repeats) >= number]

@@ -131,13 +131,14 @@ def test_a_point_reads_the_test_sides_of_an_audit(tmp_path: Path) -> None:
 def test_repeats_have_a_split_each_and_their_frontier(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "plan.toml").write_text(
         '[compare]\nrepeats = 2\n[[runs]]\nname = "a"\ndoor = "PLoRA"\ncurve = true\n'
-        '[[runs]]\nname = "b"\ndoor = "SPLoRA"\n'
+        '[[runs]]\nname = "b"\ndoor = "SPLoRA"\n[[runs]]\nname = "c"\ndoor = "DPLoRA"\nsplits = 1\n'
     )
     places: list[Path] = []
 
-    def one_split(plan: dict, place: Path) -> int:
+    def one_split(runs: list[dict], plan: dict, place: Path) -> int:
         places.append(place)
-        for run in plan["runs"]:
+        assert [run["name"] for run in runs] == (["a", "b", "c"] if len(places) == 1 else ["a", "b"])
+        for run in runs:
             audited(place / run["name"], held_out_gain=0.4, held_out_gain_low=0.38, held_out_gain_high=0.42)
         return 3 if len(places) == 1 else 0
 
@@ -146,5 +147,26 @@ def test_repeats_have_a_split_each_and_their_frontier(tmp_path: Path, monkeypatc
     assert compare.main(["--config_file", str(tmp_path / "plan.toml"), "--output_dir", str(output)]) == 3
     assert places == [output / "split-1", output / "split-2"]
     assert {file.name for file in output.glob("frontier.*")} == {"frontier.md", "frontier.json", "frontier.svg"}
-    assert "| a (epsilon 8) | 2 | 6 |" in (output / "frontier.md").read_text()
+    table = (output / "frontier.md").read_text()
+    assert "| a (epsilon 8) | 2 | 6 |" in table and "| c (epsilon 8) | 1 | 6 |" in table
     assert "curve" not in compare.own_flags({"name": "a", "door": "PLoRA", "curve": True, "seed": 3})
+
+
+def test_splits_that_are_not_there_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(
+        '[compare]\nrepeats = 2\n[[runs]]\nname = "a"\ndoor = "PLoRA"\nsplits = 1\n'
+        '[[runs]]\nname = "early"\ncheckpoint_of = "a"\nepoch = 2\n[[runs]]\nname = "b"\ndoor = "PLoRA"\nsplits = 3\n'
+    )
+    with pytest.raises(InputError) as caught:
+        compare.main(["--config_file", str(tmp_path / "plan.toml"), "--output_dir", str(tmp_path / "out")])
+    told = str(caught.value)
+    assert "'early': on 2 splits, but 'a' is trained on 1 alone" in told
+    assert "'b': splits = 3, but [compare] has repeats = 2; raise repeats" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_only_the_table_reads_trains_nothing_anew(tmp_path: Path) -> None:
+    run = {"name": "a", "door": "PLoRA", "seed": 3}
+    compare.mark_finished(run, tmp_path)
+    assert compare.finished({**run, "title": "another", "curve": True, "splits": 1}, tmp_path)
+    assert not compare.finished({**run, "seed": 4}, tmp_path)

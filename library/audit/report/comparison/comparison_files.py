@@ -19,15 +19,15 @@ def write_table(runs: Sequence[dict[str, Any]], output: Path) -> str:
     return f"\n{table}\n{output / 'table.md'}, {output / 'table.json'}"
 
 
-def write_frontier(runs: Sequence[dict[str, Any]], output: Path, places: Sequence[Path]) -> str:
+def write_frontier(on_splits: Sequence[tuple[Sequence[dict[str, Any]], Path]], output: Path) -> str:
     """Held-out gain against leak over all splits, beside plain LoRA's own curve; returns what is said of it.
 
     Args:
-        places: the folder of each split.
+        on_splits: the runs of each split, and its folder.
     """
     points = [
         frontier.read_point(place / run["name"], title_of(run), number, is_plain=bool(run.get("curve")))
-        for number, place in enumerate(places, 1)
+        for number, (runs, place) in enumerate(on_splits, 1)
         for run in runs
     ]
     rows = frontier.frontier_rows(points)
