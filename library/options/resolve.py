@@ -19,6 +19,14 @@ from library.options.sources import Given, read_file, read_flags
 from library.options.values import TYPES, leaves_unset, typed_values
 from library.plain_text import plain
 from library.prompt_exit import run as run  # the doors say resolve.run
+from library.trainers import PRIVATE
+
+# A flag of the first leaves out the file's own second one, since both together would contradict each other.
+GIVES_WAY = {
+    "max_train_steps": "max_train_epochs",
+    "dp_target_epsilon": "dp_noise_multiplier",
+    "dp_noise_multiplier": "dp_target_epsilon",
+}
 
 
 def tell(text: str) -> None:
@@ -96,9 +104,12 @@ def collect_options(door: str, arguments: Sequence[str], faults: Faults, notices
     known = known_keys(door, flags, faults, notices)
     if written is None:
         faults.raise_if_any()
-    steps = known.get("max_train_steps")
-    if steps is not None and not leaves_unset("max_train_steps", steps) and "max_train_epochs" not in known:
-        file.pop("max_train_epochs", None)
+    for name, other in GIVES_WAY.items():
+        flag = known.get(name)
+        if flag is not None and not leaves_unset(name, flag) and other not in known and other in file:
+            left_out = file.pop(other)
+            if name.startswith("dp_") and door in PRIVATE:
+                notices.tell(f"{other} {left_out.value} ({left_out.origin}) gives way to --{name} {flag.value}")
     return file | known
 
 

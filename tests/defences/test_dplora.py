@@ -249,6 +249,31 @@ def test_runs_that_differ_in_one_picture_or_option_share_no_noise(private_flags)
     assert len(keys) == 5
 
 
+def test_a_flag_of_the_noise_leaves_out_the_files_epsilon_and_says_so(private_flags, tmp_path: Path) -> None:
+    """Clipping alone, or another epsilon, is one flag away from a config; both in one place still stop the run."""
+    def written(text: str) -> str:
+        (tmp_path / "run.toml").write_text(text)
+        return str(tmp_path / "run.toml")
+
+    epsilon = ["--config_file", written("dp_target_epsilon = 8\n")]
+    told: list[str] = []
+    read = resolve.read_config("DPLoRA", [*epsilon, *private_flags(dp_noise_multiplier=0)], told.append)
+    assert (read.dp_target_epsilon, read.dp_noise_multiplier) == (None, 0)
+    assert any(
+        "dp_target_epsilon 8" in line and "run.toml" in line and "gives way to --dp_noise_multiplier 0" in line
+        for line in told
+    )
+    noise = ["--config_file", written("dp_noise_multiplier = 1.5\n")]
+    read = resolve.read_config("DPLoRA", [*noise, *private_flags(dp_target_epsilon=4, dp_noise_multiplier=None)], told.append)
+    assert (read.dp_target_epsilon, read.dp_noise_multiplier) == (4, None)
+    for both in (
+        [*noise, *private_flags(dp_target_epsilon=4, dp_noise_multiplier=1.0)],
+        ["--config_file", written("dp_target_epsilon = 8\ndp_noise_multiplier = 1\n"), *private_flags(dp_noise_multiplier=None)],
+    ):
+        with pytest.raises(InputError, match="exclude each other"):
+            resolve.read_config("DPLoRA", both, told.append)
+
+
 def refused(arguments: list[str]) -> str:
     """Every fault of a run's opening."""
     with pytest.raises(InputError) as told:
