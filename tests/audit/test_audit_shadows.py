@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from library.audit.attacks.lira import likelihood_ratios
-from library.audit.attacks.shadow_models import halves, write_shadow_split
+from library.audit.attacks.shadow_models import halves, of_fixed_length, write_shadow_split
 from library.audit.statistics.metrics import auc
 from library.errors import InputError
 
@@ -71,3 +71,19 @@ def test_a_shadow_split_keeps_pictures_and_aux_sides_and_changes_members_only(tm
         "non-members-aux", "members-test", "members-aux", "non-members-test"
     ]  # fmt: skip
     assert (tmp_path / "shadow.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_shadow_of_a_run_that_a_target_ended_trains_as_long_as_it_did():
+    """Its own aux sides are too small for the target; the default demo run is such a run."""
+    run = {"target_auc": 0.55, "target_decay": 0.25, "lr_scheduler": "constant_with_warmup", "max_train_epochs": 16,
+           "param_alpha": 0.05}  # fmt: skip
+    assert of_fixed_length(run, 7.0) == {
+        "lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 0.2, "max_train_epochs": 7, "param_alpha": 0.05
+    }  # fmt: skip
+    assert of_fixed_length({**run, "target_decay": 0.0}, 0.3)["max_train_epochs"] == 1
+    assert of_fixed_length({**run, "target_decay": 0.0}, 7.0)["lr_scheduler"] == "constant_with_warmup"
+    steps = {"max_train_steps": 90, "target_auc": None, "target_decay": 0.25}
+    assert of_fixed_length(steps, None) == steps
+    assert "max_train_steps" not in of_fixed_length({**steps, "target_auc": 0.6}, 7.0)
+    with pytest.raises(InputError, match="does not say after how many exposures"):
+        of_fixed_length(run, None)

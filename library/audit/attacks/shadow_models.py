@@ -74,6 +74,33 @@ class Planned:
     transfer: Shadow | None
 
 
+def of_fixed_length(options: Mapping[str, Any], exposures: float | None) -> dict[str, Any]:
+    """The recipe of a shadow: a run that ``target_auc`` ended becomes one of as many epochs, its rate decayed at the end.
+
+    A shadow has other members and fewer aux pictures, on which the target would mean something else or nothing at all.
+
+    Args:
+        exposures: of each member of the target's file.
+
+    Raises:
+        InputError: a target, and nothing says how long the run was.
+    """
+    fixed = dict(options)
+    decay = fixed.pop("target_decay", None) or 0.0
+    if fixed.pop("target_auc", None) is None:
+        return dict(options)
+    if exposures is None:
+        raise InputError(
+            "shadow LoRAs train as long as the LoRA under audit, but target_auc ended it and its file does not say "
+            "after how many exposures (ss_privacy_exposures_per_image); leave shadow_loras and shadow_transfer out"
+        )
+    fixed.pop("max_train_steps", None)
+    fixed["max_train_epochs"] = max(1, round(exposures))
+    if decay and str(fixed.get("lr_scheduler", "constant")).startswith("constant"):
+        fixed |= {"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": decay / (1 + decay)}
+    return fixed
+
+
 def planned(recipe: Recipe, candidates: Candidates, rules: ShadowRules) -> Planned:
     """Decide who is in which shadow. Raises: InputError when shadows cannot be trained."""
     if (rules.shadow_loras or rules.shadow_transfer) and recipe.trainer is None:
