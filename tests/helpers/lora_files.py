@@ -1,12 +1,13 @@
 """LoRA files of the tiny model with every factor away from zero, and files of another trainer's metadata."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.diffusion.model_files import load_model
 from library.lora_files.format import write_lora
@@ -56,3 +57,12 @@ def with_metadata(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A file as another trainer leaves it."""
     save_file(dict(tensors), file, metadata=dict(metadata))
     return file
+
+
+def moved(module: nn.Module) -> None:
+    """Push every factor of peft's modules away from where it starts."""
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(module.named_parameters()):
+            if re.search("lora_|hada_|lokr_", name):
+                drawn = torch.randn(parameter.shape, generator=stream(4, index)) * 0.2
+                parameter.copy_(parameter.abs() * (1 + drawn) if "magnitude" in name else parameter + drawn)
