@@ -13,8 +13,9 @@ from torch import Tensor
 
 from library.errors import InputError
 from library.incoming.files import is_folder
+from library.lora_files.families import check_width
 from library.lora_files.format import modules_of
-from library.lora_files.lora_file import LoraFile, check_width
+from library.lora_files.lora_file import LoraFile
 from library.plain_text import plain
 from library.progress import counted
 from library.prompt_exit import run

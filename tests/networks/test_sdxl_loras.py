@@ -15,8 +15,9 @@ from library.diffusion.model_files import load_model
 from library.diffusion.single_file import unfilled_parts
 from library.errors import InputError
 from library.lora_files.clients import CLIENTS, verdicts_of
+from library.lora_files.families import check_width
 from library.lora_files.format import check_lora, with_client_names, write_lora
-from library.lora_files.lora_file import check_width, read_lora
+from library.lora_files.lora_file import read_lora
 from library.lora_files.sdxl_names import diffusers_name, original_name
 from library.seeding import stream
 from networks import check_lora_weights, extract_lora_from_models, merge_lora, resize_lora
