@@ -16,7 +16,7 @@ from library.lora_files.clients import verdicts_of
 from library.lora_files.families import check_width, family_name
 from library.lora_files.format import write_lora
 from library.lora_files.lora_file import read_lora
-from library.lora_files.sdxl_names import diffusers_name
+from library.lora_files.sdxl_names import diffusers_name, original_name
 from library.options.declarations import Config
 from library.rules import pick
 from library.seeding import stream
@@ -186,3 +186,21 @@ def test_sd_1_files_in_the_original_layout_get_diffusers_names() -> None:
         if name.endswith(".weight"):
             original = ldm_layout.unet_name(name).removeprefix("model.diffusion_model.").removesuffix(".weight")
             assert diffusers_name(original.replace(".", "_")) == name.removesuffix(".weight").replace(".", "_")
+
+
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_old_attention_processors_of_sdxl_are_read(folder: Path, file: Path, tmp_path: Path, prefix: str) -> None:
+    """Attention layers of the UNet alone, under diffusers' first names, without alphas."""
+    paths = {original_name(path.replace(".", "_")): path for path, _ in load_model(str(folder)).unet.named_modules()}
+    named, wanted = {}, {}
+    for name, value in load_file(file).items():
+        module, _, part = name.partition(".")
+        found = re.fullmatch(r"lora_unet_(\w+_attn[12]_to_(q|k|v|out)(_0)?)", module)
+        if found and part != "alpha":
+            path = paths[found[1]].rsplit(".to_", 1)[0]
+            named[f"{prefix}{path}.processor.to_{found[2]}_lora.{part.removeprefix('lora_')}"] = wanted[name] = value
+    save_file(named, tmp_path / "x.safetensors")
+    lora = read_lora(tmp_path / "x.safetensors")
+    assert wanted and family_name(lora.tensors) == "SDXL"
+    assert {name for name in lora.tensors if not name.endswith(".alpha")} == set(wanted)
+    assert all(torch.equal(lora.tensors[name], value) for name, value in wanted.items())
