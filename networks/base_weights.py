@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import Faults, InputError
-from library.lora_files.lora_file import check_width, read_lora
+from library.lora_files.families import check_width
+from library.lora_files.lora_file import read_lora
 from library.tensor_files import tensor_hash
 from networks.weight_change import merge_weights
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from library.errors import InputError
 from library.incoming.files import is_folder
 from library.lora_files.clients import verdicts_of
+from library.lora_files.families import context_width, family_name
 from library.lora_files.format import RANK_DIMENSIONS, modules_of, stated_ranks, with_hashes
-from library.lora_files.lora_file import context_width, family_name, read_lora, refuse_pickle
+from library.lora_files.lora_file import read_lora, refuse_pickle
 from library.lora_files.metadata_leaks import leaks_of, stripped
 from library.lora_files.other_names import other_family
 from library.plain_text import plain

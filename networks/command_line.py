@@ -13,8 +13,9 @@ from torch import Tensor
 from library.diffusion.families.recognise import FAMILIES
 from library.errors import Faults, InputError, did_you_mean, shortened
 from library.incoming.files import exists, is_file, is_folder
+from library.lora_files.families import context_width, family_name
 from library.lora_files.format import DTYPES, BrokenNetworkError, kind_of, modules_of, stated_ranks, write_lora
-from library.lora_files.lora_file import LoraFile, check_hash, context_width, family_name, read_lora
+from library.lora_files.lora_file import LoraFile, check_hash, read_lora
 from library.lora_files.metadata_leaks import carried
 from library.lora_files.sdxl_names import is_sdxl
 from library.plain_text import plain

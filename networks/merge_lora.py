@@ -13,8 +13,9 @@ from torch import Tensor
 
 from library.errors import InputError
 from library.incoming.files import is_folder
+from library.lora_files.families import check_width
 from library.lora_files.format import modules_of
-from library.lora_files.lora_file import LoraFile, check_width
+from library.lora_files.lora_file import LoraFile
 from library.plain_text import plain
 from library.progress import counted
 from library.prompt_exit import run
@@ -111,6 +112,7 @@ def merge_with_each_other(loras: Sequence[LoraFile], ratios: Sequence[float], pa
     for lora, ratio in zip(loras, ratios, strict=True):
         for name, factors in factors_in(lora, "added to another LoRA").items():
             terms.setdefault(name, []).append((factors, ratio))
+    check_ranks(terms, options)
     merged: dict[str, dict[str, Tensor]] = {}
     whole = lost = 0.0
     with counted(len(terms), "merging", "modules") as bar:
@@ -131,6 +133,15 @@ def merge_with_each_other(loras: Sequence[LoraFile], ratios: Sequence[float], pa
         print(f"the rank keeps {1 - lost / whole if whole else 1.0:.2%} of the energy of the sum")
     precision = options.save_precision or precision_of({k: v for lora in loras for k, v in lora.tensors.items()})
     write_result(path, merged, [lora.metadata for lora in loras], precision, no_metadata=options.no_metadata)
+
+
+def check_ranks(terms: Mapping[str, Sequence[tuple[Factors, float]]], options: Namespace) -> None:
+    """Raises: InputError for a rank that cuts nothing: one above those of all LoRAs together, in every layer."""
+    most = max((sum(factors.rank for factors, _ in of_layer) for of_layer in terms.values()), default=0)
+    for option in ("new_rank", "new_conv_rank"):
+        wanted = getattr(options, option)
+        if wanted is not None and wanted > most:
+            raise InputError(f"{option} must be at most {most}, the ranks of the files together, got {wanted}")
 
 
 if __name__ == "__main__":

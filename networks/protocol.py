@@ -19,8 +19,9 @@ from torch import Tensor
 
 from library.diffusion.latent_diffusion import in_a_list
 from library.errors import Faults, InputError, shortened
+from library.lora_files.families import check_width
 from library.lora_files.format import BrokenNetworkError, check_lora, stated_ranks, with_client_names
-from library.lora_files.lora_file import check_width, read_lora
+from library.lora_files.lora_file import read_lora
 from library.lora_files.sdxl_names import UNET, diffusers_name
 from library.named_code import NotImportedError, Wanted, imported
 from library.tensor_files import write_tensors

@@ -1,5 +1,4 @@
-"""Writes docs/findings.md and docs/findings.schema.json: python -m tools.findings_page. A test keeps them up to "
-"date."""
+"""Writes docs/findings.md and the JSON schemas beside it: python -m tools.findings_page. Tests keep them up to date."""
 
 import json
 from pathlib import Path
@@ -7,10 +6,11 @@ from typing import Any
 
 from library.audit.attacks.registry import ATTACKS
 from library.audit.report.findings_schema import schema
+from library.audit.report.sections import robustness_schema
 from library.audit.report.wording import TITLES
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, SCHEMA = DOCS / "findings.md", DOCS / "findings.schema.json"
+PAGE, SCHEMA, ROBUSTNESS = (DOCS / name for name in ("findings.md", "findings.schema.json", "robustness.schema.json"))
 INTRODUCTION = """# What programs read of an audit
 
 Generated from `library/audit/report/findings_schema.py` by `python -m tools.findings_page`; do not edit.
@@ -70,6 +70,11 @@ rates of `findings.json` are those of the rows whose side ends in `-test`. The n
 | NAME | attack |
 |---|---|"""
 
+OF_ROBUSTNESS = """## robustness.json
+
+What `--attacks robustness` writes beside it: one object, aggregate figures alone. It names no picture, group, folder or
+caption. [robustness.schema.json](robustness.schema.json) is its JSON schema, held by a test against real output."""
+
 
 def page() -> str:
     """The whole page as Markdown."""
@@ -85,7 +90,17 @@ def page() -> str:
         parts += [f"### Each of `{key}`", _table("key", _fields(content["properties"][key]))]
     rows = [f"| `{attack.name}` | {attack.title} |" for attack in ATTACKS]
     rows.append(f"| `lira` | {TITLES['lira']}, with `--shadow_loras` |")
-    return "\n\n".join([*parts, "\n".join([SCORES, *rows])]) + "\n"
+    return "\n\n".join([*parts, "\n".join([SCORES, *rows]), *_robustness_parts()]) + "\n"
+
+
+def _robustness_parts() -> list[str]:
+    """The section on robustness.json."""
+    content = robustness_schema.schema()["properties"]
+    parts = [OF_ROBUSTNESS, _table("key", content), "### `settings`", _table("key", content["settings"]["properties"])]
+    for key in ("variants", "findings", "checks", "code", "leaks"):
+        parts += [f"### Each of `{key}` in robustness.json", _table("key", _fields(content[key]))]
+    value = _fields(content["findings"])["value"]["properties"]
+    return [*parts, "### Each mean with its interval", _table("key", value)]
 
 
 def _fields(part: dict[str, Any]) -> dict[str, Any]:
@@ -114,11 +129,12 @@ def _kind(part: dict[str, Any]) -> str:
     return part["type"]
 
 
-def schema_text() -> str:
-    """The schema as a file."""
-    return json.dumps(schema(), indent=1) + "\n"
+def schema_text(content: dict[str, Any]) -> str:
+    """A schema as a file."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    SCHEMA.write_text(schema_text(), encoding="utf-8")
+    SCHEMA.write_text(schema_text(schema()), encoding="utf-8")
+    ROBUSTNESS.write_text(schema_text(robustness_schema.schema()), encoding="utf-8")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from library.lora_files.families import FAMILIES, context_width
 from library.lora_files.format import NAMES, kind_of, modules_of
-from library.lora_files.lora_file import FAMILIES, context_width
-from library.lora_files.other_names import place_of
+from library.lora_files.other_names import COMFYUIS, place_of
 from library.lora_files.sdxl_names import is_sdxl
 
 CLIENTS = ("A1111", "Forge", "ComfyUI", "diffusers", "InvokeAI")
@@ -60,7 +60,10 @@ def _about_names(client: str, raw: Mapping[str, Tensor], unknown: set[str], *, o
     """What is wrong with the names for one client."""
     foreign = {place_of(name)[2] for name in raw if not KOHYA.match(name)}
     if foreign and client in ("A1111", "InvokeAI"):
-        return [f"{len(foreign)} modules have diffusers' or peft's names, which it does not know"]
+        return [f"{len(foreign)} modules have names of diffusers, peft or ComfyUI, which it does not know"]
+    comfyuis = {place_of(name)[2] for name in raw if name.startswith(tuple(COMFYUIS))}
+    if client == "diffusers" and comfyuis:
+        return [f"{len(comfyuis)} modules have ComfyUI's names, which it does not know"]
     if client == "diffusers":
         return [f"{len(unknown)} names are of no layer, and it refuses the whole file"] if unknown else []
     unmatched = unknown | {name.partition(".")[0] for name in raw if WITHOUT_LEVEL.match(name)}

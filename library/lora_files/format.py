@@ -18,7 +18,8 @@ DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = re.compile(
     r"lora_unet_((down|up)_blocks_\d+_(attentions|resnets|downsamplers|upsamplers)_\d+_\w+"
     r"|mid_block_(attentions|resnets)_\d+_\w+|conv_in|conv_out|conv_norm_out|time_embedding_linear_[12])"
-    r"|lora_unet_((input|output)_blocks_\d+_\d+_\w+|middle_block_\d+_\w+|out_[02]|time_embed_[02]|label_emb_0_[02])"
+    r"|lora_unet_(input_blocks_0_0|(input|output)_blocks_\d+_\d+_\w+|middle_block_\d+_\w+|out_[02]|time_embed_[02]"
+    r"|label_emb_0_[02])"
     r"|lora_te[12]?_text_model_(encoder_layers_\d+|embeddings|final_layer_norm)\w*"
 )  # what A1111, ComfyUI and diffusers derive from the module paths of SD 1.x and 2.x, and from SDXL's original layout
 

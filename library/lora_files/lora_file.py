@@ -1,6 +1,7 @@
 """One reader for LoRA files of every kind and naming: training, merging and the audit see the same tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from library.tensor_files import read_tensors, tensor_hash
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 PEFT_FILE = "adapter_model.safetensors"
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by the width of the text states
 ANY_DIMENSIONS = ("alpha", "dora_scale", "rescale", "diff", "diff_b", "w_norm", "b_norm")
 PARTS_OF_KINDS = frozenset(part for sets in KINDS.values() for parts in sets for part in parts)
 
@@ -95,8 +95,15 @@ def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     refuse_pickle(path)
     tensors, metadata = read_tensors(path)
     _refuse_other_families(path, tensors)
-    try:
+    with _about(path):
         return kohya_named(tensors, metadata), metadata
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Put the file's name before what is said of its tensors."""
+    try:
+        yield
     except InputError as error:
         raise InputError(*(f"'{path}': {message}" for message in error.messages)) from error
 
@@ -113,7 +120,8 @@ def _of_peft_folder(folder: Path, part: str) -> tuple[dict[str, Tensor], dict[st
     tensors, metadata = read_tensors(file)
     _refuse_other_families(folder, tensors)
     inner = {f"{part}{name.removeprefix('base_model.model.')}": value for name, value in tensors.items()}
-    return renamed(inner, dict.fromkeys(adapter_config.PARTS.values(), config)), metadata
+    with _about(folder):
+        return renamed(inner, dict.fromkeys(adapter_config.PARTS.values(), config), metadata), metadata
 
 
 def _refuse_other_families(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -218,52 +226,3 @@ def _bad_alphas(tensors: Mapping[str, Tensor]) -> list[str]:
 def _is_positive(alpha: Tensor, tensors: Mapping[str, Tensor], module: str) -> bool:
     number = float(alpha)
     return number > 0 or (number == 0 and f"{module}.oft_blocks" in tensors)
-
-
-def context_width(tensors: Mapping[str, Tensor]) -> int | None:
-    """Width of the text states that a file's layers read: of its cross-attentions, else of its text encoder.
-
-    SDXL's text encoders are narrower than its text states; a file of these alone shows no width.
-    """
-    patterns = ["attn2_to_k", "attn2_to_v"]
-    if not is_sdxl(tensors):
-        patterns += ["self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj"]
-    for pattern in patterns:
-        for name, parts in modules_of(tensors).items():
-            if name.endswith(pattern):
-                width = input_width(parts)
-                if width is not None:
-                    return width
-    return None
-
-
-def family_name(tensors: Mapping[str, Tensor]) -> str:
-    """The family of a file under kohya's names, for messages; empty where neither names nor widths show one."""
-    return "SDXL" if is_sdxl(tensors) else FAMILIES.get(context_width(tensors) or 0, "")
-
-
-def input_width(parts: Mapping[str, Tensor]) -> int | None:
-    """Number of inputs of the layer that a module is for; None where its kind does not show it."""
-    for part in ("lora_down.weight", "hada_w1_b", "a2.weight", "diff"):
-        if part in parts and parts[part].dim() >= 2:
-            return int(parts[part].shape[1])
-    sides = [parts.get(whole, parts.get(f"{whole}_b")) for whole in ("lokr_w1", "lokr_w2")]
-    widths = [side.shape[1] for side in sides if side is not None and side.dim() >= 2]
-    return int(widths[0] * widths[1]) if len(widths) == 2 else None
-
-
-def check_width(file: object, tensors: Mapping[str, Tensor], here: int, family: str = "") -> None:
-    """Raises: InputError when a LoRA is of another family, or its layers read text states of another width.
-
-    Args:
-        here: width that the base model's UNet takes.
-        family: name of the base model's family; SDXL's files show theirs by their names.
-    """
-    width, of_file = context_width(tensors), family_name(tensors)
-    is_other = bool(family) and is_sdxl(tensors) != (family == "SDXL") and bool(modules_of(tensors))
-    if (width is not None and width != here) or is_other:
-        names = [f" ({one})" if one else "" for one in (of_file, family or FAMILIES.get(here, ""))]
-        read = "" if width is None else f": its layers read text states of width {width}{names[0]}"
-        raise InputError(
-            f"'{file}' was made for another base model{read or names[0]}, this base model has {here}{names[1]}"
-        )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from library.errors import InputError
 from library.lora_files.adapter_config import AdapterConfig, configs_in_header
-from library.lora_files.sdxl_names import is_sdxl, sdxl_named
+from library.lora_files.families import made_for_sdxl
+from library.lora_files.sdxl_names import diffusers_named, sdxl_named
 
 # How a tensor's name may end -> kohya's ending. The first that fits is taken.
 ENDINGS = (
@@ -22,10 +23,18 @@ ENDINGS = (
 )
 LONGEST_ENDING = 48
 PARTS = {"unet.": "lora_unet_", "text_encoder.": "lora_te_", "text_encoder_2.": "lora_te2_"}
+COMFYUIS = {  # it names parts as its own model does, the UNet in the original layout
+    "diffusion_model.": "unet.",
+    "model.diffusion_model.": "unet.",
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "text_encoders.clip_h.transformer.": "text_encoder.",
+    "text_encoders.clip_g.transformer.": "text_encoder_2.",
+}
 UNET_PATH = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding)\.")
 TEXT_PATH = re.compile(r"(text_model\.)?encoder\.layers\.")
 TRANSFORMERS = ("transformer.", "lora_transformer_", "lora_unet_double_blocks_", "lora_unet_single_blocks_",
-                "lora_unet_joint_blocks_", "text_encoder_3.", "lora_te3_", "diffusion_model.double_")  # fmt: skip
+                "lora_unet_joint_blocks_", "text_encoder_3.", "lora_te3_", "diffusion_model.double_",
+                "diffusion_model.single_", "diffusion_model.joint_")  # fmt: skip
 
 
 def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
@@ -36,24 +45,29 @@ def kohya_named(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     """
     headers = configs_in_header(metadata)
     configs = {prefix: headers[part[:-1]] for part, prefix in PARTS.items() if part[:-1] in headers}
-    return renamed(weights, configs)
+    return renamed(weights, configs, metadata)
 
 
-def renamed(weights: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig]) -> dict[str, Tensor]:
+def renamed(
+    weights: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig], metadata: Mapping[str, str]
+) -> dict[str, Tensor]:
     """The same tensors under kohya's names; a name that follows no rule stays, for a later check to report.
 
     Args:
         configs: what is stated about the parts, by the values of ``PARTS``.
+        metadata: of the file, which may say for which family it is.
 
     Raises:
-        InputError: two tensors of one name.
+        InputError: two tensors of one name; names of two families, or of none in particular.
     """
-    of_sdxl = is_sdxl(weights) or any(_reads_states_of_sdxl(name, value) for name, value in weights.items())
+    placed = {name: place_of(name) for name in weights}
+    known = {f"{module}.{part}": weights[name] for name, (module, part, _) in placed.items() if part}
+    named_in_family = sdxl_named if made_for_sdxl(known, weights, metadata) else diffusers_named
     found: dict[str, Tensor] = {}
     paths: dict[str, str] = {}  # of modules, with dots, as peft's patterns know them
     for name, value in weights.items():
-        module, part, path = place_of(name)
-        module = sdxl_named(module) if of_sdxl and part else module
+        module, part, path = placed[name]
+        module = named_in_family(module) if part else module
         full = f"{module}.{part}" if part else module
         if full in found:
             raise InputError(f"two tensors are called {full}, one of them {name}; the file was joined from two")
@@ -62,12 +76,6 @@ def renamed(weights: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig])
         found[full] = value
         paths[module] = path
     return _with_stated_alphas(found, paths, configs)
-
-
-def _reads_states_of_sdxl(name: str, value: Tensor) -> bool:
-    """Whether a tensor is the inner factor of a cross-attention that reads 2,048 numbers a token."""
-    module, part, _ = place_of(name)
-    return part == "lora_down.weight" and bool(re.search("attn2_to_[kv]$", module)) and value.shape[1:2] == (2048,)
 
 
 def place_of(name: str) -> tuple[str, str, str]:
@@ -89,6 +97,8 @@ def module_of(path: str) -> tuple[str, str]:
     """kohya's name of a module path, and the path without what names the part."""
     if path.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")):
         return _with_text_level(re.sub("^lora_te1_", "lora_te_", path)), path
+    for prefix, part in COMFYUIS.items():
+        path = f"{part}{path.removeprefix(prefix)}" if path.startswith(prefix) else path
     part = next((prefix for prefix in PARTS if path.startswith(prefix)), "")
     inner = path.removeprefix(part)
     if not part:

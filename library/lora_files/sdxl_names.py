@@ -1,7 +1,8 @@
 """Names of SDXL's layers in LoRA files: the UNet as in its original layout, lora_unet_input_blocks_4_1_...
 
-Everything else here names the UNet's layers as diffusers does. SDXL's UNet has three levels with two resnets on the way
-down and three on the way up, whatever its widths, so the two namings translate into each other place by place.
+Everything else here names the UNet's layers as diffusers does. SDXL's UNet has three levels (SD 1.x and 2.x have four)
+with two resnets on the way down and three on the way up, whatever its widths, so the two namings translate into each
+other place by place.
 """
 
 import re
@@ -10,16 +11,16 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 UNET, FIRST_TEXT = "lora_unet_", "lora_te1_"
-LEVELS, DOWN, UP = 3, 2, 3  # levels, and resnets of each on the way down and up
+LEVELS, DOWN, UP = 4, 2, 3  # levels (the fourth is SD 1.x's and 2.x's), and resnets of each on the way down and up
 OF_RESNETS = {
     "norm1": "in_layers_0", "conv1": "in_layers_2", "time_emb_proj": "emb_layers_1", "norm2": "out_layers_0",
     "conv2": "out_layers_3", "conv_shortcut": "skip_connection",
 }  # fmt: skip
-# Names with one of these can only be SDXL's: SD 1.x and 2.x have one text encoder and transformers of one block
+# In kohya's names these can only be SDXL's: SD 1.x and 2.x have one text encoder without a number, and transformers of
+# one block
 MARKS = re.compile(
-    r"lora_te2_|lora_unet_(input|output)_blocks_|lora_unet_middle_block_|(base_model\.model\.)*text_encoder_2\."
-    r"|(lora_unet_|(base_model\.model\.)*(unet\.)?)(down_blocks|up_blocks|mid_block)\w*[_.]transformer_blocks[_.][1-9]"
-    r"|(base_model\.model\.)*(unet\.)?(down_blocks|up_blocks|mid_block)\.[\w.]*\.transformer_blocks\.[1-9]"
+    r"lora_te[12]_|lora_unet_(input|output)_blocks_|lora_unet_middle_block_"
+    r"|lora_unet_(down_blocks|up_blocks|mid_block)\w*_transformer_blocks_[1-9]"
 )
 
 
@@ -45,13 +46,14 @@ def _places() -> dict[str, str]:
 
 ORIGINAL = _places()
 DIFFUSERS = {original: name for name, original in ORIGINAL.items()}
+DIFFUSERS["output_blocks_2_1_conv"] = "up_blocks_0_upsamplers_0_conv"  # of SD 1.x and 2.x: no attention before it
 OF_ORIGINAL_RESNETS = {original: name for name, original in OF_RESNETS.items()}
 START = re.compile(
     r"(down|up)_blocks_\d+_(resnets|attentions)_\d+|(down|up)_blocks_\d+_(down|up)samplers_0_conv"
     r"|mid_block_(resnets|attentions)_\d+|conv_(in|out|norm_out)|(time|add)_embedding_linear_[12]"
 )
 ORIGINAL_START = re.compile(
-    r"input_blocks_\d+_0_op|output_blocks_\d+_2_conv|(input|output)_blocks_\d+_[01]|middle_block_\d+|out_[02]"
+    r"input_blocks_\d+_0_op|output_blocks_(\d+_2|2_1)_conv|(input|output)_blocks_\d+_[01]|middle_block_\d+|out_[02]"
     r"|time_embed_[02]|label_emb_0_[02]"
 )
 
@@ -80,7 +82,7 @@ def _translated(name: str, start: re.Pattern[str], places: Mapping[str, str], re
 
 
 def is_sdxl(names: Iterable[str]) -> bool:
-    """Whether the names of a file's tensors, in any naming, can only be those of SDXL."""
+    """Whether a file's names, once they are kohya's, can only be those of SDXL; see ``families`` for others."""
     return any(MARKS.match(name) for name in names)
 
 
@@ -93,6 +95,11 @@ def sdxl_named(module: str) -> str:
     if module.startswith(UNET):
         return UNET + original_name(module.removeprefix(UNET))
     return re.sub(r"^lora_te_", FIRST_TEXT, module)
+
+
+def diffusers_named(module: str) -> str:
+    """A module of an SD 1.x or 2.x file as kohya names it: the UNet's layers as in diffusers."""
+    return UNET + diffusers_name(module.removeprefix(UNET)) if module.startswith(UNET) else module
 
 
 def all_sdxl_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -107,12 +108,25 @@ def _write_file(
 
         def value_of(tensor: str) -> Tensor:
             stored = checkpoint.read(file, tensor)
-            if tensor in touched:
-                stored = _changed(stored, touched[tensor], changes, device)
+            value = _changed(stored, touched[tensor], changes, device) if tensor in touched else stored
+            cast = value.to(layout[tensor].dtype)
+            if (tensor in touched or cast.dtype != stored.dtype) and not bool(cast.isfinite().all()):
+                _refuse_not_finite(tensor, file, stored, value, cast.dtype)
             bar.update()
-            return stored.to(layout[tensor].dtype)
+            return cast
 
         stream_tensors(target, layout, value_of, checkpoint.header(file), private=False)
+
+
+def _refuse_not_finite(name: str, file: Path, stored: Tensor, changed: Tensor, dtype: torch.dtype) -> NoReturn:
+    """Raises: InputError that says where NaN or infinity comes from."""
+    if not bool(stored.isfinite().all()):
+        raise InputError(f"'{file}' has NaN or infinity in {name}; fetch or export it again")
+    if not bool(changed.isfinite().all()):
+        raise InputError(f"the change of {name} in '{file}' is not finite; the LoRAs or their ratios are too large")
+    precision = next(word for word, kind in DTYPES.items() if kind is dtype) if dtype in DTYPES.values() else str(dtype)
+    most = float(changed.abs().max())
+    raise InputError(f"{name} has values up to {most:.3g}, which {precision} cannot hold; try --save_precision float")
 
 
 def _changed(stored: Tensor, touched: list[tuple[str, str, Place]], changes: Changes, device: torch.device) -> Tensor:

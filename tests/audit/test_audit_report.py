@@ -20,6 +20,7 @@ from library.audit.report.json_csv import as_json, scores_csv, typed_settings
 from library.audit.report.learnt import best_plain_gain, share_of_best
 from library.audit.report.publication import publish, shareable, shareable_json
 from library.audit.report.report_page import report_html, summary
+from library.audit.report.sections import robustness_schema
 from library.audit.report.verdict import leak_sentence, no_evidence_sentence
 from library.audit.report.wording import ACCESS, ACCESS_WORDS, NOTES, TITLES, note_of
 from library.audit.statistics.metrics import auc
@@ -230,10 +231,11 @@ def test_findings_say_of_which_file_when_and_by_what_and_type_the_settings_in_or
 def test_the_schema_and_its_page_are_up_to_date_and_every_key_has_its_meaning() -> None:
     """Otherwise: python -m tools.findings_page."""
     assert json.loads(findings_page.SCHEMA.read_text()) == schema()
+    assert json.loads(findings_page.ROBUSTNESS.read_text()) == robustness_schema.schema()
     assert findings_page.PAGE.read_text() == findings_page.page()
-    with pytest.raises(KeyError, match="'Finding.new' of findings.json has no meaning"):
-        findings_schema.meaning("Finding.new")
-    assert all(text.strip() for text in MEANINGS.values())
+    with pytest.raises(KeyError, match="'Finding.new' of the file has no meaning"):
+        findings_schema.meaning("Finding.new", MEANINGS)
+    assert all(text.strip() for text in (*MEANINGS.values(), *robustness_schema.MEANINGS.values()))
 
 
 def test_the_example_of_the_page_refuses_a_leaking_file_and_takes_a_quiet_one(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """LoRA files of the tiny model with every factor away from zero, and files of another trainer's metadata."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.diffusion.model_files import load_model
-from library.lora_files.format import write_lora
+from library.lora_files.format import modules_of, write_lora
+from library.lora_files.lora_file import read_lora
 from library.seeding import stream
 from networks.lora import create_network
 
@@ -56,3 +58,31 @@ def with_metadata(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A file as another trainer leaves it."""
     save_file(dict(tensors), file, metadata=dict(metadata))
     return file
+
+
+def moved(module: nn.Module) -> None:
+    """Push every factor of peft's modules away from where it starts."""
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(module.named_parameters()):
+            if re.search("lora_|hada_|lokr_", name):
+                drawn = torch.randn(parameter.shape, generator=stream(4, index)) * 0.2
+                parameter.copy_(parameter.abs() * (1 + drawn) if "magnitude" in name else parameter + drawn)
+
+
+def products(file: Path) -> dict[str, Tensor]:
+    """The change of every module, by the slow way: one direction after the other."""
+    found = {}
+    for name, parts in modules_of(read_lora(file).tensors).items():
+        up, down = parts["lora_up.weight"].double().flatten(1), parts["lora_down.weight"].double()
+        change = torch.zeros(up.shape[0], down[0].numel(), dtype=torch.float64)
+        for index in range(down.shape[0]):
+            change += torch.outer(up[:, index], down[index].flatten())
+        found[name] = (change * float(parts["alpha"]) / down.shape[0]).reshape(up.shape[0], *down.shape[1:])
+    return found
+
+
+def expect_close(one: dict[str, Tensor], other: dict[str, Tensor], most: float) -> None:
+    """Every change to a relative error of its norm."""
+    assert set(one) == set(other) and one
+    for name, value in one.items():
+        assert float((value - other[name].reshape(value.shape)).norm()) <= most * float(value.norm()) + 1e-9, name

@@ -19,22 +19,13 @@ from library.diffusion.model_files import load_model
 from library.lora_files.lora_file import LoraFile, read_lora
 from library.options.declarations import Config
 from library.rules import pick
-from library.seeding import stream
 from networks import protocol
 from networks.base_weights import merge_base_weights
+from tests.helpers.lora_files import moved
 from tests.helpers.tiny import unet_output
 
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2"]
 TEXT_LAYERS = ["q_proj", "v_proj", "fc1"]
-
-
-def moved(module: nn.Module) -> None:
-    """Push every factor away from where it starts."""
-    with torch.no_grad():
-        for index, (name, parameter) in enumerate(module.named_parameters()):
-            if re.search("lora_|hada_|lokr_", name):
-                drawn = torch.randn(parameter.shape, generator=stream(4, index)) * 0.2
-                parameter.copy_(parameter.abs() * (1 + drawn) if "magnitude" in name else parameter + drawn)
 
 
 def text_output(text_encoder: nn.Module) -> Tensor:

@@ -15,8 +15,9 @@ from library.audit.targets.lora_runs import find_runs
 from library.audit.targets.provenance import stamp
 from library.diffusion.model_files import load_model
 from library.errors import Faults, InputError
+from library.lora_files.families import check_width, context_width, input_width
 from library.lora_files.format import modules_of
-from library.lora_files.lora_file import check_width, context_width, faults_of, input_width, read_lora, weight_files
+from library.lora_files.lora_file import faults_of, read_lora, weight_files
 from library.options.declarations import Config
 from library.options.joint_checks import check_together
 from library.rules import pick

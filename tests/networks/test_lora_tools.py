@@ -23,7 +23,16 @@ from networks.base_weights import merge_base_weights
 from networks.checkpoints import writing
 from networks.checkpoints.layers import open_base_checkpoint
 from tests.helpers import ldm_layout
-from tests.helpers.lora_files import CAPTION, FOLDER, LEAKING, PERSON, filled_lora, with_metadata
+from tests.helpers.lora_files import (
+    CAPTION,
+    FOLDER,
+    LEAKING,
+    PERSON,
+    expect_close,
+    filled_lora,
+    products,
+    with_metadata,
+)
 from tests.helpers.tiny import unet_output
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,25 +49,6 @@ def loras(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ),
         "half": filled_lora(model_folder, place / "half.safetensors", precision="fp16"),
     }
-
-
-def products(file: Path) -> dict[str, Tensor]:
-    """The change of every module, by the slow way: one direction after the other."""
-    found = {}
-    for name, parts in modules_of(read_lora(file).tensors).items():
-        up, down = parts["lora_up.weight"].double().flatten(1), parts["lora_down.weight"].double()
-        change = torch.zeros(up.shape[0], down[0].numel(), dtype=torch.float64)
-        for index in range(down.shape[0]):
-            change += torch.outer(up[:, index], down[index].flatten())
-        found[name] = (change * float(parts["alpha"]) / down.shape[0]).reshape(up.shape[0], *down.shape[1:])
-    return found
-
-
-def expect_close(one: dict[str, Tensor], other: dict[str, Tensor], most: float) -> None:
-    """Every change to a relative error of its norm."""
-    assert set(one) == set(other) and one
-    for name, value in one.items():
-        assert float((value - other[name].reshape(value.shape)).norm()) <= most * float(value.norm()) + 1e-9, name
 
 
 def call(main: Callable[[list[str]], int], **options: object) -> int:

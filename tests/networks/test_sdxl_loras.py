@@ -12,18 +12,21 @@ from safetensors.torch import load_file, save_file
 
 from library.diffusion.families.sdxl import SDXL
 from library.diffusion.model_files import load_model
-from library.diffusion.single_file import unfilled_parts
+from library.diffusion.single_file import open_single_file, unfilled_parts
 from library.errors import InputError
 from library.lora_files.clients import CLIENTS, verdicts_of
-from library.lora_files.format import check_lora, with_client_names, write_lora
-from library.lora_files.lora_file import check_width, read_lora
+from library.lora_files.families import check_width
+from library.lora_files.format import check_lora, modules_of, with_client_names, write_lora
+from library.lora_files.lora_file import read_lora
 from library.lora_files.sdxl_names import diffusers_name, original_name
 from library.seeding import stream
 from networks import check_lora_weights, extract_lora_from_models, merge_lora, resize_lora
 from networks.adapted_layers import untrained_network
 from networks.base_weights import merge_base_weights
+from networks.checkpoints.layers import open_base_checkpoint
 from networks.lora import create_network, create_network_from_weights
 from networks.lora_targets import named_layers
+from networks.weight_change import weight_change
 from tests.helpers import ldm_layout, tiny_sdxl
 from tests.helpers.tiny_sdxl import unet_output
 
@@ -311,3 +314,51 @@ def test_the_tools_work_on_sdxl(folder: Path, written, tmp_path: Path, capsys: p
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0" and "generative-models" in str(metadata)
     with pytest.raises(InputError, match="v2 is set, but .* is an SDXL model"):
         merge_lora.main(["--sd_model", str(folder), "--v2", "--models", str(file), "--save_to", str(tmp_path / "x")])
+
+
+def test_a_single_file_in_the_original_layout_is_merged_extracted_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Narrow, of the real layout; bigG's queries, keys and values are thirds of one matrix there."""
+    settings, file, (unet, _, *text_encoders) = tiny_sdxl.write_file(tmp_path)
+    for tool in (merge_lora, extract_lora_from_models):
+        monkeypatch.setattr(tool, "open_base_checkpoint", lambda path: open_base_checkpoint(path, settings))
+    network = create_network(1.0, 2, 3.0, None, text_encoders, unet, conv_dim="2")
+    with torch.no_grad():
+        for index, one in enumerate(network.modules_of_both()):
+            one.lora_up.weight.copy_(0.1 * torch.randn(one.lora_up.weight.shape, generator=stream(1, index)))
+    network.apply_to(text_encoders, unet, True, True)
+    lora, merged, back = (tmp_path / f"{name}.safetensors" for name in ("lora", "merged", "back"))
+    write_lora(lora, network.state_dict(), {}, "float")
+    ours, states = unet_output(unet), states_of(text_encoders)
+    before = load_file(file)
+    assert merge_lora.main(["--sd_model", str(file), "--sdxl", "--models", str(lora), "--save_to", str(merged)]) == 0
+    after = load_file(merged)
+    assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
+    assert all(torch.equal(value, before[name]) for name, value in load_file(file).items())
+    opened = open_single_file(merged, torch.float32, settings)
+    assert torch.allclose(unet_output(opened.unet), ours, atol=1e-5)
+    assert torch.allclose(states_of(opened.text_encoder), states, atol=1e-5)
+    words = [
+        "--model_org",
+        str(file),
+        "--model_tuned",
+        str(merged),
+        "--save_to",
+        str(back),
+        "--sdxl",
+        "--min_diff",
+        "0",
+    ]
+    assert extract_lora_from_models.main([*words, "--dim", "2", "--conv_dim", "2"]) == 0
+    wanted, found = modules_of(read_lora(lora).tensors), modules_of(read_lora(back).tensors)
+    assert set(wanted) == set(found)
+    for name, parts in wanted.items():
+        weight = torch.zeros(parts["lora_up.weight"].shape[0], *parts["lora_down.weight"].shape[1:])
+        one, other = weight_change(parts, weight), weight_change(found[name], weight)
+        assert float((one - other).norm()) <= 1e-4 * float(one.norm()), name
+    capsys.readouterr()
+    assert check_lora_weights.main([str(back), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["family"] == "SDXL" and facts["modules"] == len(wanted) and facts["rank"] == "2"
+    assert {client for client, verdict in facts["clients"].items() if verdict["loads"]} == set(CLIENTS)

@@ -17,8 +17,9 @@ from library.errors import Faults, InputError
 from library.options.declarations import AUDITED
 from library.options.resolve import read_config
 from tests.helpers import audit_run
+from tests.helpers.json_schema import complaints
 from tests.helpers.places import check_place
-from tools import rank_and_robustness
+from tools import findings_page, rank_and_robustness
 
 ROOT = Path(__file__).parent.parent.parent
 FEW = ("--robustness_steps", 3, "--robustness_restarts", 1, "--robustness_pictures", 4, "--generation_steps", 4,
@@ -53,6 +54,18 @@ def test_every_variant_attack_size_and_side_has_its_figures(found: dict) -> None
     assert [one["variant"] for one in found["leaks"]] == variants
     assert {(one["members"], one["non_members"]) for one in found["leaks"]} == {(20, 20)}
     assert found["pictures"] == {"members-test": 4, "non-members-test": 4}
+
+
+@pytest.mark.slow
+def test_what_programs_read_fits_the_published_schema_in_its_order(found: dict) -> None:
+    wanted = json.loads(findings_page.ROBUSTNESS.read_text())
+    assert complaints(found, wanted) == [] and list(found) == list(wanted["properties"])
+    assert complaints({**found, "extra": 1, "groups": "5"}, wanted) == ["file.groups: '5' is no integer",
+                                                                        "file: extra is unknown"]  # fmt: skip
+    spoiled = {**found["findings"][0], "attack": "damage", "value": None}
+    assert complaints({**found, "findings": [spoiled]}, wanted) == [
+        "file.findings[0].attack: 'damage'", "file.findings[0].value: None is no object"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

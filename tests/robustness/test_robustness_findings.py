@@ -1,11 +1,14 @@
 """From answers to findings: rises by hand, intervals over groups, and a masked attack that is seen as one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from library.audit.queries.audited_model import noised
 from library.audit.queries.error_statistics import noise_for
+from library.audit.report.sections import robustness_schema
 from library.audit.robustness.leak import TIMESTEPS, leaks_of, losses_of
 from library.audit.robustness.robustness_findings import (
     AuditedPictures,
@@ -13,8 +16,11 @@ from library.audit.robustness.robustness_findings import (
     code_findings,
     findings_of,
 )
+from library.audit.robustness.robustness_result import as_json
 from tests.helpers import audit_toy
-from tests.helpers.planted_robustness import PICTURES, SIDES, SIZES, answers
+from tests.helpers.json_schema import complaints
+from tests.helpers.planted_robustness import PICTURES, SIDES, SIZES, answers, result
+from tools import findings_page
 
 
 def one(found, variant: str, attack: str, size: float = 0.01, side: str = "all"):
@@ -96,3 +102,9 @@ def test_losses_of_pictures_are_those_of_the_audits_own_noise() -> None:
             there = noised(picture.latent, noise, model.alpha_bar(step))[None]
             predicted = model.predict_noise(there, torch.tensor([step]), model.encode_text([picture.caption])).detach()
             assert float(asked[row, column]) == pytest.approx(float((predicted - noise).square().mean()), rel=1e-4)
+
+
+def test_a_planted_result_fits_the_published_schema() -> None:
+    content = json.loads(json.dumps(as_json(result())))
+    assert complaints(content, json.loads(findings_page.ROBUSTNESS.read_text())) == []
+    assert {one["attack"] for one in content["findings"]} == set(robustness_schema.ATTACKS)

@@ -15,7 +15,8 @@ from library.diffusion.latent_diffusion import LatentDiffusion, has_bf16
 from library.diffusion.model_files import ModelRules, open_base
 from library.diffusion.text import read_captions
 from library.errors import InputError
-from library.lora_files.lora_file import check_width, kinds_of
+from library.lora_files.families import check_width
+from library.lora_files.lora_file import kinds_of
 from library.rules import pick
 from networks import adapted_layers, base_weights, lora
 from networks.lora_targets import named_layers, shaped_like_layers

@@ -171,53 +171,66 @@ NULL_WHERE_PUBLISHED = ("Transfer.threshold", "Finding.auc_aux")
 
 def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of findings.json, private and published."""
-    content = {name: schema_of(kind) | {"description": meaning(name)} for name, kind in KEYS.items()}
-    content["schema_version"] = {"const": SCHEMA_VERSION, "description": meaning("schema_version")}
+    content = {name: schema_of(kind, MEANINGS) for name, kind in KEYS.items()}
+    content["schema_version"] = {"const": SCHEMA_VERSION}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "findings.json of an audit",
         "type": "object",
-        "properties": content,
+        "properties": {name: part | {"description": meaning(name, MEANINGS)} for name, part in content.items()},
         "required": [name for name in KEYS if name not in UNPUBLISHED],
         "additionalProperties": False,
     }
 
 
-def meaning(key: str) -> str:
+def meaning(key: str, meanings: Mapping[str, str]) -> str:
     """What a key holds. Raises: KeyError for one that was added without a meaning."""
-    if key not in MEANINGS:
-        raise KeyError(f"'{key}' of findings.json has no meaning; add it to MEANINGS in {__name__}")
-    return MEANINGS[key]
+    if key not in meanings:
+        raise KeyError(f"'{key}' of the file has no meaning; add it to MEANINGS beside its schema")
+    return meanings[key]
 
 
-def schema_of(kind: Any) -> dict[str, Any]:
+def schema_of(kind: Any, meanings: Mapping[str, str]) -> dict[str, Any]:
     """The schema of one type: plain values, dataclasses, unions, sequences, pairs and mappings of them."""
     if kind in PLAIN:
         return {"type": PLAIN[kind]}
     if kind is types.NoneType:
         return {"type": "null"}
     if dataclasses.is_dataclass(kind):
-        return _schema_of_class(kind)
+        return _schema_of_class(kind, meanings)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        parts = [schema_of(one) for one in inner]
+        parts = [schema_of(one, meanings) for one in inner]
         if all(set(part) == {"type"} for part in parts):
             return {"type": [part["type"] for part in parts]}
         return {"anyOf": parts}
     if origin is tuple:
-        return {"type": "array", "items": schema_of(inner[0]), "minItems": len(inner), "maxItems": len(inner)}
+        items = schema_of(inner[0], meanings)
+        return {"type": "array", "items": items, "minItems": len(inner), "maxItems": len(inner)}
     if origin is not None and issubclass(origin, Mapping):
-        return {"type": "object", "additionalProperties": schema_of(inner[1])}
-    return {"type": "array", "items": schema_of(inner[0])}
+        return {"type": "object", "additionalProperties": schema_of(inner[1], meanings)}
+    return {"type": "array", "items": schema_of(inner[0], meanings)}
 
 
-def _schema_of_class(kind: Any) -> dict[str, Any]:
+def _schema_of_class(kind: Any, meanings: Mapping[str, str]) -> dict[str, Any]:
     """All fields are there, and no others."""
     fields = typing.get_type_hints(kind) | dict(BESIDE.get(kind, {}))
+    found = object_of(kind.__name__, fields, meanings)
+    if kind is Verdict:
+        found["properties"]["word"] = {"enum": list(VERDICTS), "description": meaning("Verdict.word", meanings)}
+    return found
+
+
+def object_of(title: str, fields: Mapping[str, Any], meanings: Mapping[str, str]) -> dict[str, Any]:
+    """The schema of an object with exactly these keys.
+
+    Args:
+        title: before the keys in ``meanings``.
+        fields: type of each key.
+    """
     content = {}
     for name, hint in fields.items():
-        key = f"{kind.__name__}.{name}"
-        content[name] = schema_of(hint | None if key in NULL_WHERE_PUBLISHED else hint) | {"description": meaning(key)}
-    if kind is Verdict:
-        content["word"] = {"enum": list(VERDICTS), "description": meaning("Verdict.word")}
+        key = f"{title}.{name}"
+        wanted = hint | None if key in NULL_WHERE_PUBLISHED else hint
+        content[name] = schema_of(wanted, meanings) | {"description": meaning(key, meanings)}
     return {"type": "object", "properties": content, "required": list(content), "additionalProperties": False}
