@@ -26,8 +26,8 @@ from library.progress import counted
 from library.seeding import stream
 from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
 
-FORMAT = 1
-SNAPSHOTS = (0.1, 0.3, 0.6, 1.0)  # shares of the steps
+FORMAT = 2
+SNAPSHOTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)  # shares of the steps
 RANDOM, SHARED = "random", "shared"  # where the down factors start: drawn for each LoRA, or public and the same
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 logger = logging.getLogger(__name__)
