@@ -79,9 +79,7 @@ class Corpus:
         return self.at[self.recipe.steps]
 
 
-def corpus_facts(
-    model: StackedModel, recipe: CorpusRecipe, non_members: PersonSet | None = None
-) -> dict[str, object]:
+def corpus_facts(model: StackedModel, recipe: CorpusRecipe, non_members: PersonSet | None = None) -> dict[str, object]:
     """All that the LoRAs depend on but their pictures."""
     facts = {
         "format": FORMAT,
@@ -97,7 +95,7 @@ def fingerprint_of(facts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def make_corpus(
+def make_corpus(  # noqa: PLR0913  all that a corpus is
     model: StackedModel,
     encode_text: Callable[[Sequence[str]], Tensor],
     persons: PersonSet,
@@ -216,6 +214,8 @@ def _trained(
         seed=recipe.seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
         objective=game.objective if game else None,
     )  # fmt: skip
+    if game and game.accuracies:
+        logger.info("proxies tell %d LoRAs' own pictures from others': %.3f", len(persons), game.told_apart())
     kept[0] = start
     state = {f"{step}/{key}": value for step, one in kept.items() for key, value in one.state().items()}
     if bad := not_finite(state):

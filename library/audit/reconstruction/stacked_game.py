@@ -5,7 +5,7 @@ the LoRA's own caption, so that the proxy must tell pictures apart and not capti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from library.audit.reconstruction.stacked_training import Batch, squared_errors
 from library.errors import InputError
 from library.privacy.attackers.build import AttackerRules, build_attacker, frozen
 from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
-from library.privacy.attackers.losses import attacker_losses, member_cross_entropy
+from library.privacy.attackers.losses import attacker_losses, member_cross_entropy, membership_margin
 from library.privacy.objectives import ratio_objective, sum_objective
 from library.seeding import stream, stream_seed
 
@@ -57,6 +57,7 @@ class StackedGame:
     keys: Sequence[str]  # [K]
     seed: int
     players: Sequence[tuple[nn.Module, torch.optim.Adam]]  # [K] proxies and what trains them
+    accuracies: list[float] = field(default_factory=list)  # of each turn, before its step: mean over LoRAs
 
     def objective(self, step: int, factors: Factors, batch: Batch) -> Tensor:
         """[K] what each LoRA minimises on its batch, after its proxy's turns of this step.
@@ -88,11 +89,20 @@ class StackedGame:
         with torch.no_grad():
             seen = self._seen(squared_errors(self.model, factors, batch, self.contexts), batch)
         is_member = torch.arange(2 * self.recipe.batch) < self.recipe.batch
+        right: list[float] = []
         for own, (proxy, optimizer) in zip(seen.chunk(len(self.players)), self.players, strict=True):
+            margins = membership_margin(proxy, own).cpu()
+            right.append(float(((margins > 0) == is_member).float().mean()))
             of_members, of_others = attacker_losses(proxy, [own], [is_member])
             optimizer.zero_grad(set_to_none=True)
             ((of_members + of_others) / 2).backward()
             optimizer.step()
+        self.accuracies.append(sum(right) / len(right))
+
+    def told_apart(self) -> float:
+        """Balanced accuracy of the proxies in the later half of their turns, under noise that they had not seen."""
+        later = self.accuracies[len(self.accuracies) // 2 :]
+        return sum(later) / len(later)
 
     def attack_batch(self, step: int, turn: int) -> Batch:
         """LoRA by LoRA ``batch`` of its own pictures, then as many non-members, under noise of a stream of its own."""
@@ -137,7 +147,5 @@ def open_game(  # noqa: PLR0913  all that a game is
     for key in keys:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "shadow proxy", key))
-            players.append(
-                build_attacker(tuple(members.shape[2:]), recipe.attacker, pooled=False, device=model.device)
-            )
+            players.append(build_attacker(tuple(members.shape[2:]), recipe.attacker, pooled=False, device=model.device))
     return StackedGame(model, recipe, members, non_members, contexts, keys, seed, players)
