@@ -33,7 +33,7 @@ def defence(use: float, naive: float, adaptive: float) -> dict:
     """Findings on one defence."""
     utility = {
         name: {"value": use, "low": use - 0.01, "high": use + 0.01, "n": 9}
-        for name in ("own pictures", "held-out pictures")
+        for name in ("own pictures", "held-out pictures", "strangers' pictures")
     }
     kinds = {"naive": naive, "adaptive": adaptive}
     return {"utility": utility, **{kind: [row("kernel", value)] for kind, value in kinds.items()}}
@@ -64,7 +64,8 @@ def test_a_defence_holds_only_where_the_adaptive_attacker_fails_and_half_of_the_
     )
     text = answers(made)
     assert "keeps half of the use**: good (55% of the held-out use)." in text
-    assert "blind" not in text and "useless" not in text
+    assert "blind" not in text.split("\n* Of those")[0] and "useless (5%)" in text
+    assert "the least is left to read by good (55%)" in text
     assert "**No defence here takes every attack" in answers(findings(blind=defence(0.2, 100.0, 0.1)))
 
 
