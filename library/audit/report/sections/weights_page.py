@@ -136,7 +136,7 @@ def _of_defences(defences: Mapping[str, Any]) -> Iterator[str]:
         figures = _worst(defences[best])["figures"]
         yield (
             f"* Of those that keep half of it, the least is left to read by {best} ({kept[best]:.0%}): "
-            f"top-1 {share_text(figure_of(figures['top_1']))}, AUC {number(figure_of(figures['auc']))}, the better attacker."
+            f"top-1 {share_text(figure_of(figures['top_1']))}, AUC {number(figure_of(figures['auc']))}."
         )
     silent = [f"{title} ({kept[title]:.0%})" for title in kept if _hidden(defences[title])]
     if silent:
