@@ -85,7 +85,7 @@ def candidates_of(run: Experiment, space: PublicSpace) -> dict[str, Tensor]:
 class Shared:
     """LoRAs as they are shared under a defence."""
 
-    victims: Factors
+    victims: Factors  # of the first victims
     others: Factors  # of persons who are no candidate
     shadows: Factors | None  # made with the defence by who knows of it; None: it changes nothing that an attack reads
     persons: PersonSet  # of the shadows
@@ -106,8 +106,8 @@ def attack_rows(
     ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, shared.victims)]
     same = len(set(ranks)) == 1  # raw factors of other ranks have other numbers
     readers = [*(one for one in fitted_readers(known, answers) if one.attack != RAW or same), *more]
-    sets = candidates_of(run, known.space)
-    return checked_rows(reader_rows(readers, victims, others, sets, sets[PRIVATE_SET], range(len(run.victims)), known))
+    sets, count = candidates_of(run, known.space), shared.victims.count  # all victims' sets are candidates
+    return checked_rows(reader_rows(readers, victims, others, sets, sets[PRIVATE_SET][:count], range(count), known))
 
 
 def gallery_rows(
@@ -138,7 +138,7 @@ def gallery_rows(
 
 def usefulness(run: Experiment, factors: Factors) -> dict:
     """Fall of the loss under the LoRA's own caption, with intervals over victims."""
-    some = range(min(UTILITY_OF, len(run.victims)))
+    some = range(min(UTILITY_OF, factors.count))
     contexts = run.contexts(run.victims)
     strangers = run.non_members.some([place % len(run.non_members) for place in some])
     sides = {
@@ -206,9 +206,14 @@ def at_gap(run: Experiment, corpora: dict[str, Corpus], limit: float) -> Shared:
     return Shared(made["victims"], made["others"], made["shadows"], run.shadows, facts)
 
 
-def trained(run: Experiment, recipe: CorpusRecipe, name: str, shadows: int, facts: dict[str, Any]) -> Shared:
+def trained(run: Experiment, recipe: CorpusRecipe, name: str, given: Any, facts: dict[str, Any]) -> Shared:
     """Victims, and the shadows of the one who knows, by a recipe with a defence in it."""
-    persons = {"victims": run.victims, "shadows": run.shadows.some(range(shadows)), "others": run.others}
+    victims, shadows = min(given.trained_victims, given.victims), min(given.adaptive, given.shadows)
+    persons = {
+        "victims": run.victims.some(range(victims)),
+        "shadows": run.shadows.some(range(shadows)),
+        "others": run.others,
+    }
     made = {side: run.corpus(some, f"{name}, {side}: LoRAs", recipe).last for side, some in persons.items()}
     told = facts | {"shadows": shadows, "steps": recipe.steps}
     return Shared(made["victims"], made["others"], made["shadows"], persons["shadows"], told)
@@ -216,12 +221,12 @@ def trained(run: Experiment, recipe: CorpusRecipe, name: str, shadows: int, fact
 
 def defences(run: Experiment, given: Any, corpora: dict[str, Corpus]) -> Iterator[tuple[str, Callable[[], Shared]]]:
     """Title of every defence, and what makes its LoRAs; what says most comes first."""
-    steps, shadows = given.defended_steps or given.steps, min(given.adaptive, given.shadows)
+    steps = given.defended_steps or given.steps
     tail = f", {steps} steps" if steps != given.steps else ""
 
     def game(objective: str, alpha: float) -> tuple[str, Callable[[], Shared]]:
         title, facts = f"{objective}, alpha {alpha:g}{tail}", {"alpha": alpha}
-        return title, lambda: trained(run, run.game_recipe(objective, alpha, steps), title, shadows, facts)
+        return title, lambda: trained(run, run.game_recipe(objective, alpha, steps), title, given, facts)
 
     def private(epsilon: float) -> tuple[str, Callable[[], Shared]]:
         title = f"DP-SGD, epsilon {epsilon:g}{tail}"
@@ -229,15 +234,15 @@ def defences(run: Experiment, given: Any, corpora: dict[str, Corpus]) -> Iterato
         def make() -> Shared:
             noise = calibrated_noise(epsilon, run.recipe.step.batch / run.recipe.pictures, DELTA, steps)
             facts = {"epsilon": epsilon, "delta": DELTA, "noise_multiplier": noise}
-            return trained(run, run.private_recipe(noise, steps), title, shadows, facts)
+            return trained(run, run.private_recipe(noise, steps), title, given, facts)
 
         return title, make
 
     yield NONE.title(), lambda: on_files(run, corpora, NONE)
-    yield from (game(SPLORA, alpha) for alpha in given.splora)
-    yield from (private(epsilon) for epsilon in given.epsilon)
     for limit in given.gaps:
         yield f"stopped at a gap of {100 * limit:g} %", lambda limit=limit: at_gap(run, corpora, limit)
+    yield from (game(SPLORA, alpha) for alpha in given.splora)
+    yield from (private(epsilon) for epsilon in given.epsilon)
     yield from (game(PLORA, alpha) for alpha in given.plora)
     for defence in ON_FILES:
         yield defence.title(), lambda defence=defence: on_files(run, corpora, defence)

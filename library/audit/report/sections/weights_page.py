@@ -65,11 +65,16 @@ def strongest(rows: Sequence[Row]) -> Row:
 
 def defence_table(findings: Mapping[str, Any]) -> str:
     """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
-    head = ("defence", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1", "AUC",
+    head = ("defence", "victims", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1", "AUC",
             "strongest attack, adaptive", "shadows", "top-1", "AUC")  # fmt: skip
     lines = []
     for title, found in findings["defences"].items():
-        cells = [title, *(f"{number(percent(found['utility'][name]), '.1f')} %" for name in (HELD_OUT, OWN, STRANGERS))]
+        victims = str(strongest(found[NAIVE])["figures"]["victims"])
+        cells = [
+            title,
+            victims,
+            *(f"{number(percent(found['utility'][name]), '.1f')} %" for name in (HELD_OUT, OWN, STRANGERS)),
+        ]
         for kind in (NAIVE, ADAPTIVE):
             row = strongest(found[kind])
             figures, shadows = row["figures"], [str(row["shadows"])] if kind == ADAPTIVE else []
