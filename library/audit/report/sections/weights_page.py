@@ -65,27 +65,22 @@ def strongest(rows: Sequence[Row]) -> Row:
 
 def defence_table(findings: Mapping[str, Any]) -> str:
     """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
-    head = ("defence", "victims", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1", "AUC",
-            "strongest attack, adaptive", "shadows", "top-1", "AUC")  # fmt: skip
+    head = ("defence", "victims", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1",
+            "AUC", "strongest attack, adaptive", "shadows", "top-1", "AUC")  # fmt: skip
     lines = []
     for title, found in findings["defences"].items():
-        victims = str(strongest(found[NAIVE])["figures"]["victims"])
-        cells = [
-            title,
-            victims,
-            *(f"{number(percent(found['utility'][name]), '.1f')} %" for name in (HELD_OUT, OWN, STRANGERS)),
-        ]
-        for kind in (NAIVE, ADAPTIVE):
-            row = strongest(found[kind])
-            figures, shadows = row["figures"], [str(row["shadows"])] if kind == ADAPTIVE else []
-            cells += [
-                row["title"],
-                *shadows,
-                share_text(figure_of(figures["top_1"])),
-                number(figure_of(figures["auc"])),
-            ]
-        lines.append(cells)
+        falls = [percent(found["utility"][name]) for name in (HELD_OUT, OWN, STRANGERS)]
+        naive, adaptive = (strongest(found[kind]) for kind in (NAIVE, ADAPTIVE))
+        lines.append([
+            title, str(naive["figures"]["victims"]), *(f"{number(fall, '.1f')} %" for fall in falls),
+            naive["title"], *shares(naive), adaptive["title"], str(adaptive["shadows"]), *shares(adaptive),
+        ])  # fmt: skip
     return markdown_table(head, lines)
+
+
+def shares(row: Row) -> tuple[str, str]:
+    """Top-1 and AUC."""
+    return share_text(figure_of(row["figures"]["top_1"])), number(figure_of(row["figures"]["auc"]))
 
 
 def percent(values: Mapping[str, float]) -> Figure:
