@@ -37,7 +37,7 @@ def trained(recipe: GameRecipe | None, keys: list[str] = KEYS) -> Factors:
     return train_stack(model, start, members, contexts, STEPS, STEP, keys, seed=SEED, objective=objective)[STEPS]
 
 
-def close(one: Factors, other: Factors) -> None:
+def assert_close(one: Factors, other: Factors) -> None:
     for name, value in one.state().items():
         torch.testing.assert_close(value, other.state()[name], rtol=2e-3, atol=3e-5)
 
@@ -46,7 +46,7 @@ def close(one: Factors, other: Factors) -> None:
 @pytest.mark.parametrize("proxy_input", ["calibrated", "error_map"])
 def test_a_game_of_weight_zero_is_the_undefended_training_and_one_with_weight_is_not(objective, proxy_input) -> None:
     plain = trained(None)
-    close(trained(game_recipe(objective, 0.0, proxy_input)), plain)
+    assert_close(trained(game_recipe(objective, 0.0, proxy_input)), plain)
     played = trained(game_recipe(objective, 1.0, proxy_input))
     assert max(float((value - plain.state()[name]).abs().max()) for name, value in played.state().items()) > 3e-3
 
@@ -55,7 +55,7 @@ def test_a_game_of_weight_zero_is_the_undefended_training_and_one_with_weight_is
 @pytest.mark.parametrize("proxy_input", ["calibrated", "error_map"])
 def test_a_lora_and_its_proxy_do_not_depend_on_their_neighbours(objective, proxy_input) -> None:
     recipe = game_recipe(objective, 0.5, proxy_input)
-    close(trained(recipe, ["b"]), trained(recipe).rows([1]))
+    assert_close(trained(recipe, ["b"]), trained(recipe).rows([1]))
 
 
 def attack_rows(step: int, members, strangers):
