@@ -75,7 +75,9 @@ def test_the_tables_have_a_line_for_every_row_with_all_controls() -> None:
     lines = attack_table(made).splitlines()
     assert len(lines) == 4 and all(line.count("|") == 14 for line in lines)
     assert "AUC, permuted pairing" in lines[0] and "AUC, true set mean" in lines[0]
-    assert len(defence_table(made).splitlines()) == 4
+    made["defences"] |= {"stopped": defence(0.15, 1.0, 1.0)}
+    titles = [line.split(" |")[0] for line in defence_table(made).splitlines()[2:]]
+    assert titles == ["| none", "| stopped", "| noisy"], "by what is left of the use"
     assert "It is the person, not only the pictures" in answers(made)
     assert "noisy: 10 %" in defence_figure(made)
 

@@ -68,7 +68,7 @@ def defence_table(findings: Mapping[str, Any]) -> str:
     head = ("defence", "victims", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1",
             "AUC", "strongest attack, adaptive", "shadows", "top-1", "AUC")  # fmt: skip
     lines = []
-    for title, found in findings["defences"].items():
+    for title, found in by_use(findings):
         falls = [percent(found["utility"][name]) for name in (HELD_OUT, OWN, STRANGERS)]
         naive, adaptive = (strongest(found[kind]) for kind in (NAIVE, ADAPTIVE))
         lines.append([
@@ -76,6 +76,12 @@ def defence_table(findings: Mapping[str, Any]) -> str:
             naive["title"], *shares(naive), adaptive["title"], str(adaptive["shadows"]), *shares(adaptive),
         ])  # fmt: skip
     return markdown_table(head, lines)
+
+
+def by_use(findings: Mapping[str, Any]) -> list[tuple[str, Row]]:
+    """Defences by what they leave of the held-out use, most first; none is the first line."""
+    found: Mapping[str, Row] = findings["defences"]
+    return sorted(found.items(), key=lambda item: (item[0] != "none", -item[1]["utility"][HELD_OUT]["value"]))
 
 
 def shares(row: Row) -> tuple[str, str]:
@@ -158,7 +164,7 @@ def defence_figure(findings: Mapping[str, Any]) -> str:
     """Held-out use against top-1 of the strongest attack: naive hollow, adaptive filled, numbered as in the table."""
     figure, (axes,) = canvas(4.6)
     told = []
-    for place, (title, found) in enumerate(findings["defences"].items(), 1):
+    for place, (title, found) in enumerate(by_use(findings), 1):
         use = 100 * found["utility"][HELD_OUT]["value"]
         for kind, colour, fill in ((NAIVE, NON_MEMBER, "none"), (ADAPTIVE, MEMBER, MEMBER)):
             share = figure_of(strongest(found[kind])["figures"]["top_1"])
