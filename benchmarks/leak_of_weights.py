@@ -43,6 +43,7 @@ from library.audit.reconstruction.weight_attacks import (
     RAW,
     RECIPE,
     WEIGHTS,
+    Asked,
     PublicKnowledge,
     Reader,
     asked,
@@ -93,7 +94,7 @@ class Shared:
 
 
 def attack_rows(
-    run: Experiment, shared: Shared, known: PublicKnowledge, answers: Tensor, more: Sequence[Reader] = ()
+    run: Experiment, victims: Asked, others: Asked, known: PublicKnowledge, answers: Tensor, more: Sequence[Reader] = ()
 ) -> list[RetrievalRow]:
     """Every reader that is fitted on the shadows of ``known``, on the LoRAs of victims and of others.
 
@@ -101,12 +102,10 @@ def attack_rows(
         answers: [m, P, C] of the first m shadows.
         more: readers that learn from none.
     """
-    victims = asked(run.base.stack, shared.victims, known, "probes of victims")
-    others = asked(run.base.stack, shared.others, known, "probes of others")
-    ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, shared.victims)]
+    ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, victims.factors)]
     same = len(set(ranks)) == 1  # raw factors of other ranks have other numbers
     readers = [*(one for one in fitted_readers(known, answers) if one.attack != RAW or same), *more]
-    sets, count = candidates_of(run, known.space), shared.victims.count  # all victims' sets are candidates
+    sets, count = candidates_of(run, known.space), victims.factors.count  # all victims' sets are candidates
     return checked_rows(reader_rows(readers, victims, others, sets, sets[PRIVATE_SET][:count], range(count), known))
 
 
@@ -177,13 +176,15 @@ def measured(run: Experiment, shared: Shared, known: PublicKnowledge, answers: T
     Args:
         answers: of the undefended shadows of ``known``.
     """
-    naive = [row_json(row) for row in attack_rows(run, shared, known, answers, shadow_free_readers())]
+    victims = asked(run.base.stack, shared.victims, known, "probes of victims")
+    others = asked(run.base.stack, shared.others, known, "probes of others")
+    naive = [row_json(row) for row in attack_rows(run, victims, others, known, answers, shadow_free_readers())]
     adaptive = naive
     if shared.shadows is not None:
         some = shared.shadows.rows(range(min(ADAPTIVE_PROBED, shared.shadows.count)))
         own = dataclasses.replace(known, shadows=shared.shadows, means=known.space.coefficients(shared.persons.means()))
         own_answers = asked(run.base.stack, some, own, "probes").answers
-        adaptive = [row_json(row) for row in attack_rows(run, shared, own, own_answers)]
+        adaptive = [row_json(row) for row in attack_rows(run, victims, others, own, own_answers)]
     return {"utility": usefulness(run, shared.victims), "naive": naive, "adaptive": adaptive} | shared.facts
 
 
