@@ -1,27 +1,27 @@
 """What LoRA files of single persons give away by their weights alone, undefended and defended; resumable.
 
-python benchmarks/leak_of_weights.py WORK --public DIR --held_out DIR [--victims 50 --shadows 150 ...]
+python -m benchmarks.leak_of_weights WORK --public DIR --held_out DIR [--victims 50 --shadows 150 ...]
 
-The base and the victims' private pictures are the demo's (demo/images, whose persons the base never saw). DIR of
---public and --held_out come from demo/build.py: strangers for the shadow LoRAs, and further pictures of the private
-persons. WORK keeps corpora and findings-<shadows>.json, which docs/pictures_from_weights.md is written from. A run with
-more shadows takes over the corpora of one with fewer.
+DIR of --public and --held_out come from demo/build.py: strangers for the shadow LoRAs, and further pictures of the
+private persons. WORK keeps corpora and findings-<shadows>.json, which docs/pictures_from_weights.md is written from. A
+run with more shadows takes over the corpora of one with fewer.
 """
 
-import argparse
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from library.assembly.beside.stacked_base import StackedBase, read_persons, stacked_base
-from library.audit.queries.audited_model import opened_base
+from benchmarks.leak_experiment import CLASS_PROMPT, NON_MEMBERS, Experiment, opened, parsed
 from library.audit.reconstruction.gallery import gallery_drops, open_gallery
-from library.audit.reconstruction.persons import PersonSet, check_disjoint
+from library.audit.reconstruction.gap_stopping import stopped_at_gap
+from library.audit.reconstruction.persons import PersonSet
 from library.audit.reconstruction.probes import public_probes
 from library.audit.reconstruction.retrieval import (
     PublicSpace,
@@ -33,9 +33,9 @@ from library.audit.reconstruction.retrieval import (
     row_json,
     row_of,
 )
-from library.audit.reconstruction.shadow_corpus import RANDOM, Corpus, CorpusRecipe, make_corpus
+from library.audit.reconstruction.shadow_corpus import Corpus, CorpusRecipe
+from library.audit.reconstruction.stacked_game import PLORA, SPLORA
 from library.audit.reconstruction.stacked_lora import Factors, joined
-from library.audit.reconstruction.stacked_training import StepRecipe
 from library.audit.reconstruction.weight_attacks import (
     BASE,
     HELD_OUT,
@@ -51,90 +51,19 @@ from library.audit.reconstruction.weight_attacks import (
     reader_rows,
     shadow_free_readers,
 )
-from library.audit.reconstruction.weight_defences import GAUGE, NONE, WeightDefence, published, utility
-from library.options.declarations import Config
+from library.audit.reconstruction.weight_defences import WeightDefence, published, utility
 from library.privacy.dp.accounting import calibrated_noise
-from library.tensor_files import private_folder, write_whole
+from library.tensor_files import write_whole
 
-ROOT = Path(__file__).parent.parent
-CLASS_PROMPT = "portrait"
-DEFENCES = (
-    WeightDefence("none"), WeightDefence("noise", 3.0), WeightDefence("early stopping", 0.3),
+NONE = WeightDefence("none")
+ON_FILES = (
+    WeightDefence("early stopping", 0.45), WeightDefence("noise", 3.0), WeightDefence("early stopping", 0.3),
     WeightDefence("truncation", 1), WeightDefence("noise", 1.0), WeightDefence("noise", 10.0),
-    WeightDefence("early stopping", 0.1), WeightDefence("re-gauge"),
+    WeightDefence("re-gauge"),
 )  # fmt: skip
 DELTA = 1e-3
-DP_CLIP = 0.03  # the middle norm of one picture's gradient on the demo base
 UTILITY_OF = 20  # victims
 ADAPTIVE_PROBED = 50  # defended shadows that are asked the probes; the kernel learns from all
-
-
-def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--public", type=Path, required=True)
-    parser.add_argument("--held_out", type=Path, required=True)
-    parser.add_argument("--victims", type=int, default=50)
-    parser.add_argument("--shadows", type=int, default=150)
-    parser.add_argument("--others", type=int, default=10, help="public persons whose LoRAs are a control")
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--together", type=int, default=25)
-    parser.add_argument("--epsilon", type=float, nargs="*", default=[50.0, 10.0])
-    parser.add_argument("--adaptive_dp", type=int, default=50, help="shadows that are trained with DP-SGD as well")
-    parser.add_argument("--gallery", type=int, default=1, help="pictures of each candidate set; 0 = no gallery")
-    return parser.parse_args(arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The persons on each side, and how LoRAs are made of them."""
-
-    base: StackedBase
-    shadows: PersonSet
-    others: PersonSet
-    victims: PersonSet
-    held_out: PersonSet  # further pictures of the victims
-    recipe: CorpusRecipe
-    folder: Path
-    together: int
-
-    def corpus(self, persons: PersonSet, name: str, noise: float = 0.0) -> Corpus:
-        """LoRAs of these persons."""
-        private = {"noise_multiplier": noise, "clip": DP_CLIP} if noise else {}
-        step = dataclasses.replace(self.recipe.step, **private)
-        recipe = dataclasses.replace(self.recipe, step=step)
-        return make_corpus(
-            self.base.stack, self.base.encode_text, persons, recipe, self.folder, together=self.together, name=name
-        )
-
-    def contexts(self) -> Tensor:
-        """[V, T, D] of the victims' own captions: utility alone reads them."""
-        return self.base.encode_text([self.recipe.caption(name) for name in self.victims.names])
-
-
-def opened(given: argparse.Namespace) -> Experiment:
-    """Base, persons and recipe."""
-    settings = dataclasses.asdict(Config()) | {
-        "pretrained_model_name_or_path": str(ROOT / "demo" / "base"), "resolution": "64,64",
-    }  # fmt: skip
-    base = stacked_base(opened_base(settings), settings)
-    cache = private_folder(given.work / "cache")
-    public, private, later = (
-        read_persons(base, folder, 4, cache) for folder in (given.public, ROOT / "demo" / "images", given.held_out)
-    )
-    victims = private.some(range(given.victims))
-    held_out = later.some([list(later.names).index(name) for name in victims.names])
-    shadows = public.some(range(given.shadows))
-    others = public.some(range(given.shadows, given.shadows + given.others))
-    check_disjoint({"shadows": shadows, "others": others, "victims": victims})
-    step = StepRecipe(learning_rate=3e-3, weight_decay=0.01, clip=1.0, batch=given.batch)
-    recipe = CorpusRecipe(
-        rank=given.rank, scale=27 / 16, steps=given.steps, pictures=4, step=step, start=RANDOM,
-        class_word=CLASS_PROMPT, triggers=2, seed=16,
-    )  # fmt: skip
-    return Experiment(base, shadows, others, victims, held_out, recipe, given.work / "corpora", given.together)
 
 
 def known_by(run: Experiment, shadows: Factors | None, persons: PersonSet, space: PublicSpace) -> PublicKnowledge:
@@ -154,40 +83,30 @@ def candidates_of(run: Experiment, space: PublicSpace) -> dict[str, Tensor]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attacked:
-    """The LoRAs under attack, as published, with their answers to the probes."""
+class Shared:
+    """LoRAs as they are shared under a defence."""
 
-    victims: Asked
-    others: Asked
-    published: Factors  # of the victims
-
-
-def attacked(run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, defence: WeightDefence) -> Attacked:
-    """Ask the victims' LoRAs, and those of others, under a defence."""
-    own, strangers = (published(corpora[name], defence) for name in ("victims", "others"))
-    return Attacked(
-        asked(run.base.stack, own, known, "probes of victims"),
-        asked(run.base.stack, strangers, known, "probes of others"),
-        own,
-    )
+    victims: Factors  # of the first victims
+    others: Factors  # of persons who are no candidate
+    shadows: Factors | None  # made with the defence by who knows of it; None: it changes nothing that an attack reads
+    persons: PersonSet  # of the shadows
+    facts: dict[str, Any]  # of the defence
 
 
 def attack_rows(
-    run: Experiment, under: Attacked, known: PublicKnowledge, answers: Tensor, more: Sequence[Reader] = ()
+    run: Experiment, victims: Asked, others: Asked, known: PublicKnowledge, answers: Tensor, more: Sequence[Reader] = ()
 ) -> list[RetrievalRow]:
-    """Every reader that is fitted on the shadows of ``known``.
+    """Every reader that is fitted on the shadows of ``known``, on the LoRAs of victims and of others.
 
     Args:
         answers: [m, P, C] of the first m shadows.
         more: readers that learn from none.
     """
-    ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, under.published)]
+    ranks = [next(iter(one.down.values())).shape[1] for one in (known.shadows, victims.factors)]
     same = len(set(ranks)) == 1  # raw factors of other ranks have other numbers
     readers = [*(one for one in fitted_readers(known, answers) if one.attack != RAW or same), *more]
-    sets = candidates_of(run, known.space)
-    return checked_rows(
-        reader_rows(readers, under.victims, under.others, sets, sets[PRIVATE_SET], range(len(run.victims)), known)
-    )
+    sets, count = candidates_of(run, known.space), victims.factors.count  # all victims' sets are candidates
+    return checked_rows(reader_rows(readers, victims, others, sets, sets[PRIVATE_SET][:count], range(count), known))
 
 
 def gallery_rows(
@@ -197,7 +116,8 @@ def gallery_rows(
     context = run.base.encode_text([CLASS_PROMPT])[0]
     count, true = len(run.victims), range(len(run.victims))
     sets = candidates_of(run, known.space)
-    both = joined([corpora["victims"].last, corpora["others"].last.rows(range(10))])
+    others = corpora["others"].last
+    both = joined([corpora["victims"].last, others])
     rows = []
     for target, persons in ((PRIVATE_SET, run.victims), (HELD_OUT, run.held_out)):
         gallery = open_gallery(run.base.stack, persons.latents, context, run.recipe.seed, images)
@@ -206,9 +126,9 @@ def gallery_rows(
         scores, strangers = drops[:count] - centre, drops[count:] - centre
         rows.append(
             row_of(
-                attack="gallery", title="gallery: fall of the loss", target=target, shadows=10,
+                attack="gallery", title="gallery: fall of the loss", target=target, shadows=others.count,
                 knows=(WEIGHTS, BASE, RECIPE, "candidate pictures"), scores=scores, true=true,
-                nothing=torch.zeros_like(scores) - centre, others=strangers[[i % 10 for i in range(count)]],
+                nothing=torch.zeros_like(scores) - centre, others=strangers[[i % others.count for i in range(count)]],
                 ceiling=cosine_scores(sets[PRIVATE_SET], sets[target], known.centre),
             )
         )  # fmt: skip
@@ -216,14 +136,18 @@ def gallery_rows(
 
 
 def usefulness(run: Experiment, factors: Factors) -> dict:
-    """Fall of the loss on the victims' own and on held-out pictures, own caption, with intervals over victims."""
-    some = range(min(UTILITY_OF, len(run.victims)))
-    contexts = run.contexts()
+    """Fall of the loss under the LoRA's own caption, with intervals over victims."""
+    some = range(min(UTILITY_OF, factors.count))
+    contexts = run.contexts(run.victims)
+    strangers = run.non_members.some([place % len(run.non_members) for place in some])
+    sides = {
+        "own pictures": run.victims.some(some),
+        "held-out pictures": run.held_out.some(some),
+        "strangers' pictures": strangers,  # what is learnt of the style and of no person
+    }
     values = {
-        name: utility(run.base.stack, factors.rows(some), persons.some(some), contexts, run.recipe.seed)
-        .double()
-        .numpy()
-        for name, persons in (("own pictures", run.victims), ("held-out pictures", run.held_out))
+        name: utility(run.base.stack, factors.rows(some), persons, contexts, run.recipe.seed).double().numpy()
+        for name, persons in sides.items()
     }
     return {name: dataclasses.asdict(mean_figure(value)) | {"n": len(value)} for name, value in values.items()}
 
@@ -246,32 +170,89 @@ class Findings:
         print(f"{part}, {name}: stands", flush=True)
 
 
-def measure_defence(
-    run: Experiment, corpora: dict[str, Corpus], known: PublicKnowledge, answers: Tensor, defence: WeightDefence,
-    private: Corpus | None = None,
-) -> dict:  # fmt: skip
+def measured(run: Experiment, shared: Shared, known: PublicKnowledge, answers: Tensor) -> dict:
     """Utility beside leak, for the attacker who does not know the defence and for the one who does.
 
     Args:
         answers: of the undefended shadows of ``known``.
-        private: shadows that were trained with the defence; None: it acts on finished files.
     """
-    under = attacked(run, corpora, known, defence)
-    naive = [row_json(row) for row in attack_rows(run, under, known, answers, shadow_free_readers())]
-    if defence.kind in (NONE, GAUGE) and private is None:
-        adaptive = naive  # shadows made with it are the same changes
-    else:
-        shadows = private or corpora["shadows"]
-        factors = published(shadows, defence)
-        some = asked(run.base.stack, factors.rows(range(min(ADAPTIVE_PROBED, factors.count))), known, "probes").answers
-        own = known_by(run, factors, shadows.persons, known.space)
-        adaptive = [row_json(row) for row in attack_rows(run, under, own, some)]
-    return {"utility": usefulness(run, under.published), "naive": naive, "adaptive": adaptive}
+    victims = asked(run.base.stack, shared.victims, known, "probes of victims")
+    others = asked(run.base.stack, shared.others, known, "probes of others")
+    naive = [row_json(row) for row in attack_rows(run, victims, others, known, answers, shadow_free_readers())]
+    adaptive = naive
+    if shared.shadows is not None:
+        some = shared.shadows.rows(range(min(ADAPTIVE_PROBED, shared.shadows.count)))
+        own = dataclasses.replace(known, shadows=shared.shadows, means=known.space.coefficients(shared.persons.means()))
+        own_answers = asked(run.base.stack, some, own, "probes").answers
+        adaptive = [row_json(row) for row in attack_rows(run, victims, others, own, own_answers)]
+    return {"utility": usefulness(run, shared.victims), "naive": naive, "adaptive": adaptive} | shared.facts
+
+
+def on_files(run: Experiment, corpora: dict[str, Corpus], defence: WeightDefence) -> Shared:
+    """Undefended LoRAs with something done to the files; shadows made with "none" or a new gauge tell nothing new."""
+    made = {name: published(corpus, defence) for name, corpus in corpora.items()}
+    if defence.kind in ("none", "re-gauge"):
+        return Shared(made["victims"], made["others"], None, run.shadows, {})
+    return Shared(made["victims"], made["others"], made["shadows"], run.shadows, {})
+
+
+def at_gap(run: Experiment, corpora: dict[str, Corpus], limit: float) -> Shared:
+    """Undefended LoRAs that end before they know their own pictures too well."""
+    strangers = run.non_members.latents.flatten(0, 1)[:: max(1, NON_MEMBERS // 2)]
+    made, steps = {}, {}
+    for name, corpus in corpora.items():
+        context = run.contexts(corpus.persons)
+        made[name], steps[name] = stopped_at_gap(run.base.stack, corpus, context, strangers, limit)
+    facts = {"gap": limit, "victims_steps": steps["victims"], "strangers": len(strangers)}
+    return Shared(made["victims"], made["others"], made["shadows"], run.shadows, facts)
+
+
+def trained(run: Experiment, recipe: CorpusRecipe, name: str, given: Any, facts: dict[str, Any]) -> Shared:
+    """Victims, and the shadows of the one who knows, by a recipe with a defence in it."""
+    victims, shadows = min(given.trained_victims, given.victims), min(given.adaptive, given.shadows)
+    persons = {
+        "victims": run.victims.some(range(victims)),
+        "shadows": run.shadows.some(range(shadows)),
+        "others": run.others,
+    }
+    made = {side: run.corpus(some, f"{name}, {side}: LoRAs", recipe).last for side, some in persons.items()}
+    told = facts | {"shadows": shadows, "steps": recipe.steps}
+    return Shared(made["victims"], made["others"], made["shadows"], persons["shadows"], told)
+
+
+def defences(run: Experiment, given: Any, corpora: dict[str, Corpus]) -> Iterator[tuple[str, Callable[[], Shared]]]:
+    """Title of every defence, and what makes its LoRAs; what says most comes first."""
+    steps = given.defended_steps or given.steps
+    tail = f", {steps} steps" if steps != given.steps else ""
+
+    def game(objective: str, alpha: float) -> tuple[str, Callable[[], Shared]]:
+        title, facts = f"{objective}, alpha {alpha:g}{tail}", {"alpha": alpha}
+        return title, lambda: trained(run, run.game_recipe(objective, alpha, steps), title, given, facts)
+
+    def private(epsilon: float) -> tuple[str, Callable[[], Shared]]:
+        title = f"DP-SGD, epsilon {epsilon:g}{tail}"
+
+        def make() -> Shared:
+            noise = calibrated_noise(epsilon, run.recipe.step.batch / run.recipe.pictures, DELTA, steps)
+            facts = {"epsilon": epsilon, "delta": DELTA, "noise_multiplier": noise}
+            return trained(run, run.private_recipe(noise, steps), title, given, facts)
+
+        return title, make
+
+    yield NONE.title(), lambda: on_files(run, corpora, NONE)
+    for limit in given.gaps:
+        yield f"stopped at a gap of {100 * limit:g} %", lambda limit=limit: at_gap(run, corpora, limit)
+    yield from (game(SPLORA, alpha) for alpha in given.splora)
+    yield from (private(epsilon) for epsilon in given.epsilon)
+    yield from (game(PLORA, alpha) for alpha in given.plora)
+    for defence in ON_FILES:
+        yield defence.title(), lambda defence=defence: on_files(run, corpora, defence)
 
 
 def main(arguments: list[str]) -> None:
     """Corpora, attacks, defences; findings are written after each, so that a stopped run goes on where it stood."""
-    given = parsed(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given = parsed(__doc__, arguments)
     torch.set_num_threads(1)
     run = opened(given)
     corpora = {name: run.corpus(getattr(run, name), f"{name}: LoRAs") for name in ("victims", "shadows", "others")}
@@ -283,34 +264,13 @@ def main(arguments: list[str]) -> None:
         "rank": given.rank, "steps": given.steps, "batch": given.batch, "learning_rate": run.recipe.step.learning_rate,
         "base": run.base.stack.fingerprint, "layers": len(run.base.stack.layers), "delta": DELTA,
     })  # fmt: skip
-    for defence in DEFENCES:
-        findings.measure(
-            "defences", defence.title(),
-            lambda defence=defence: measure_defence(run, corpora, known, answers, defence),
-        )  # fmt: skip
+    for title, make in defences(run, given, corpora):
+        findings.measure("defences", title, lambda make=make: measured(run, make(), known, answers))
     if given.gallery:
         findings.measure(
             "undefended", "gallery",
             lambda: [row_json(row) for row in checked_rows(gallery_rows(run, corpora, known, given.gallery))],
         )  # fmt: skip
-    for epsilon in given.epsilon:
-        findings.measure(
-            "defences", f"DP, epsilon {epsilon:g}", lambda e=epsilon: measure_dp(run, given, known, answers, e)
-        )
-
-
-def measure_dp(
-    run: Experiment, given: argparse.Namespace, known: PublicKnowledge, answers: Tensor, epsilon: float
-) -> dict:
-    """Victims, and the shadows of the one who knows, trained with DP-SGD."""
-    noise = calibrated_noise(epsilon, run.recipe.step.batch / run.recipe.pictures, DELTA, run.recipe.steps)
-    some = run.shadows.some(range(given.adaptive_dp))
-    corpora = {
-        name: run.corpus(persons, f"DP {epsilon:g}, {name}: LoRAs", noise)
-        for name, persons in (("victims", run.victims), ("shadows", some), ("others", run.others.some(range(10))))
-    }
-    found = measure_defence(run, corpora, known, answers, WeightDefence(NONE), corpora["shadows"])
-    return found | {"noise_multiplier": noise, "epsilon": epsilon, "delta": DELTA, "shadows": len(some)}
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.leak_of_weights import CLASS_PROMPT, ROOT, opened
-from benchmarks.leak_of_weights import parsed as parsed_for_leaks
+from benchmarks.leak_experiment import CLASS_PROMPT, ROOT, opened
+from benchmarks.leak_experiment import parsed as parsed_for_leaks
 from library.audit.images import perceptual
 from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
 from library.audit.reconstruction.encoder.encoder_training import EncoderRecipe, codes_of, train_encoder
@@ -80,7 +80,7 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, argparse.Namespace
     parser.add_argument("--edit", action="store_true", help="also from the kernel's guess; needs the shadows of WORK")
     parser.add_argument("--bf16", action="store_true", help="train the encoder and its LoRAs in bf16 autocast")
     own, rest = parser.parse_known_args(arguments)
-    return own, parsed_for_leaks(rest)
+    return own, parsed_for_leaks(__doc__, rest)
 
 
 class Pictures:
@@ -160,7 +160,7 @@ def sitters_of(parts: Pictures) -> Sitters:
     return Sitters(
         factors=factors,
         class_prompt=parts.class_prompt,
-        true_prompts=run.contexts(),
+        true_prompts=run.contexts(run.victims),
         codes=codes,
         others=strangers,
         other_codes=other_codes,

@@ -33,7 +33,7 @@ def defence(use: float, naive: float, adaptive: float) -> dict:
     """Findings on one defence."""
     utility = {
         name: {"value": use, "low": use - 0.01, "high": use + 0.01, "n": 9}
-        for name in ("own pictures", "held-out pictures")
+        for name in ("own pictures", "held-out pictures", "strangers' pictures")
     }
     kinds = {"naive": naive, "adaptive": adaptive}
     return {"utility": utility, **{kind: [row("kernel", value)] for kind, value in kinds.items()}}
@@ -64,7 +64,8 @@ def test_a_defence_holds_only_where_the_adaptive_attacker_fails_and_half_of_the_
     )
     text = answers(made)
     assert "keeps half of the use**: good (55% of the held-out use)." in text
-    assert "blind" not in text and "useless" not in text
+    assert "blind" not in text.split("\n* Of those")[0] and "useless (5%)" in text
+    assert "the least is left to read by good (55%)" in text
     assert "**No defence here takes every attack" in answers(findings(blind=defence(0.2, 100.0, 0.1)))
 
 
@@ -74,7 +75,9 @@ def test_the_tables_have_a_line_for_every_row_with_all_controls() -> None:
     lines = attack_table(made).splitlines()
     assert len(lines) == 4 and all(line.count("|") == 14 for line in lines)
     assert "AUC, permuted pairing" in lines[0] and "AUC, true set mean" in lines[0]
-    assert len(defence_table(made).splitlines()) == 4
+    made["defences"] |= {"stopped": defence(0.15, 1.0, 1.0)}
+    titles = [line.split(" |")[0] for line in defence_table(made).splitlines()[2:]]
+    assert titles == ["| none", "| stopped", "| noisy"], "by what is left of the use"
     assert "It is the person, not only the pictures" in answers(made)
     assert "noisy: 10 %" in defence_figure(made)
 

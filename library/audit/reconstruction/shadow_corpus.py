@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from library.audit.reconstruction.persons import PersonSet
+from library.audit.reconstruction.persons import PersonSet, check_disjoint
+from library.audit.reconstruction.stacked_game import GameRecipe, open_game
 from library.audit.reconstruction.stacked_lora import (
     Factors,
     StackedModel,
@@ -26,8 +27,8 @@ from library.progress import counted
 from library.seeding import stream
 from library.tensor_files import not_finite, private_folder, read_tensors, write_tensors, write_whole
 
-FORMAT = 1
-SNAPSHOTS = (0.1, 0.3, 0.6, 1.0)  # shares of the steps
+FORMAT = 2
+SNAPSHOTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)  # shares of the steps
 RANDOM, SHARED = "random", "shared"  # where the down factors start: drawn for each LoRA, or public and the same
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class CorpusRecipe:
     class_word: str  # of the caption: "<trigger> <trigger> <class word>"
     triggers: int  # unused words in the caption
     seed: int
+    game: GameRecipe | None = None  # PLoRA or SPLoRA; needs non-members
 
     def snapshot_steps(self) -> list[int]:
         """Steps after which the factors are kept."""
@@ -77,14 +79,15 @@ class Corpus:
         return self.at[self.recipe.steps]
 
 
-def corpus_facts(model: StackedModel, recipe: CorpusRecipe) -> dict[str, object]:
+def corpus_facts(model: StackedModel, recipe: CorpusRecipe, non_members: PersonSet | None = None) -> dict[str, object]:
     """All that the LoRAs depend on but their pictures."""
-    return {
+    facts = {
         "format": FORMAT,
         "base": model.fingerprint,
         "layers": hashlib.sha256(" ".join(model.layers).encode()).hexdigest(),
-        "recipe": asdict(recipe),
+        "recipe": {name: value for name, value in asdict(recipe).items() if value is not None},
     }
+    return facts | ({"non_members": non_members.fingerprint()} if non_members else {})
 
 
 def fingerprint_of(facts: dict[str, object]) -> str:
@@ -92,7 +95,7 @@ def fingerprint_of(facts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def make_corpus(
+def make_corpus(  # noqa: PLR0913  all that a corpus is
     model: StackedModel,
     encode_text: Callable[[Sequence[str]], Tensor],
     persons: PersonSet,
@@ -102,6 +105,7 @@ def make_corpus(
     together: int,
     name: str = "shadow LoRAs",
     on_step: OnStep | None = None,
+    non_members: PersonSet | None = None,
 ) -> Corpus:
     """Train what ``folder`` does not have yet, ``together`` LoRAs at once, and return all of them.
 
@@ -113,16 +117,19 @@ def make_corpus(
         folder: of all corpora; those of one base and recipe share a folder in it (0700, files 0600), named by a hash of
             both. A piece is named by a hash of its persons' pictures.
         on_step: see ``train_stack``; called for LoRAs that are trained now and not for those that were kept.
+        non_members: other public persons, whom the proxies of the recipe's game tell a LoRA's own person from.
 
     Raises:
-        InputError: persons with another number of pictures; a kept corpus that is damaged, or that of another base or
+        InputError: persons with another number of pictures; a game without non-members, or with some who are persons
+            of the corpus, or beside DP-SGD; a kept corpus that is damaged, or that of another base or
             recipe under this name; values that are not finite.
     """
     if persons.latents.shape[1] != recipe.pictures:
         raise InputError(f"the recipe has {recipe.pictures} pictures a person, got {persons.latents.shape[1]}")
     if recipe.start not in (RANDOM, SHARED):
         raise InputError(f"start must be '{RANDOM}' or '{SHARED}', got '{recipe.start}'")
-    facts = corpus_facts(model, recipe)
+    check_game(recipe, persons, non_members)
+    facts = corpus_facts(model, recipe, non_members)
     fingerprint = fingerprint_of(facts)
     place = private_folder(private_folder(folder) / fingerprint[:32])
     check_facts(place, facts)
@@ -133,7 +140,8 @@ def make_corpus(
         some = persons.some(range(first, min(first + together, len(persons))))
         file, identity = place / f"{some.fingerprint()[:32]}.safetensors", fingerprint + some.fingerprint()
         if not file.is_file():
-            write_tensors(file, _trained(model, encode_text, some, recipe, on_step, bar), {"corpus": identity})
+            state = _trained(model, encode_text, some, recipe, non_members, on_step, bar)
+            write_tensors(file, state, {"corpus": identity})
         else:
             bar.update(len(some) * recipe.steps)
         pieces.append(read_piece(file, model.layers, recipe, identity, len(some)))
@@ -142,6 +150,17 @@ def make_corpus(
     at = {step: joined([piece[step] for piece in pieces]) for step in steps}
     whole = hashlib.sha256(f"{fingerprint} {persons.fingerprint()}".encode()).hexdigest()
     return Corpus(persons, at, joined([piece[0] for piece in pieces]), recipe, whole)
+
+
+def check_game(recipe: CorpusRecipe, persons: PersonSet, non_members: PersonSet | None) -> None:
+    """Raises: InputError for a game without non-members or the reverse, one beside DP-SGD, or shared persons."""
+    if (recipe.game is None) != (non_members is None):
+        given, missing = ("a game", "non-members") if recipe.game else ("non-members", "a game")
+        raise InputError(f"shadow LoRAs with {given} need {missing} as well; give both or neither")
+    if recipe.game and recipe.step.noise_multiplier:
+        raise InputError("shadow LoRAs are trained with a game or with DP-SGD; take the other out of the recipe")
+    if non_members is not None:
+        check_disjoint({"persons of the corpus": persons, "non-members of its game": non_members})
 
 
 def check_facts(place: Path, facts: dict[str, object]) -> None:
@@ -171,6 +190,7 @@ def _trained(
     encode_text: Callable[[Sequence[str]], Tensor],
     persons: PersonSet,
     recipe: CorpusRecipe,
+    non_members: PersonSet | None,
     on_step: OnStep | None,
     bar: object,
 ) -> dict[str, Tensor]:
@@ -178,6 +198,11 @@ def _trained(
     start = untrained(model, persons, recipe)
     with torch.no_grad():
         contexts = encode_text([recipe.caption(name) for name in persons.names])
+
+    game = None
+    if recipe.game is not None and non_members is not None:
+        others = non_members.latents.flatten(0, 1)
+        game = open_game(model, recipe.game, persons.latents, others, contexts, persons.names, recipe.seed)
 
     def stepped(step: int, factors: Factors, batch: object) -> None:
         bar.update(len(persons))  # type: ignore[attr-defined]
@@ -187,7 +212,10 @@ def _trained(
     kept = train_stack(
         model, start, persons.latents, contexts, recipe.steps, recipe.step, persons.names,
         seed=recipe.seed, snapshots=recipe.snapshot_steps(), on_step=stepped,
+        objective=game.objective if game else None,
     )  # fmt: skip
+    if game and game.accuracies:
+        logger.info("proxies tell %d LoRAs' own pictures from others': %.3f", len(persons), game.told_apart())
     kept[0] = start
     state = {f"{step}/{key}": value for step, one in kept.items() for key, value in one.state().items()}
     if bad := not_finite(state):

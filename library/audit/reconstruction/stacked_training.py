@@ -34,6 +34,7 @@ class Batch:
 
 
 OnStep = Callable[[int, Factors, Batch], None]
+Objective = Callable[[int, Factors, Batch], Tensor]  # (step, LoRAs with gradient, batch) -> [K] what each one minimises
 
 
 def train_stack(  # noqa: PLR0913  all that a training is
@@ -48,6 +49,7 @@ def train_stack(  # noqa: PLR0913  all that a training is
     seed: int,
     snapshots: Sequence[int] = (),
     on_step: OnStep | None = None,
+    objective: Objective | None = None,
 ) -> dict[int, Factors]:
     """Train K LoRAs for ``steps`` steps; LoRA k is the same whoever stands beside it.
 
@@ -59,11 +61,14 @@ def train_stack(  # noqa: PLR0913  all that a training is
         snapshots: steps after which the factors are kept; the last step always is.
         on_step: called after every step with (steps done, the factors without a gradient, the batch); nothing that it
             does can reach the LoRAs.
+        objective: in place of the mean squared error; DP-SGD, which needs it picture by picture, has none.
 
     Returns:
         Factors on the CPU by the number of steps done.
     """
     device = model.device
+    if objective is not None and recipe.noise_multiplier:
+        raise ValueError("DP-SGD clips the gradients of single pictures, and this objective is of a whole batch")
     factors = start.changed(lambda value: value.detach().to(device).clone().requires_grad_())
     optimizer = torch.optim.AdamW(
         factors.tensors(), lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=recipe.weight_decay
@@ -75,7 +80,8 @@ def train_stack(  # noqa: PLR0913  all that a training is
             chances = [stream(seed, "shadow noise", key, step) for key in keys]
             gradients = private_gradients(model, factors, batch, contexts, recipe, chances)
         else:
-            gradients = clipped_gradients(model, factors, batch, contexts, recipe.clip)
+            loss = objective(step, factors, batch) if objective else mean_losses(model, factors, batch, contexts)
+            gradients = clipped_gradients(loss, factors, recipe.clip)
         for value, gradient in zip(factors.tensors(), gradients, strict=True):
             value.grad = gradient
         optimizer.step()
@@ -118,20 +124,26 @@ def _pictures_of(count: int, recipe: StepRecipe, key: str, seed: int, step: int)
     return chosen
 
 
-def losses_of(model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor) -> Tensor:
-    """[M] mean squared error of the noise prediction of every row; ``factors`` are one LoRA a row, or K stacks of b."""
+def squared_errors(model: StackedModel, factors: Factors | None, batch: Batch, contexts: Tensor) -> Tensor:
+    """[M, 4, h, w] of the noise prediction; ``factors`` are one LoRA a row, or K stacks of b; None is the base."""
     noisy = model.noised(batch.latents, batch.noise, batch.timesteps)
     answer = model.predict(factors, noisy, batch.timesteps, contexts[batch.owner])
-    return ((answer - batch.noise.to(answer.device)) ** 2).flatten(1).mean(1)
+    return (answer - batch.noise.to(answer.device)) ** 2
 
 
-def clipped_gradients(
-    model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor, clip: float
-) -> list[Tensor]:
-    """Gradients of the sum over LoRAs of the mean over each one's pictures, clipped for every LoRA on its own."""
-    count = factors.count
-    loss = losses_of(model, factors, batch, contexts).reshape(count, -1).mean(1).sum()
-    gradients = torch.autograd.grad(loss, factors.tensors())
+def losses_of(model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor) -> Tensor:
+    """[M] mean squared error of every row."""
+    return squared_errors(model, factors, batch, contexts).flatten(1).mean(1)
+
+
+def mean_losses(model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor) -> Tensor:
+    """[K] mean over each LoRA's pictures, of which all have equally many."""
+    return losses_of(model, factors, batch, contexts).reshape(factors.count, -1).mean(1)
+
+
+def clipped_gradients(losses: Tensor, factors: Factors, clip: float) -> list[Tensor]:
+    """Gradients of losses [K] of one LoRA each, clipped for every LoRA on its own."""
+    gradients = torch.autograd.grad(losses.sum(), factors.tensors())
     norms = _norms(gradients)  # [K]
     shrink = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
     return [gradient * _beside(shrink, gradient) for gradient in gradients]

@@ -9,7 +9,7 @@ from library.plain_text import markdown_table
 
 Row = Mapping[str, Any]
 NAIVE, ADAPTIVE = "naive", "adaptive"
-OWN, HELD_OUT = "own pictures", "held-out pictures"
+OWN, HELD_OUT, STRANGERS = "own pictures", "held-out pictures", "strangers' pictures"
 PRIVATE_SET = "private set"
 
 
@@ -65,17 +65,28 @@ def strongest(rows: Sequence[Row]) -> Row:
 
 def defence_table(findings: Mapping[str, Any]) -> str:
     """Utility beside leak, for the attacker who does not know the defence and for the one who does."""
-    head = ("defence", "fall of the loss, held-out pictures", "own pictures", "strongest attack, naive", "top-1",
-            "AUC", "strongest attack, adaptive", "top-1", "AUC")  # fmt: skip
+    head = ("defence", "victims", f"fall of the loss, {HELD_OUT}", OWN, STRANGERS, "strongest attack, naive", "top-1",
+            "AUC", "strongest attack, adaptive", "shadows", "top-1", "AUC")  # fmt: skip
     lines = []
-    for title, found in findings["defences"].items():
-        cells = [title, *(f"{number(percent(found['utility'][name]), '.1f')} %" for name in (HELD_OUT, OWN))]
-        for kind in (NAIVE, ADAPTIVE):
-            row = strongest(found[kind])
-            figures = row["figures"]
-            cells += [row["title"], share_text(figure_of(figures["top_1"])), number(figure_of(figures["auc"]))]
-        lines.append(cells)
+    for title, found in by_use(findings):
+        falls = [percent(found["utility"][name]) for name in (HELD_OUT, OWN, STRANGERS)]
+        naive, adaptive = (strongest(found[kind]) for kind in (NAIVE, ADAPTIVE))
+        lines.append([
+            title, str(naive["figures"]["victims"]), *(f"{number(fall, '.1f')} %" for fall in falls),
+            naive["title"], *shares(naive), adaptive["title"], str(adaptive["shadows"]), *shares(adaptive),
+        ])  # fmt: skip
     return markdown_table(head, lines)
+
+
+def by_use(findings: Mapping[str, Any]) -> list[tuple[str, Row]]:
+    """Defences by what they leave of the held-out use, most first; none is the first line."""
+    found: Mapping[str, Row] = findings["defences"]
+    return sorted(found.items(), key=lambda item: (item[0] != "none", -item[1]["utility"][HELD_OUT]["value"]))
+
+
+def shares(row: Row) -> tuple[str, str]:
+    """Top-1 and AUC."""
+    return share_text(figure_of(row["figures"]["top_1"])), number(figure_of(row["figures"]["auc"]))
 
 
 def percent(values: Mapping[str, float]) -> Figure:
@@ -116,25 +127,44 @@ def _answers(findings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_defences(defences: Mapping[str, Any]) -> Iterator[str]:
-    """Which defence keeps half of the held-out use and takes the adaptive attacker to chance."""
+    """Which defences keep half of the held-out use, and what they leave to read."""
     use = defences["none"]["utility"][HELD_OUT]["value"]
-    holds = []
-    for title, found in defences.items():
-        kept = found["utility"][HELD_OUT]["value"] / use if use > 0 else 0.0
-        hidden = not any(row["reads_the_weights"] for kind in (NAIVE, ADAPTIVE) for row in found[kind])
-        if hidden and kept >= 0.5:
-            holds.append(f"{title} ({kept:.0%} of the held-out use)")
+    kept = {title: found["utility"][HELD_OUT]["value"] / use for title, found in defences.items()} if use > 0 else {}
+    holds = [title for title, share in kept.items() if share >= 0.5 and _hidden(defences[title])]
     if holds:
-        yield f"* **Hides the person from every attack here and keeps half of the use**: {'; '.join(holds)}."
+        told = "; ".join(f"{title} ({kept[title]:.0%} of the held-out use)" for title in holds)
+        yield f"* **Hides the person from every attack here and keeps half of the use**: {told}."
     else:
         yield "* **No defence here takes every attack to its controls and keeps half of the held-out use.**"
+    useful = [title for title, share in kept.items() if share >= 0.5 and title != "none"]
+    if useful:
+        best = min(useful, key=lambda title: _worst(defences[title])["figures"]["auc"]["value"])
+        figures = _worst(defences[best])["figures"]
+        yield (
+            f"* Of those that keep half of it, the least is left to read by {best} ({kept[best]:.0%}): "
+            f"top-1 {share_text(figure_of(figures['top_1']))}, AUC {number(figure_of(figures['auc']))}."
+        )
+    silent = [f"{title} ({kept[title]:.0%})" for title in kept if _hidden(defences[title])]
+    if silent:
+        yield f"* No attack is above its controls, with what is left of the held-out use: {'; '.join(silent)}."
+
+
+def _hidden(found: Mapping[str, Any]) -> bool:
+    """Whether no attack is credited, naive or adaptive."""
+    return not any(row["reads_the_weights"] for kind in (NAIVE, ADAPTIVE) for row in found[kind])
+
+
+def _worst(found: Mapping[str, Any]) -> Row:
+    """The strongest attack on the private set of either attacker, by AUC."""
+    rows = [row for kind in (NAIVE, ADAPTIVE) for row in found[kind] if row["target"] == PRIVATE_SET]
+    return max(rows, key=lambda row: row["figures"]["auc"]["value"])
 
 
 def defence_figure(findings: Mapping[str, Any]) -> str:
     """Held-out use against top-1 of the strongest attack: naive hollow, adaptive filled, numbered as in the table."""
     figure, (axes,) = canvas(4.6)
     told = []
-    for place, (title, found) in enumerate(findings["defences"].items(), 1):
+    for place, (title, found) in enumerate(by_use(findings), 1):
         use = 100 * found["utility"][HELD_OUT]["value"]
         for kind, colour, fill in ((NAIVE, NON_MEMBER, "none"), (ADAPTIVE, MEMBER, MEMBER)):
             share = figure_of(strongest(found[kind])["figures"]["top_1"])
