@@ -62,10 +62,9 @@ def shadows_of(
     run: Run, config: Config, origin: provenance.Provenance, everybody: candidate_table.Candidates
 ) -> shadow_models.Planned:
     """The shadow LoRAs that were asked for, and how they are trained."""
-    options: dict[str, Any] = {}
+    options = resolve.recipe_of(origin.trainer, run.settings)
     if config.shadow_loras or config.shadow_transfer:
-        whole = resolve.recipe_of(origin.trainer, run.settings)
-        options = shadow_models.of_fixed_length(whole, origin.exposures)
+        options = shadow_models.of_fixed_length(options, origin.exposures)
     trainer = SUITE / f"{origin.trainer}.py" if origin.trainer else None
     recipe = shadow_models.Recipe(trainer, options, run.split, run.audit / "shadows")
     return shadow_models.planned(recipe, everybody, pick(config, shadow_models.ShadowRules))

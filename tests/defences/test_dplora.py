@@ -251,27 +251,27 @@ def test_runs_that_differ_in_one_picture_or_option_share_no_noise(private_flags)
 
 def test_a_flag_of_the_noise_leaves_out_the_files_epsilon_and_says_so(private_flags, tmp_path: Path) -> None:
     """Clipping alone, or another epsilon, is one flag away from a config; both in one place still stop the run."""
-    def written(text: str) -> str:
-        (tmp_path / "run.toml").write_text(text)
-        return str(tmp_path / "run.toml")
 
-    epsilon = ["--config_file", written("dp_target_epsilon = 8\n")]
+    def read(file: str, **changed: object) -> resolve.Config:
+        (tmp_path / "run.toml").write_text(file)
+        given = private_flags(**{"dp_noise_multiplier": None, **changed})
+        return resolve.read_config("DPLoRA", ["--config_file", str(tmp_path / "run.toml"), *given], told.append)
+
     told: list[str] = []
-    read = resolve.read_config("DPLoRA", [*epsilon, *private_flags(dp_noise_multiplier=0)], told.append)
-    assert (read.dp_target_epsilon, read.dp_noise_multiplier) == (None, 0)
+    alone = read("dp_target_epsilon = 8\n", dp_noise_multiplier=0)
+    assert (alone.dp_target_epsilon, alone.dp_noise_multiplier) == (None, 0)
     assert any(
         "dp_target_epsilon 8" in line and "run.toml" in line and "gives way to --dp_noise_multiplier 0" in line
         for line in told
     )
-    noise = ["--config_file", written("dp_noise_multiplier = 1.5\n")]
-    read = resolve.read_config("DPLoRA", [*noise, *private_flags(dp_target_epsilon=4, dp_noise_multiplier=None)], told.append)
-    assert (read.dp_target_epsilon, read.dp_noise_multiplier) == (4, None)
-    for both in (
-        [*noise, *private_flags(dp_target_epsilon=4, dp_noise_multiplier=1.0)],
-        ["--config_file", written("dp_target_epsilon = 8\ndp_noise_multiplier = 1\n"), *private_flags(dp_noise_multiplier=None)],
+    other = read("dp_noise_multiplier = 1.5\n", dp_target_epsilon=4)
+    assert (other.dp_target_epsilon, other.dp_noise_multiplier) == (4, None)
+    for file, flags in (
+        ("dp_noise_multiplier = 1.5\n", {"dp_target_epsilon": 4, "dp_noise_multiplier": 1.0}),
+        ("dp_target_epsilon = 8\ndp_noise_multiplier = 1\n", {}),
     ):
         with pytest.raises(InputError, match="exclude each other"):
-            resolve.read_config("DPLoRA", both, told.append)
+            read(file, **flags)
 
 
 def refused(arguments: list[str]) -> str:

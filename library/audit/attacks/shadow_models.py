@@ -75,7 +75,7 @@ class Planned:
 
 
 def of_fixed_length(options: Mapping[str, Any], exposures: float | None) -> dict[str, Any]:
-    """The recipe of a shadow: a run that ``target_auc`` ended becomes one of as many epochs, its rate decayed at the end.
+    """The recipe of a shadow: where ``target_auc`` ended the run, as many epochs, with the rate decayed at the end.
 
     A shadow has other members and fewer aux pictures, on which the target would mean something else or nothing at all.
 
