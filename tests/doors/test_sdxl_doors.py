@@ -38,12 +38,12 @@ def xl(flags, folder: Path):
 def test_a_single_file_of_the_real_layout_trains_two_steps_and_saves_exactly_kohyas_keys(
     flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Narrow, with random weights, offline."""
+    """Narrow, with random weights, offline; at 64 px the deepest block has four places, so that its attention learns."""
     settings, file, (unet, _, *text_encoders) = tiny_sdxl.write_file(tmp_path)
     monkeypatch.setattr(
         model_files, "open_single_file", lambda place, dtype, config_folder: open_single_file(place, dtype, settings)
     )
-    assert SPLoRA.main(flags(pretrained_model_name_or_path=file, **SHORT, resolution=32, sdxl=True)) == 0
+    assert SPLoRA.main(flags(pretrained_model_name_or_path=file, **SHORT, resolution=64, sdxl=True)) == 0
     tensors, metadata = read_tensors(tmp_path / "out" / "last.safetensors")
     model = open_single_file(file, torch.float32, settings)
     modules = {*unet_targets(model.unet), *all_text_targets(model.family, model.text_encoder)}
@@ -85,7 +85,7 @@ def test_frozen_text_is_encoded_once_and_gives_the_same_lora_as_encoding_at_each
     assert SPLoRA.main(xl(output_dir=tmp_path / "once", cache_text_encoder_outputs=True, **words)) == 0
     assert SPLoRA.main(xl(output_dir=tmp_path / "each", caption_dropout_every_n_epochs=99, **words)) == 0
     once, each = (read_tensors(tmp_path / name / "last.safetensors")[0] for name in ("once", "each"))
-    assert set(once) == set(each) and all(torch.allclose(once[name], each[name], atol=1e-5) for name in once)
+    assert set(once) == set(each) and all(torch.allclose(once[name], each[name], atol=1e-4) for name in once)
 
 
 def test_a_private_run_on_sdxl_states_its_guarantee(xl, tmp_path: Path) -> None:
