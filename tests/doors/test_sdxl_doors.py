@@ -38,7 +38,7 @@ def xl(flags, folder: Path):
 def test_a_single_file_of_the_real_layout_trains_two_steps_and_saves_exactly_kohyas_keys(
     flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Narrow, with random weights, offline; at 64 px the deepest block has four places, so that its attention learns."""
+    """Narrow, with random weights, offline; at 64 px the deepest attention has four places, so that it learns."""
     settings, file, (unet, _, *text_encoders) = tiny_sdxl.write_file(tmp_path)
     monkeypatch.setattr(
         model_files, "open_single_file", lambda place, dtype, config_folder: open_single_file(place, dtype, settings)
