@@ -51,15 +51,15 @@ from library.audit.reconstruction.weight_attacks import (
     reader_rows,
     shadow_free_readers,
 )
-from library.audit.reconstruction.weight_defences import WeightDefence, published, utility
+from library.audit.reconstruction.weight_defences import GAUGE, NONE, WeightDefence, published, utility
 from library.privacy.dp.accounting import calibrated_noise
 from library.tensor_files import write_whole
 
-NONE = WeightDefence("none")
+UNDEFENDED = WeightDefence(NONE)
 ON_FILES = (
     WeightDefence("early stopping", 0.45), WeightDefence("noise", 3.0), WeightDefence("early stopping", 0.3),
     WeightDefence("truncation", 1), WeightDefence("noise", 1.0), WeightDefence("noise", 10.0),
-    WeightDefence("re-gauge"),
+    WeightDefence(GAUGE),
 )  # fmt: skip
 DELTA = 1e-3
 UTILITY_OF = 20  # victims
@@ -191,7 +191,7 @@ def measured(run: Experiment, shared: Shared, known: PublicKnowledge, answers: T
 def on_files(run: Experiment, corpora: dict[str, Corpus], defence: WeightDefence) -> Shared:
     """Undefended LoRAs with something done to the files; shadows made with "none" or a new gauge tell nothing new."""
     made = {name: published(corpus, defence) for name, corpus in corpora.items()}
-    if defence.kind in ("none", "re-gauge"):
+    if defence.kind in (NONE, GAUGE):
         return Shared(made["victims"], made["others"], None, run.shadows, {})
     return Shared(made["victims"], made["others"], made["shadows"], run.shadows, {})
 
@@ -239,7 +239,7 @@ def defences(run: Experiment, given: Any, corpora: dict[str, Corpus]) -> Iterato
 
         return title, make
 
-    yield NONE.title(), lambda: on_files(run, corpora, NONE)
+    yield UNDEFENDED.title(), lambda: on_files(run, corpora, UNDEFENDED)
     for limit in given.gaps:
         yield f"stopped at a gap of {100 * limit:g} %", lambda limit=limit: at_gap(run, corpora, limit)
     yield from (game(SPLORA, alpha) for alpha in given.splora)

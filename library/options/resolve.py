@@ -19,7 +19,6 @@ from library.options.sources import Given, read_file, read_flags
 from library.options.values import TYPES, leaves_unset, typed_values
 from library.plain_text import plain
 from library.prompt_exit import run as run  # the doors say resolve.run
-from library.trainers import PRIVATE
 
 # A flag of the first leaves out the file's own second one, since both together would contradict each other.
 GIVES_WAY = {
@@ -108,7 +107,7 @@ def collect_options(door: str, arguments: Sequence[str], faults: Faults, notices
         flag = known.get(name)
         if flag is not None and not leaves_unset(name, flag) and other not in known and other in file:
             left_out = file.pop(other)
-            if name.startswith("dp_") and door in PRIVATE:
+            if name.startswith("dp_"):  # what a guarantee rests on is never left out in silence
                 notices.tell(f"{other} {left_out.value} ({left_out.origin}) gives way to --{name} {flag.value}")
     return file | known
 

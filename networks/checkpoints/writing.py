@@ -124,7 +124,7 @@ def _refuse_not_finite(name: str, file: Path, stored: Tensor, changed: Tensor, d
         raise InputError(f"'{file}' has NaN or infinity in {name}; fetch or export it again")
     if not bool(changed.isfinite().all()):
         raise InputError(f"the change of {name} in '{file}' is not finite; the LoRAs or their ratios are too large")
-    precision = next(word for word, kind in DTYPES.items() if kind is dtype) if dtype in DTYPES.values() else str(dtype)
+    precision = {kind: word for word, kind in DTYPES.items()}.get(dtype, str(dtype))
     most = float(changed.abs().max())
     raise InputError(f"{name} has values up to {most:.3g}, which {precision} cannot hold; try --save_precision float")
 

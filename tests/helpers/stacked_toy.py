@@ -9,6 +9,8 @@ from library.audit.reconstruction.shadow_corpus import RANDOM, CorpusRecipe
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel, attention_layers
 from library.audit.reconstruction.stacked_training import StepRecipe
 from library.seeding import stream, stream_seed
+from networks.lora_args import Dropouts
+from networks.lora_module import LoRAModule
 from tests.helpers.tiny import UNET
 
 STEP = StepRecipe(learning_rate=1e-2, weight_decay=0.01, clip=0.05, batch=2)
@@ -58,3 +60,18 @@ def random_factors(model: StackedModel, count: int, rank: int = 3, seed: int = 0
         down[name] = torch.randn(count, rank, d_in, generator=chance) / d_in**0.5
         up[name] = 0.3 * torch.randn(count, d_out, rank, generator=chance)
     return Factors(down, up, scale)
+
+
+def own_modules(
+    model: StackedModel, start: Factors
+) -> tuple[list[LoRAModule], list[torch.nn.Parameter], torch.optim.AdamW]:
+    """The suite's LoRA modules in the toy's layers, from the first LoRA of a stack (rank 2, scale 1.5), and AdamW."""
+    loras = []
+    for name, layer in model.layers.items():
+        lora = LoRAModule(name, layer, rank=2, alpha=3.0, dropouts=Dropouts(0.0, 0.0, 0.0), multiplier=1.0)
+        lora.lora_down.weight.data = start.down[name][0].clone()
+        lora.apply_to()
+        loras.append(lora)
+    weights = [p for lora in loras for p in lora.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=STEP.learning_rate, weight_decay=STEP.weight_decay)
+    return loras, weights, optimizer

@@ -15,9 +15,7 @@ from library.privacy.attackers.build import AttackerRules, build_attacker
 from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
 from library.privacy.attackers.losses import attacker_losses, member_cross_entropy
 from library.seeding import stream, stream_seed
-from networks.lora_args import Dropouts
-from networks.lora_module import LoRAModule
-from tests.helpers.stacked_toy import STEP, stacked_toy, toy_persons, toy_recipe, toy_states
+from tests.helpers.stacked_toy import STEP, own_modules, stacked_toy, toy_persons, toy_recipe, toy_states
 
 KEYS, STEPS, SEED = ["a", "b", "c"], 5, 5
 
@@ -74,14 +72,7 @@ def test_a_stack_of_one_plays_as_the_trees_own_modules_do(objective, proxy_input
     stacked = trained(recipe, ["a"])
     model, members, context = stacked_toy(), toy_persons(1).latents[0], toy_states(["a"])
     strangers = toy_persons(2, first=3).latents.flatten(0, 1)
-    start, loras = fresh_factors(model.layers, 2, 1.5, [stream(0, "A0", "a")]), []
-    for name, layer in model.layers.items():
-        lora = LoRAModule(name, layer, rank=2, alpha=3.0, dropouts=Dropouts(0.0, 0.0, 0.0), multiplier=1.0)
-        lora.lora_down.weight.data = start.down[name][0].clone()
-        lora.apply_to()
-        loras.append(lora)
-    weights = [p for lora in loras for p in lora.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=STEP.learning_rate, weight_decay=STEP.weight_decay)
+    loras, weights, optimizer = own_modules(model, fresh_factors(model.layers, 2, 1.5, [stream(0, "A0", "a")]))
     torch.manual_seed(stream_seed(SEED, "shadow proxy", "a"))
     proxy, attacker = build_attacker((4, 8, 8), recipe.attacker, pooled=False, device=torch.device("cpu"))
 

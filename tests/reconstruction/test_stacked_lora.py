@@ -21,14 +21,13 @@ from library.audit.reconstruction.stacked_training import (
     losses_of,
     mean_losses,
     private_gradients,
+    squared_errors,
     train_stack,
 )
 from library.audit.reconstruction.weight_defences import regauged
 from library.errors import InputError
 from library.seeding import stream
-from networks.lora_args import Dropouts
-from networks.lora_module import LoRAModule
-from tests.helpers.stacked_toy import STEP, random_factors, stacked_toy, toy_persons, toy_states
+from tests.helpers.stacked_toy import STEP, own_modules, random_factors, stacked_toy, toy_persons, toy_states
 
 KEYS = ["a", "b", "c"]
 
@@ -51,14 +50,7 @@ def test_a_stack_of_one_trains_as_the_trees_own_lora_module_with_torchs_adamw() 
     start, context = started(model, ["a"]), toy_states(["one"])
     stacked = train_stack(model, start, person.latents, context, 6, STEP, ["a"], seed=5)[6]
 
-    loras = []
-    for name, layer in model.layers.items():
-        lora = LoRAModule(name, layer, rank=2, alpha=3.0, dropouts=Dropouts(0.0, 0.0, 0.0), multiplier=1.0)
-        lora.lora_down.weight.data = start.down[name][0].clone()
-        lora.apply_to()
-        loras.append(lora)
-    weights = [p for lora in loras for p in lora.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=STEP.learning_rate, weight_decay=STEP.weight_decay)
+    loras, weights, optimizer = own_modules(model, start)
     for step in range(1, 7):
         batch = drawn_batch(person.latents, 1000, STEP, ["a"], 5, step)
         noisy = model.noised(batch.latents, batch.noise, batch.timesteps)
@@ -95,7 +87,8 @@ def test_gradients_are_clipped_for_every_lora_on_its_own() -> None:
     factors = random_factors(model, 3).changed(lambda value: value.requires_grad_())
     batch = drawn_batch(persons.latents, 1000, STEP, KEYS, 5, 1)
     free, tight = (
-        clipped_gradients(mean_losses(model, factors, batch, toy_states(KEYS)), factors, clip) for clip in (1e9, 0.01)
+        clipped_gradients(mean_losses(squared_errors(model, factors, batch, toy_states(KEYS)), 3), factors, clip)
+        for clip in (1e9, 0.01)
     )
     norms = torch.stack([one.flatten(1).square().sum(1) for one in free]).sum(0).sqrt()
     after = torch.stack([one.flatten(1).square().sum(1) for one in tight]).sum(0).sqrt()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from library.audit.reconstruction.stacked_lora import Factors, StackedModel
-from library.audit.reconstruction.stacked_training import Batch, squared_errors
+from library.audit.reconstruction.stacked_training import Batch, mean_losses, squared_errors
 from library.errors import InputError
 from library.privacy.attackers.build import AttackerRules, build_attacker, frozen
 from library.privacy.attackers.calibrated import calibrated_evidence, log_errors
@@ -68,7 +68,7 @@ class StackedGame:
         for turn in range(self.recipe.turns):
             self._attacker_turn(factors, step, turn)
         errors = squared_errors(self.model, factors, batch, self.contexts)
-        adaptations = errors.flatten(1).mean(1).reshape(factors.count, -1).mean(1)  # [K]
+        adaptations = mean_losses(errors, factors.count)
         seen = self._seen(errors, batch).chunk(factors.count)
         losses = []
         for adaptation, own, (proxy, _) in zip(adaptations, seen, self.players, strict=True):

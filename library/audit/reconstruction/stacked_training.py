@@ -80,8 +80,11 @@ def train_stack(  # noqa: PLR0913  all that a training is
             chances = [stream(seed, "shadow noise", key, step) for key in keys]
             gradients = private_gradients(model, factors, batch, contexts, recipe, chances)
         else:
-            loss = objective(step, factors, batch) if objective else mean_losses(model, factors, batch, contexts)
-            gradients = clipped_gradients(loss, factors, recipe.clip)
+            if objective is None:
+                losses = mean_losses(squared_errors(model, factors, batch, contexts), factors.count)
+            else:
+                losses = objective(step, factors, batch)
+            gradients = clipped_gradients(losses, factors, recipe.clip)
         for value, gradient in zip(factors.tensors(), gradients, strict=True):
             value.grad = gradient
         optimizer.step()
@@ -136,9 +139,9 @@ def losses_of(model: StackedModel, factors: Factors, batch: Batch, contexts: Ten
     return squared_errors(model, factors, batch, contexts).flatten(1).mean(1)
 
 
-def mean_losses(model: StackedModel, factors: Factors, batch: Batch, contexts: Tensor) -> Tensor:
-    """[K] mean over each LoRA's pictures, of which all have equally many."""
-    return losses_of(model, factors, batch, contexts).reshape(factors.count, -1).mean(1)
+def mean_losses(errors: Tensor, count: int) -> Tensor:
+    """[K] mean of squared errors [M, 4, h, w] over the pictures of each of ``count`` LoRAs, equally many each."""
+    return errors.flatten(1).mean(1).reshape(count, -1).mean(1)
 
 
 def clipped_gradients(losses: Tensor, factors: Factors, clip: float) -> list[Tensor]:
