@@ -12,7 +12,7 @@ from library import file_table
 from library.errors import InputError
 from library.options.resolve import read_config
 from library.tensor_files import read_tensors, write_tensors
-from tests.helpers import audit_run, tiny
+from tests.helpers import audit_run, tiny, tiny_sdxl
 from tests.helpers.places import check_place
 
 PAINTED = ("painted class prompt, no encoder", *(f"painted guided, w {weight}" for weight in (3, 5, 10)))
@@ -95,6 +95,16 @@ def test_a_public_folder_trains_shadows_once_and_the_attacks_that_learn_from_the
         "library.audit.reconstruction.shadow_corpus.train_stack", lambda *a, **k: pytest.fail("trained again")
     )
     assert attack(out, "--public_data_dir", public, *FEW) == found
+
+
+@pytest.mark.slow
+def test_an_sdxl_lora_is_attacked_with_and_without_shadows(tmp_path: Path) -> None:
+    base = tiny_sdxl.write_model(tmp_path / "sdxl")
+    out = audit_run.train(base, tmp_path, network_train_unet_only="true")
+    alone = attack(out)
+    assert [row["attack"] for row in alone["rows"]] == list(ALONE)
+    fitted = [row for row in attack(out, "--public_data_dir", public_folder(tmp_path / "public"), *FEW)["rows"]]
+    assert {"kernel", "probes", "zero-shot, centred"} <= {row["attack"] for row in fitted}
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from library.audit.queries.audited_model import TEXT_STATES
 from library.audit.reconstruction.persons import PersonSet, persons_of
+from library.audit.reconstruction.prompt_states import packed
 from library.audit.reconstruction.stacked_lora import StackedModel, attention_layers
 from library.audit.targets.candidates import training_sizes
 from library.data.examples import Example
@@ -27,7 +28,7 @@ class StackedBase:
 
     model: LatentDiffusion
     stack: StackedModel
-    encode_text: Callable[[Sequence[str]], Tensor]  # captions -> text states [B, T, D]
+    encode_text: Callable[[Sequence[str]], Tensor]  # captions -> states [B, T, D], packed
     settings: Mapping[str, Any]  # options of the training: sizes, text states, folders
 
 
@@ -39,21 +40,13 @@ def stacked_base(
     Args:
         settings: every option by name, with the training's own values.
         layers: those that a stack may change; None: the query and value projections of every attention.
-
-    Raises:
-        InputError: a base whose UNet takes more than text states (SDXL).
     """
-    if model.unet.config.addition_embed_type is not None:
-        raise InputError(
-            f"attacks reconstruction reads LoRAs of Stable Diffusion 1.x and 2.x; this base is {model.family.name}, "
-            "whose captions have further states; leave reconstruction out"
-        )
     clip_skip, length, weighted = (settings[name] for name in TEXT_STATES)
 
     @torch.no_grad()
     def states_of(captions: Sequence[str]) -> Tensor:
         tokens, weights = read_captions(model.tokenizer, list(captions), length, weighted=weighted)
-        return model.family.encode(model.text_encoder, tokens.to(model.unet.device), clip_skip, weights).states
+        return packed(model.family.encode(model.text_encoder, tokens.to(model.unet.device), clip_skip, weights))
 
     stack = StackedModel(
         model.unet,
@@ -61,6 +54,7 @@ def stacked_base(
         model.scheduler.alphas_cumprod.float().cpu(),
         model.fingerprint,
         model.predicts_velocity(),
+        model.latent_factor(),
     )
     return StackedBase(model, stack, states_of, settings)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from library.audit.queries.audited_model import noise_of_velocity
+from library.audit.reconstruction.prompt_states import unpacked
 from library.errors import Faults, InputError, shortened
 from library.lora_files.format import modules_of
 from library.tensor_files import not_finite
@@ -236,6 +237,7 @@ class StackedModel:
     alphas_cumprod: Tensor  # [steps]
     fingerprint: str  # of the base
     velocity: bool = False  # the UNet predicts velocity; answers are turned into noise
+    latent_factor: int = 8  # pixels per latent side; SDXL is told a picture's size
 
     @property
     def device(self) -> torch.device:
@@ -249,14 +251,14 @@ class StackedModel:
             factors: on the UNet's device; None is the base alone.
             latents: [K*b, 4, h, w], noised; LoRA k answers rows k*b .. (k+1)*b.
             timesteps: [K*b].
-            context: [K*b, T, D] text states.
+            context: [K*b, T, D] as ``prompt_states.packed`` makes it.
         """
         device = self.device
         latents, timesteps = latents.to(device), timesteps.to(device)
+        size = (self.latent_factor * latents.shape[3], self.latent_factor * latents.shape[2])
+        told = unpacked(context.to(device, self.unet.dtype), self.unet.config, size)
         with StackedLoRA(self.layers).using(factors):
-            answer = self.unet(
-                latents.to(self.unet.dtype), timesteps, context.to(device, self.unet.dtype)
-            ).sample.float()
+            answer = told.predicted(self.unet, latents.to(self.unet.dtype), timesteps).float()
         return noise_of_velocity(answer, latents, self.alphas_cumprod, timesteps) if self.velocity else answer
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
