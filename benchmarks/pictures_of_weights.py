@@ -21,7 +21,12 @@ from benchmarks.leak_experiment import CLASS_PROMPT, ROOT, opened
 from benchmarks.leak_experiment import parsed as parsed_for_leaks
 from library.audit.images import perceptual
 from library.audit.reconstruction.encoder.base_capacity import inverted_embeddings
-from library.audit.reconstruction.encoder.encoder_training import EncoderRecipe, codes_of, train_encoder
+from library.audit.reconstruction.encoder.encoder_training import (
+    EncoderRecipe,
+    codes_of,
+    train_encoder,
+    train_on_kept,
+)
 from library.audit.reconstruction.encoder.matrix_encoder import matrix_shapes
 from library.audit.reconstruction.encoder.network_encoder import NetworkEncoder, demo_size
 from library.audit.reconstruction.kernel import fit_kernel
@@ -56,6 +61,7 @@ from library.seeding import permutation
 from library.tensor_files import private_folder, read_tensors, state_fingerprint, write_tensors, write_whole
 
 ENCODER = "encoder.safetensors"
+TAUGHT_FURTHER = "encoder-kept.safetensors"
 LIMIT = 6.0  # of the demo's latents: the largest public one
 ORACLE = "embedding fitted to the person (oracle)"
 WORDS = "true words of hair and skin (oracle)"  # what the base's own text can say of a person
@@ -71,6 +77,7 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, argparse.Namespace
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--persons", type=int, default=60, help="public persons whose LoRAs teach the encoder")
     parser.add_argument("--encoder_together", type=int, default=10)
+    parser.add_argument("--kept_steps", type=int, default=0, help="further encoder steps, on the shadows' kept moments")
     parser.add_argument("--encoder_learning_rate", type=float, default=2e-3)
     parser.add_argument("--kl_weight", type=float, default=0.0)
     parser.add_argument("--samples", type=int, default=2)
@@ -136,7 +143,7 @@ def worded(parts: Pictures) -> Tensor:
 
 
 def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
-    """The encoder after Algorithm 2 on public persons, and its losses."""
+    """The encoder after Algorithm 2 on public persons and, if asked, on shadows that are there; its losses."""
     own, run = parts.own, parts.run
     rules = EncoderRecipe(own.encoder_learning_rate, 5e-4, own.kl_weight, own.encoder_together, passes=1, seed=2)
     people = run.shadows.some(range(own.persons))
@@ -145,7 +152,13 @@ def trained(parts: Pictures) -> tuple[NetworkEncoder, list[float]]:
             parts.encoder(), run.base.stack, run.base.encode_text, people, run.recipe, rules,
             parts.out / ENCODER,
         )  # fmt: skip
-    return course.encoder, course.losses
+        if not own.kept_steps:
+            return course.encoder, course.losses
+        shadows = run.corpus(run.shadows, "shadows: LoRAs")
+        further = train_on_kept(
+            course.encoder, run.base.stack, shadows, rules, own.kept_steps, parts.out / TAUGHT_FURTHER
+        )
+    return further.encoder, course.losses + further.losses
 
 
 def sitters_of(parts: Pictures) -> Sitters:

@@ -134,12 +134,16 @@ def test_a_loss_that_is_not_finite_stops_the_course(model, persons) -> None:
 def test_an_encoder_on_a_kept_corpus_learns_what_helps_the_victims_model(model, persons, tmp_path) -> None:
     corpus = make_corpus(model, states_of, persons, RECIPE, tmp_path / "shadows", together=4)
     rules = dataclasses.replace(RULES, together=8, learning_rate=3e-2)
-    course = train_on_kept(new_encoder(model, persons), model, corpus, rules, 150, tmp_path / "kept")
+    given = (model, corpus, rules)
+    train_on_kept(new_encoder(model, persons), *given, 40, tmp_path / "kept")
+    course = train_on_kept(new_encoder(model, persons), *given, 150, tmp_path / "kept")  # goes on where it stood
+    straight = train_on_kept(new_encoder(model, persons), *given, 150, tmp_path / "straight")
+    assert len(course.losses) == 150 and course.losses == pytest.approx(straight.losses, abs=1e-5)
     chance = stream(9)
     everything = corpus.last.rows([0, 1, 2, 3] * 40)
-    given = (model, everything, torch.full((160,), 3), persons.latents.repeat(40, 1, 1, 1, 1), 0.0)
+    asked = (model, everything, torch.full((160,), 3), persons.latents.repeat(40, 1, 1, 1, 1), 0.0)
     with torch.no_grad():
-        after = encoder_loss(course.encoder, *given, chance)
-        before = encoder_loss(new_encoder(model, persons), *given, stream(9))
+        after = encoder_loss(course.encoder, *asked, chance)
+        before = encoder_loss(new_encoder(model, persons), *asked, stream(9))
     assert after < before - 0.01
     assert codes_of(course.encoder, corpus.last, 3).shape == (4, 4, 16)

@@ -222,9 +222,9 @@ def train_on_kept(
 
     Args:
         encoder: as it is: untrained, or after ``train_encoder``.
-        steps: of the encoder, each on ``rules.together`` LoRAs.
+        steps: of the encoder, each on ``rules.together`` LoRAs; a kept course goes on to a larger number.
     """
-    facts = {"base": model.fingerprint, "corpus": corpus.fingerprint, "kept": steps}
+    facts = {"base": model.fingerprint, "corpus": corpus.fingerprint, "kept": True}
     course = EncoderCourse(encoder, model, rules, facts)
     if file.is_file():
         course.resume(file)
