@@ -45,9 +45,10 @@ def parsed(description: str | None, arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epsilon", type=float, nargs="*", default=[10.0, 50.0])
     parser.add_argument("--splora", type=float, nargs="*", default=[1.0], help="alphas; beta is 1")
     parser.add_argument("--plora", type=float, nargs="*", default=[0.2], help="alphas")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 16], help="other ranks to train with")
     parser.add_argument("--defended_steps", type=int, help="of DP-SGD and games; default: --steps")
-    parser.add_argument("--trained_victims", type=int, default=50, help="the first victims, with DP-SGD or a game too")
-    parser.add_argument("--adaptive", type=int, default=50, help="the first shadows, with DP-SGD or a game too")
+    parser.add_argument("--trained_victims", type=int, default=50, help="first victims, trained with a defence too")
+    parser.add_argument("--adaptive", type=int, default=50, help="first shadows, trained with a defence too")
     parser.add_argument("--gallery", type=int, default=1, help="pictures of each candidate set; 0 = no gallery")
     return parser.parse_args(arguments)
 

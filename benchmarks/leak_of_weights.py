@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.leak_experiment import CLASS_PROMPT, NON_MEMBERS, Experiment, opened, parsed
+from benchmarks.unknown_recipe import unknown_recipe_rows
 from library.audit.reconstruction.gallery import gallery_drops, open_gallery
 from library.audit.reconstruction.gap_stopping import stopped_at_gap
 from library.audit.reconstruction.persons import PersonSet
@@ -239,12 +240,17 @@ def defences(run: Experiment, given: Any, corpora: dict[str, Corpus]) -> Iterato
 
         return title, make
 
+    def ranked(rank: int) -> tuple[str, Callable[[], Shared]]:
+        title, recipe = f"trained at rank {rank}", dataclasses.replace(run.recipe, rank=rank)
+        return title, lambda: trained(run, recipe, title, given, {"rank": rank})
+
     yield UNDEFENDED.title(), lambda: on_files(run, corpora, UNDEFENDED)
     for limit in given.gaps:
         yield f"stopped at a gap of {100 * limit:g} %", lambda limit=limit: at_gap(run, corpora, limit)
     yield from (game(SPLORA, alpha) for alpha in given.splora)
     yield from (private(epsilon) for epsilon in given.epsilon)
     yield from (game(PLORA, alpha) for alpha in given.plora)
+    yield from (ranked(rank) for rank in given.ranks)
     for defence in ON_FILES:
         yield defence.title(), lambda defence=defence: on_files(run, corpora, defence)
 
@@ -266,6 +272,12 @@ def main(arguments: list[str]) -> None:
     })  # fmt: skip
     for title, make in defences(run, given, corpora):
         findings.measure("defences", title, lambda make=make: measured(run, make(), known, answers))
+    if given.ranks:
+        sets, ranks = candidates_of(run, space), sorted({given.rank, *given.ranks})
+        findings.measure(
+            "undefended", "unknown recipe",
+            lambda: unknown_recipe_rows(run, corpora["shadows"], known, sets, ranks, given.trained_victims),
+        )  # fmt: skip
     if given.gallery:
         findings.measure(
             "undefended", "gallery",

@@ -1,19 +1,29 @@
 """Puts a finished measurement into docs/pictures_from_weights.md: python -m tools.leak_of_weights FINDINGS.json.
 
-The blocks ``setting``, ``attacks``, ``defences`` and ``answers`` of the page, and the figure beside it, come from the
-file that benchmarks/leak_of_weights.py writes; the words around them are written by hand.
+The blocks ``setting``, ``attacks``, ``unknown recipe``, ``defences`` and ``answers`` of the page, and the figure beside
+it, come from the file that benchmarks/leak_of_weights.py writes; the words around them are written by hand.
 """
 
 import sys
 from pathlib import Path
 
-from library.audit.report.sections.weights_page import answers, attack_table, defence_figure, defence_table, setting
+from library.audit.report.sections.weights_page import (
+    answers,
+    attack_table,
+    defence_figure,
+    defence_table,
+    setting,
+    unknown_recipe_table,
+)
 from library.errors import InputError
 from library.incoming.texts import read_json
 from tools.does_it_hold import filled, standing_alone
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCKS = {"setting": setting, "attacks": attack_table, "defences": defence_table, "answers": answers}
+BLOCKS = {
+    "setting": setting, "attacks": attack_table, "unknown recipe": unknown_recipe_table, "defences": defence_table,
+    "answers": answers,
+}  # fmt: skip
 
 
 def main(arguments: list[str], docs: Path = DOCS) -> int:

@@ -12,6 +12,7 @@ from library.audit.reconstruction.stacked_lora import (
     factors_of_file,
     fresh_factors,
     joined,
+    padded,
     stackable_layers,
 )
 from library.audit.reconstruction.stacked_training import (
@@ -216,3 +217,15 @@ def test_a_rank_above_the_layers_sides_is_refused() -> None:
     with pytest.raises(InputError, match="rank must be from 1 to 16"):
         fresh_factors(model.layers, 17, 1.0, [stream(0)])
     assert fresh_factors(model.layers, 1, 1.0, [stream(0)]).count == 1
+
+
+def test_padded_factors_change_the_weights_as_before_and_join_with_a_higher_rank() -> None:
+    model = stacked_toy()
+    low, high = random_factors(model, 2, rank=2), random_factors(model, 1, rank=5)
+    wide = padded(low, 5)
+    for name in model.layers:
+        assert wide.down[name].shape[1] == wide.up[name].shape[2] == 5
+        assert torch.equal(wide.up[name] @ wide.down[name], low.up[name] @ low.down[name])
+    assert joined([wide, high]).count == 3
+    with pytest.raises(ValueError, match="rank 5 do not fit into rank 3"):
+        padded(high, 3)

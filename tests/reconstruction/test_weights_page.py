@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from library.audit.reconstruction.retrieval import direction_scores, row_json, row_of
-from library.audit.report.sections.weights_page import answers, attack_table, defence_figure, defence_table
+from library.audit.report.sections.weights_page import (
+    answers,
+    attack_table,
+    defence_figure,
+    defence_table,
+    unknown_recipe_table,
+)
 from library.errors import InputError
 from library.seeding import stream
 from tools import leak_of_weights
@@ -56,6 +62,14 @@ def test_no_leak_is_said_as_plainly() -> None:
     silent = findings()
     silent["defences"]["none"] = defence(0.2, 100.0, 100.0)
     assert "**No attack reads the weights**" in answers(silent)
+
+
+def test_an_attacker_who_does_not_know_the_recipe_has_a_line_for_each_rank_and_attack() -> None:
+    made = findings()
+    assert unknown_recipe_table(made) == "Not measured.\n"
+    made["undefended"]["unknown recipe"] = [{"rank": rank, **row("kernel", 0.1)} for rank in (1, 16)]
+    lines = unknown_recipe_table(made).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| 1 | kernel | 7 | private set | 100 % [83, 100] |")
 
 
 def test_a_defence_holds_only_where_the_adaptive_attacker_fails_and_half_of_the_use_is_kept() -> None:

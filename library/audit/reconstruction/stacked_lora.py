@@ -91,6 +91,22 @@ def joined(several: Sequence[Factors]) -> Factors:
     )
 
 
+def padded(some: Factors, rank: int) -> Factors:
+    """The same changes as factors of a higher rank: further directions of 0. Raises: ValueError for a lower one."""
+
+    def further(value: Tensor, side: int) -> Tensor:
+        missing = rank - value.shape[side]
+        if missing < 0:
+            raise ValueError(f"factors of rank {value.shape[side]} do not fit into rank {rank}")
+        return torch.nn.functional.pad(value, (0, 0, 0, missing) if side == 1 else (0, missing))
+
+    return Factors(
+        {name: further(value, 1) for name, value in some.down.items()},
+        {name: further(value, 2) for name, value in some.up.items()},
+        some.scale,
+    )
+
+
 def factors_of_file(tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], file: object) -> Factors:
     """The UNet's part of one LoRA file, K = 1. Convolutions wider than 1 x 1 and the text encoder are left out.
 

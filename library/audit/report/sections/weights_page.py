@@ -57,6 +57,17 @@ def undefended_rows(findings: Mapping[str, Any]) -> list[Row]:
     return [*findings["defences"]["none"][NAIVE], *findings["undefended"].get("gallery", [])]
 
 
+def unknown_recipe_table(findings: Mapping[str, Any]) -> str:
+    """Victims of several ranks for an attacker whose shadows have several ranks and lengths."""
+    head = ("victims' rank", "attack", "shadows", "ranks the", "top-1", "AUC", "above the strongest control")
+    lines = [
+        [str(row["rank"]), row["title"], str(row["shadows"]), row["target"], *shares(row),
+         number(figure_of(row["advantage"]), "+.2f")]
+        for row in findings["undefended"].get("unknown recipe", [])
+    ]  # fmt: skip
+    return markdown_table(head, lines) if lines else "Not measured.\n"
+
+
 def strongest(rows: Sequence[Row]) -> Row:
     """The row with the most first ranks among those that rank the private set, then by AUC."""
     own = [row for row in rows if row["target"] == PRIVATE_SET]
