@@ -17,11 +17,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 COURSE = [
     Check(0, 0.0, 0.0, 0.5), Check(50, 0.40, 0.01, 0.52), Check(100, 0.50, 0.03, 0.56), Check(150, 0.48, 0.05, 0.6),
 ]  # fmt: skip
-    Check(0, 0.0, 0.0, 0.5),
-    Check(50, 0.40, 0.01, 0.52),
-    Check(100, 0.50, 0.03, 0.56),
-    Check(150, 0.48, 0.05, 0.6),
-]
 
 
 def finished(place: Path) -> Path:
