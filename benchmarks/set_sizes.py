@@ -1,9 +1,9 @@
 """How much plain LoRA of 20, 200 and 2,000 pictures learns by heart at the same held-out gain; resumable.
 
-python -m benchmarks.set_sizes OUT --drawn DIR [DIR ...] [--sizes 20 200 2000] [--gains 0.42 0.46]
+python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--repeats 2] [--gains 0.42 0.46]
 
-Each DIR is a folder of demo/build.py more (persons of four pictures); a run takes its members from one of them and its
-non-members from the rest of the same folder. Validation passes during training show held-out gain, what is learnt by
+Each DIR is a folder of demo/build.py more (persons of four pictures); a run takes so many members from it, and its
+non-members are the rest of the folder. Validation passes during training show held-out gain, what is learnt by
 heart, and the calibrated AUC; they are read at the moment where the gain is the one asked for, on a line between two
 passes. OUT keeps the runs and sizes.json, from which ``python -m tools.does_it_hold`` writes its second table.
 """
@@ -44,36 +44,28 @@ def main(arguments: Sequence[str]) -> None:
     """Train what is not there yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--drawn", type=Path, nargs="+", required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 200, 2000])
+    parser.add_argument("--runs", nargs="+", required=True, help="SIZE=DIR: so many members of this folder")
     parser.add_argument("--gains", type=float, nargs="+", default=[0.42, 0.46])
-    parser.add_argument("--repeats", type=int, default=2, help="runs on each folder, each with a split of its own")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each SIZE=DIR, each with a split of its own")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=25, help="steps between two validation passes")
     given = parser.parse_args(arguments)
-    rows = []
-    for size in given.sizes:
-        runs = []
-        for folder in given.drawn:
-            pictures = sum(len(group) for group in groups_of(folder))
-            if size / pictures < 0.05 or size > pictures / 2:  # the least share of members, and enough strangers
-                continue
-            for repeat in range(given.repeats):
-                out = given.out / f"{size}-{folder.name}-{repeat + 1}"
-                train(out, folder, size, pictures, given.steps, given.every)
-                runs.append(checks_of(out))
-        rows += [row_at(size, gain, runs) for gain in given.gains if runs]
+    by_size: dict[int, list[list[Check]]] = {}
+    for asked in given.runs:
+        words, _, folder = asked.partition("=")
+        size, pictures = int(words), pictures_in(Path(folder))
+        for repeat in range(given.repeats):
+            out = given.out / f"{size}-{Path(folder).name}-{repeat + 1}"
+            train(out, Path(folder), size, pictures, given.steps, given.every)
+            by_size.setdefault(size, []).append(checks_of(out))
+    rows = [row_at(size, gain, runs) for size, runs in by_size.items() for gain in given.gains]
     write_whole(given.out / "sizes.json", json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 
-def groups_of(folder: Path) -> list[list[str]]:
-    """Names of pictures by person."""
-    named = json.loads((folder / "groups.json").read_text(encoding="utf-8"))
-    groups: dict[str, list[str]] = {}
-    for name, group in named.items():
-        groups.setdefault(str(group), []).append(name)
-    return list(groups.values())
+def pictures_in(folder: Path) -> int:
+    """How many a folder of demo/build.py has."""
+    return len(json.loads((folder / "groups.json").read_text(encoding="utf-8")))
 
 
 def train(out: Path, folder: Path, size: int, pictures: int, steps: int, every: int) -> None:
