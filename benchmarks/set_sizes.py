@@ -73,11 +73,12 @@ def train(out: Path, folder: Path, size: int, pictures: int, steps: int, every: 
     if checks_of(out)[-1:] and checks_of(out)[-1].step == steps:
         return
     smaller = min(size, pictures - size)
-    aux = min(0.95, VALIDATED / smaller)
+    aux = min(0.8, VALIDATED / smaller)  # of five persons one is left over, as a split wants
     options = {
         "config_file": ROOT / "configs" / "lora_demo.toml", "train_data_dir": folder, "output_dir": out,
         "nonmember_share": 1 - size / pictures, "aux_share": aux, "unet_lr": LEARNING_RATE, "max_train_steps": steps,
         "lr_scheduler": "constant_with_warmup", "train_batch_size": BATCH, "aux_loss_every_n_steps": every,
+        "aux_loss_every_n_epochs": 10_000,
         "sample_prompts": "", "sample_at_first": "false", "save_state_on_train_end": "false",
     }  # fmt: skip
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
