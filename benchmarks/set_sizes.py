@@ -77,7 +77,7 @@ def train(out: Path, folder: Path, size: int, pictures: int, steps: int, every: 
     options = {
         "config_file": ROOT / "configs" / "lora_demo.toml", "train_data_dir": folder, "output_dir": out,
         "nonmember_share": 1 - size / pictures, "aux_share": aux, "unet_lr": LEARNING_RATE, "max_train_steps": steps,
-        "lr_scheduler": "constant_with_warmup", "train_batch_size": BATCH, "aux_loss_every_n_steps": every,
+        "lr_scheduler": "constant_with_warmup", "lr_decay_steps": 0, "train_batch_size": BATCH, "aux_loss_every_n_steps": every,
         "aux_loss_every_n_epochs": 10_000,
         "sample_prompts": "", "sample_at_first": "false", "save_state_on_train_end": "false",
     }  # fmt: skip
