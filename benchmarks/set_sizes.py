@@ -1,6 +1,6 @@
 """How much plain LoRA of 20, 200 and 2,000 pictures learns by heart at the same held-out gain; resumable.
 
-python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--repeats 2] [--gains 0.42 0.46]
+python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--repeats 2] [--gains 0.25 0.3 0.4]
 
 Each DIR is a folder of demo/build.py more (persons of four pictures); a run takes so many members from it, and its
 non-members are the rest of the folder. Validation passes during training show held-out gain, what is learnt by
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", nargs="+", required=True, help="SIZE=DIR: so many members of this folder")
-    parser.add_argument("--gains", type=float, nargs="+", default=[0.42, 0.46])
+    parser.add_argument("--gains", type=float, nargs="+", default=[0.25, 0.3, 0.4])
     parser.add_argument("--repeats", type=int, default=2, help="runs of each SIZE=DIR, each with a split of its own")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=25, help="steps between two validation passes")
@@ -77,7 +77,8 @@ def train(out: Path, folder: Path, size: int, pictures: int, steps: int, every: 
     options = {
         "config_file": ROOT / "configs" / "lora_demo.toml", "train_data_dir": folder, "output_dir": out,
         "nonmember_share": 1 - size / pictures, "aux_share": aux, "unet_lr": LEARNING_RATE, "max_train_steps": steps,
-        "lr_scheduler": "constant_with_warmup", "lr_decay_steps": 0, "train_batch_size": BATCH, "aux_loss_every_n_steps": every,
+        "lr_scheduler": "constant_with_warmup", "lr_decay_steps": 0, "train_batch_size": BATCH,
+        "aux_loss_every_n_steps": every,
         "aux_loss_every_n_epochs": 10_000,
         "sample_prompts": "", "sample_at_first": "false", "save_state_on_train_end": "false",
     }  # fmt: skip
