@@ -1,6 +1,6 @@
-"""How much plain LoRA of 20, 200 and 2,000 pictures learns by heart at the same held-out gain; resumable.
+"""How much a LoRA of 20, 200 and 2,000 pictures learns by heart at the same held-out gain; resumable.
 
-python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--repeats 2] [--gains 0.25 0.3 0.4]
+python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--distilled 20:5:20 ...] [--gains 0.25 0.4]
 
 Each DIR is a folder of demo/build.py more (persons of four pictures); a run takes so many members from it, and its
 non-members are the rest of the folder. Validation passes during training show held-out gain, what is learnt by
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 BATCH = 8
 LEARNING_RATE = 3.2e-3  # four times the demo's: the same curve in fewer steps (docs/does_it_hold.md)
 VALIDATED = 200  # pictures of each side in a validation pass, where there are so many
+PLAIN, DISTILLED = "plain", "distilled"
 READ = ("learnt_by_heart", "calibrated_auc")
 
 
@@ -45,20 +46,26 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", nargs="+", required=True, help="SIZE=DIR: so many members of this folder")
+    parser.add_argument("--distilled", nargs="*", default=[], help="SIZE:FOLDS:EPOCHS: these sizes distilled as well")
     parser.add_argument("--gains", type=float, nargs="+", default=[0.25, 0.3, 0.4])
     parser.add_argument("--repeats", type=int, default=2, help="runs of each SIZE=DIR, each with a split of its own")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=25, help="steps between two validation passes")
     given = parser.parse_args(arguments)
-    by_size: dict[int, list[list[Check]]] = {}
+    ways = {int(size): (int(folds), int(epochs)) for size, folds, epochs in (one.split(":") for one in given.distilled)}
+    runs: dict[tuple[int, str], list[list[Check]]] = {}
     for asked in given.runs:
-        words, _, folder = asked.partition("=")
-        size, pictures = int(words), pictures_in(Path(folder))
+        words, _, place = asked.partition("=")
+        size, folder = int(words), Path(place)
         for repeat in range(given.repeats):
-            out = given.out / f"{size}-{Path(folder).name}-{repeat + 1}"
-            train(out, Path(folder), size, pictures, given.steps, given.every)
-            by_size.setdefault(size, []).append(checks_of(out))
-    rows = [row_at(size, gain, runs) for size, runs in by_size.items() for gain in given.gains]
+            out = given.out / f"{size}-{folder.name}-{repeat + 1}"
+            train(out, options_of(folder, size, given.steps, given.every))
+            runs.setdefault((size, PLAIN), []).append(checks_of(out))
+            if size in ways:
+                options = options_of(folder, size, given.steps, given.every) | distilled_options(*ways[size], out)
+                train(given.out / f"{out.name}-distilled", options)
+                runs.setdefault((size, DISTILLED), []).append(checks_of(given.out / f"{out.name}-distilled"))
+    rows = [row_at(*which, gain, found) for which, found in runs.items() for gain in given.gains]
     write_whole(given.out / "sizes.json", json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
@@ -68,22 +75,33 @@ def pictures_in(folder: Path) -> int:
     return len(json.loads((folder / "groups.json").read_text(encoding="utf-8")))
 
 
-def train(out: Path, folder: Path, size: int, pictures: int, steps: int, every: int) -> None:
-    """Plain LoRA of ``size`` members at a constant rate, unless it is there."""
-    if checks_of(out)[-1:] and checks_of(out)[-1].step == steps:
-        return
-    smaller = min(size, pictures - size)
-    aux = min(0.8, VALIDATED / smaller)  # of five persons one is left over, as a split wants
-    options = {
-        "config_file": ROOT / "configs" / "lora_demo.toml", "train_data_dir": folder, "output_dir": out,
+def options_of(folder: Path, size: int, steps: int, every: int) -> dict[str, object]:
+    """Plain LoRA of ``size`` members of a folder at a constant rate."""
+    pictures = pictures_in(folder)
+    aux = min(0.8, VALIDATED / min(size, pictures - size))  # of five persons one is left over, as a split wants
+    return {
+        "config_file": ROOT / "configs" / "lora_demo.toml", "train_data_dir": folder,
         "nonmember_share": 1 - size / pictures, "aux_share": aux, "unet_lr": LEARNING_RATE, "max_train_steps": steps,
         "lr_scheduler": "constant_with_warmup", "lr_decay_steps": 0, "train_batch_size": BATCH,
-        "aux_loss_every_n_steps": every,
-        "aux_loss_every_n_epochs": 10_000,
-        "sample_prompts": "", "sample_at_first": "false", "save_state_on_train_end": "false",
+        "aux_loss_every_n_steps": every, "aux_loss_every_n_epochs": 10_000, "sample_prompts": "",
+        "sample_at_first": "false", "save_state_on_train_end": "false",
     }  # fmt: skip
+
+
+def distilled_options(folds: int, epochs: int, on_the_split_of: Path) -> dict[str, object]:
+    """Cross-fitted distillation on the split of another run."""
+    split = on_the_split_of / "split.json"
+    return {"distill_folds": folds, "distill_teacher_epochs": epochs, "split_file": split}
+
+
+def train(out: Path, options: dict[str, object]) -> None:
+    """One run, unless it is there."""
+    if checks_of(out) and checks_of(out)[-1].step == options["max_train_steps"]:
+        return
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, str(ROOT / "PLoRA.py"), *flags, "--overwrite"], check=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "PLoRA.py"), *flags, "--output_dir", str(out), "--overwrite"], check=True
+    )
 
 
 def checks_of(out: Path) -> list[Check]:
@@ -108,11 +126,11 @@ def at_gain(checks: Sequence[Check], gain: float) -> tuple[float, float, float] 
     return None
 
 
-def row_at(size: int, gain: float, runs: Sequence[Sequence[Check]]) -> dict[str, object]:
-    """What the runs of one size have learnt by heart at one gain; figures over the runs that reach it."""
+def row_at(size: int, training: str, gain: float, runs: Sequence[Sequence[Check]]) -> dict[str, object]:
+    """What the runs of one kind have learnt by heart at one gain; figures over the runs that reach it."""
     found = [place for place in (at_gain(checks, gain) for checks in runs) if place is not None]
     row: dict[str, object] = {
-        "pictures": size, "gain": gain, "runs": len(runs), "reached": len(found),
+        "pictures": size, "training": training, "gain": gain, "runs": len(runs), "reached": len(found),
         "best_gain": float(np.mean([max(check.learnt for check in checks) for checks in runs])),
     }  # fmt: skip
     if found:

@@ -59,8 +59,8 @@ def _figure(value: dict[str, float]) -> Figure:
 
 
 def sizes_table(rows: list[dict[str, Any]]) -> str:
-    """What plain LoRA of so many pictures has learnt by heart when it has a given held-out gain."""
-    head = ("pictures", "runs", "held-out gain", "runs that reach it", "exposures", "by heart", "calibrated AUC",
+    """What a LoRA of so many pictures has learnt by heart when it has a given held-out gain."""
+    head = ("pictures", "training", "runs", "held-out gain", "runs that reach it", "exposures", "by heart", "calibrated AUC",
             "best gain within the run")  # fmt: skip
 
     def spread(figure: dict[str, float | None] | None, form: str, factor: float = 1) -> str:
@@ -75,7 +75,7 @@ def sizes_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         by_heart, area = (spread(row.get(name), *how) for name, how in (("by_heart", (".1f", 100)), ("auc", (".3f",))))
         lines.append((
-            str(row["pictures"]), str(row["runs"]), f"{row['gain']:.0%}", str(row["reached"]),
+            str(row["pictures"]), row["training"], str(row["runs"]), f"{row['gain']:.0%}", str(row["reached"]),
             f"{row['exposures']:.3g}" if "exposures" in row else "-", by_heart if by_heart == "-" else f"{by_heart} %",
             area, f"{row['best_gain']:.1%}",
         ))  # fmt: skip

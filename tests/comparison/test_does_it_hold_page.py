@@ -31,12 +31,12 @@ def test_the_page_takes_table_answer_and_sizes_and_keeps_the_words_around(tmp_pa
     page = Path(shutil.copy(DOCS / "does_it_hold.md", tmp_path))
     before = page.read_text()
     sizes = tmp_path / "sizes.json"
-    sizes.write_text(json.dumps([row_at(20, 0.45, [COURSE, COURSE]), row_at(20, 0.9, [COURSE])]))
+    sizes.write_text(json.dumps([row_at(20, "plain", 0.45, [COURSE, COURSE]), row_at(20, "distilled", 0.9, [COURSE])]))
     assert does_it_hold.main([str(finished(tmp_path)), str(sizes)], docs=tmp_path) == 0
     text = page.read_text()
     assert "| a defence | 1 | 8 | 45.0 [" in text and "* **a defence** leaks less than plain LoRA" in text
-    assert "| 20 | 2 | 45% | 2 | 30 | 2.0 [2.0, 2.0] % | 0.540 [0.540, 0.540] | 50.0% |" in text
-    assert "| 20 | 1 | 90% | 0 | - | - | - | 50.0% |" in text
+    assert "| 20 | plain | 2 | 45% | 2 | 30 | 2.0 [2.0, 2.0] % | 0.540 [0.540, 0.540] | 50.0% |" in text
+    assert "| 20 | distilled | 1 | 90% | 0 | - | - | - | 50.0% |" in text
     assert text.split("<!-- table -->")[0] == before.split("<!-- table -->")[0]
     assert (tmp_path / "does_it_hold.svg").read_text().startswith('<svg style="background:#ffffff"')
 
@@ -56,7 +56,7 @@ def test_a_run_is_read_where_it_first_has_the_gain() -> None:
 
 
 def test_the_interval_over_runs_is_students() -> None:
-    row = row_at(200, 0.45, [COURSE, [*COURSE[:2], Check(100, 0.50, 0.05, 0.60)], [Check(50, 0.1, 0.0, 0.5)]])
+    row = row_at(200, "plain", 0.45, [COURSE, [*COURSE[:2], Check(100, 0.50, 0.05, 0.60)], [Check(50, 0.1, 0.0, 0.5)]])
     assert row["runs"] == 3 and row["reached"] == 2 and row["exposures"] == pytest.approx(75 * 8 / 200)
     by_heart = row["by_heart"]
     assert isinstance(by_heart, dict) and by_heart["value"] == pytest.approx(0.025)
