@@ -60,8 +60,8 @@ def _figure(value: dict[str, float]) -> Figure:
 
 def sizes_table(rows: list[dict[str, Any]]) -> str:
     """What a LoRA of so many pictures has learnt by heart when it has a given held-out gain."""
-    head = ("pictures", "training", "runs", "held-out gain", "runs that reach it", "exposures", "by heart", "calibrated AUC",
-            "best gain within the run")  # fmt: skip
+    head = ("pictures", "training", "runs", "held-out gain", "runs that reach it", "exposures", "by heart",
+            "calibrated AUC", "best gain within the run")  # fmt: skip
 
     def spread(figure: dict[str, float | None] | None, form: str, factor: float = 1) -> str:
         if figure is None:
