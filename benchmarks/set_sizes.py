@@ -5,7 +5,7 @@ python -m benchmarks.set_sizes OUT --runs 20=DIR 200=DIR 2000=DIR [...] [--disti
 Each DIR is a folder of demo/build.py more (persons of four pictures); a run takes so many members from it, and its
 non-members are the rest of the folder. Validation passes during training show held-out gain, what is learnt by
 heart, and the calibrated AUC; they are read at the moment where the gain is the one asked for, on a line between two
-passes. OUT keeps the runs and sizes.json, from which ``python -m tools.does_it_hold`` writes its second table.
+passes. OUT keeps the runs and sizes.json, from which ``python -m tools.does_it_hold`` writes a table.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Puts a finished comparison into docs/does_it_hold.md: python -m tools.does_it_hold OUTPUT_DIR [SIZES.json].
+"""Puts finished comparisons into docs/does_it_hold.md: python -m tools.does_it_hold [--many DIR ...].
 
-The blocks between ``<!-- table -->`` and ``<!-- end -->``, and answer likewise, and the figure beside the page come
-from the comparison's frontier.json and frontier.svg, the block sizes from benchmarks/set_sizes.py; the words around
-them are written by hand.
+Each option fills blocks of its own between ``<!-- NAME -->`` and ``<!-- end -->``, and draws a figure beside the page:
+``--many`` (a run of configs/frontier_demo.toml) table and answer, ``--few`` (configs/frontier_few_demo.toml) few and
+few answer, ``--sizes`` (benchmarks/set_sizes.py, no figure) sizes. The words around them are written by hand.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -21,19 +22,25 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def main(arguments: list[str], docs: Path = DOCS) -> int:
     """Write the page; returns 0. Raises: InputError for a folder without a finished comparison."""
-    if len(arguments) not in (1, 2):
-        raise InputError(
-            "python -m tools.does_it_hold takes the folder of a finished comparison and, where there is one, the "
-            "sizes.json of benchmarks/set_sizes.py"
-        )
-    folder, page = Path(arguments[0]), docs / "does_it_hold.md"
-    rows = [_row(entry) for entry in json.loads(_text(folder / "frontier.json"))]
-    text = filled(page.read_text(encoding="utf-8"), "table", frontier_table(rows))
-    text = filled(text, "answer", answer(rows))
-    if len(arguments) == 2:
-        text = filled(text, "sizes", sizes_table(json.loads(_text(Path(arguments[1])))))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--many", type=Path, help="finished comparison of 400 members")
+    parser.add_argument("--few", type=Path, help="finished comparison of 40 members")
+    parser.add_argument("--sizes", type=Path, help="sizes.json of benchmarks/set_sizes.py")
+    given, page = parser.parse_args(arguments), docs / "does_it_hold.md"
+    if not any(vars(given).values()):
+        raise InputError("nothing to put on the page; give --many, --few or --sizes")
+    text = page.read_text(encoding="utf-8")
+    for folder, table, said, figure in (
+        (given.many, "table", "answer", "does_it_hold.svg"),
+        (given.few, "few", "few answer", "does_it_hold_few.svg"),
+    ):
+        if folder:
+            rows = [_row(entry) for entry in json.loads(_text(folder / "frontier.json"))]
+            text = filled(filled(text, table, frontier_table(rows)), said, answer(rows))
+            (docs / figure).write_text(standing_alone(_text(folder / "frontier.svg")), encoding="utf-8")
+    if given.sizes:
+        text = filled(text, "sizes", sizes_table(json.loads(_text(given.sizes))))
     page.write_text(text, encoding="utf-8")
-    (docs / "does_it_hold.svg").write_text(standing_alone(_text(folder / "frontier.svg")), encoding="utf-8")
     return 0
 
 

@@ -27,25 +27,35 @@ def finished(place: Path) -> Path:
     return place
 
 
+def block(page: str, name: str) -> str:
+    """What stands in one of the page's blocks."""
+    return page.split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
+
+
 def test_the_page_takes_table_answer_and_sizes_and_keeps_the_words_around(tmp_path: Path) -> None:
     page = Path(shutil.copy(DOCS / "does_it_hold.md", tmp_path))
     before = page.read_text()
     sizes = tmp_path / "sizes.json"
     sizes.write_text(json.dumps([row_at(20, "plain", 0.45, [COURSE, COURSE]), row_at(20, "distilled", 0.9, [COURSE])]))
-    assert does_it_hold.main([str(finished(tmp_path)), str(sizes)], docs=tmp_path) == 0
+    done = finished(tmp_path)
+    assert does_it_hold.main(["--many", str(done), "--sizes", str(sizes)], docs=tmp_path) == 0
     text = page.read_text()
     assert "| a defence | 1 | 8 | 45.0 [" in text and "* **a defence** leaks less than plain LoRA" in text
     assert "| 20 | plain | 2 | 45% | 2 | 30 | 2.0 [2.0, 2.0] % | 0.540 [0.540, 0.540] | 50.0% |" in text
     assert "| 20 | distilled | 1 | 90% | 0 | - | - | - | 50.0% |" in text
     assert text.split("<!-- table -->")[0] == before.split("<!-- table -->")[0]
+    assert block(text, "few") == block(before, "few")
+    assert does_it_hold.main(["--few", str(done)], docs=tmp_path) == 0
+    assert page.read_text().count("| a defence | 1 | 8 | 45.0 [") == 2 and (tmp_path / "does_it_hold_few.svg").is_file()
     assert (tmp_path / "does_it_hold.svg").read_text().startswith('<svg style="background:#ffffff"')
 
 
 def test_other_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="takes the folder of a finished comparison"):
-        does_it_hold.main([])
+    shutil.copy(DOCS / "does_it_hold.md", tmp_path)
+    with pytest.raises(InputError, match="nothing to put on the page"):
+        does_it_hold.main([], docs=tmp_path)
     with pytest.raises(InputError, match="frontier.json"):
-        does_it_hold.main([str(tmp_path)])
+        does_it_hold.main(["--many", str(tmp_path)], docs=tmp_path)
 
 
 def test_a_run_is_read_where_it_first_has_the_gain() -> None:
