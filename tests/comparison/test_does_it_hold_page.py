@@ -40,13 +40,16 @@ def test_the_page_takes_table_answer_and_sizes_and_keeps_the_words_around(tmp_pa
     done = finished(tmp_path)
     assert does_it_hold.main(["--many", str(done), "--sizes", str(sizes)], docs=tmp_path) == 0
     text = page.read_text()
-    assert "| a defence | 1 | 8 | 45.0 [" in text and "* **a defence** leaks less than plain LoRA" in text
+    assert "| a defence | 1 (1) | 8 | 45.0 [" in text and "* **a defence** leaks less than plain LoRA" in text
     assert "| 20 | plain | 2 | 45% | 2 | 30 | 2.0 [2.0, 2.0] % | 0.540 [0.540, 0.540] | 50.0% |" in text
     assert "| 20 | distilled | 1 | 90% | 0 | - | - | - | 50.0% |" in text
     assert text.split("<!-- table -->")[0] == before.split("<!-- table -->")[0]
     assert block(text, "few") == block(before, "few")
     assert does_it_hold.main(["--few", str(done)], docs=tmp_path) == 0
-    assert page.read_text().count("| a defence | 1 | 8 | 45.0 [") == 2 and (tmp_path / "does_it_hold_few.svg").is_file()
+    assert (
+        page.read_text().count("| a defence | 1 (1) | 8 | 45.0 [") == 2
+        and (tmp_path / "does_it_hold_few.svg").is_file()
+    )
     assert (tmp_path / "does_it_hold.svg").read_text().startswith('<svg style="background:#ffffff"')
 
 

@@ -22,6 +22,7 @@ from library.plain_text import for_figure, markdown_table
 
 DRAWS = 2000  # bootstrap samples of groups
 Z = 1.96
+LAST_DIGIT = 0.0005  # of a difference of two AUCs in the table
 MARKERS = "sD^vP"  # with the colours enough for 25 trainings
 
 
@@ -147,6 +148,7 @@ class Row:
     worst_attack: str
     below_main: Figure | None  # AUC minus plain LoRA's at the same gain; None outside its curve
     below_worst: Figure | None
+    compared: int  # splits on which its gain lies within plain LoRA's curve
     is_on_front: bool = False  # no other training learns more and leaks less
 
 
@@ -186,11 +188,11 @@ def _row(
         )
     )
     assert gain is not None and of_main is not None and of_worst is not None
-    below = [
-        None if own[0].is_plain else pooled([figure for point in own
-                                             if (figure := below_curve(point, curves[point.split], attacks))])
+    inside = [
+        [figure for point in own if (figure := below_curve(point, curves[point.split], attacks))]
         for attacks in (main, worst)
-    ]  # fmt: skip
+    ]
+    below = [None if own[0].is_plain else pooled(figures) for figures in inside]
     exposures = [point.exposures for point in own if point.exposures is not None]
     return Row(
         title=title,
@@ -205,6 +207,7 @@ def _row(
         worst_attack=worst[title],
         below_main=below[0],
         below_worst=below[1],
+        compared=len(inside[1]),
     )
 
 
@@ -224,14 +227,14 @@ def _beats(other: Row, row: Row) -> bool:
 
 def frontier_table(rows: Sequence[Row]) -> str:
     """Table 1 in Markdown."""
-    head = ("training", "splits", "exposures", "held-out gain", "share of plain's best", "main attack, AUC",
+    head = ("training", "splits (compared)", "exposures", "held-out gain", "share of plain's best", "main attack, AUC",
             "worst attack, AUC", "main attack against plain at the same gain", "worst against plain's worst",
             "on the front")  # fmt: skip
     lines = []
     for row in rows:
         cells = (
             row.title if row.epsilon is None else f"{row.title} (epsilon {float(row.epsilon):.3g})",
-            str(row.splits),
+            str(row.splits) if row.is_plain else f"{row.splits} ({row.compared})",
             "-" if row.exposures is None else f"{row.exposures:.3g}",
             f"{row.gain.text('.1f', 100)} %",
             f"{row.share_of_best:.0%}",
@@ -263,24 +266,29 @@ def answer(rows: Sequence[Row]) -> str:
 
 def _answers(rows: Sequence[Row]) -> Iterator[str]:
     clear = [
-        row for row in rows if row.below_worst is not None and row.below_worst.value + Z * row.below_worst.error < 0
-    ]
+        row for row in rows
+        if row.below_worst is not None and row.below_worst.value + Z * row.below_worst.error <= -LAST_DIGIT
+    ]  # fmt: skip
     for row in clear:
         assert row.below_worst is not None
         yield (
             f"* **{row.title}** leaks less than plain LoRA of the same held-out gain: worst attack "
-            f"{row.below_worst.text('+.3f')}, over {row.splits} splits."
+            f"{row.below_worst.text('+.3f')}, over {row.compared} of {row.splits} splits."
         )
     if all(row.below_worst is None for row in rows):
         yield "* No other training lies within plain LoRA's own curve here, so none can be held against it."
     elif not clear:
         yield "* **No defence lies above plain LoRA's own curve** with an interval clear of zero."
-    worse = [
-        row for row in rows if row.below_worst is not None and row.below_worst.value - Z * row.below_worst.error > 0
-    ]
+    worse = [  # by more than the table's last digit
+        row for row in rows
+        if row.below_worst is not None and row.below_worst.value - Z * row.below_worst.error >= LAST_DIGIT
+    ]  # fmt: skip
     for row in worse:
         assert row.below_worst is not None
-        yield f"* **{row.title}** leaks *more* than plain LoRA of the same gain: {row.below_worst.text('+.3f')}."
+        yield (
+            f"* **{row.title}** leaks *more* than plain LoRA of the same gain: {row.below_worst.text('+.3f')}, over "
+            f"{row.compared} of {row.splits} splits."
+        )
 
 
 def frontier_figure(rows: Sequence[Row]) -> str:
