@@ -10,7 +10,7 @@ import pytest
 from benchmarks.set_sizes import Check, at_gain, checks_of, row_at, spread
 from library.audit.report.comparison.frontier import frontier_json, frontier_rows
 from library.errors import InputError
-from tests.comparison.test_frontier import plain_curve, point
+from tests.helpers.frontier_points import plain_curve, point
 from tools import does_it_hold
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,7 +5,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import compare
@@ -19,30 +18,10 @@ from library.audit.report.comparison.frontier import (
     pooled,
     read_point,
 )
-from library.audit.statistics.metrics import Scores
 from library.errors import InputError
+from tests.helpers.frontier_points import plain_curve, point
 
 PLAIN = {"a": "plain 6", "b": "plain 12", "c": "plain 24"}
-
-
-def scores(distance: float, split: int, count: int = 160) -> tuple[Scores, Scores]:
-    """Both sides; on one split the pictures are the same, so that only the distance differs."""
-    draws = np.random.default_rng(100 + split)
-    return draws.normal(size=count) + distance, draws.normal(size=count)
-
-
-def point(title: str, gain: float, distance: float, split: int = 1, *, is_plain: bool = False, exposures: float = 8.0):
-    groups = [str(n // 4) for n in range(160)], [str(100 + n // 4) for n in range(160)]
-    sides = {"fusion": scores(distance, split), "loss": scores(distance / 2, split)}
-    return Point(title, split, is_plain, exposures, Figure(gain, 0.01), "fusion", "fusion", sides, groups)
-
-
-def plain_curve(split: int = 1) -> list[Point]:
-    return [
-        point("plain 6", 0.40, 0.1, split, is_plain=True, exposures=6),
-        point("plain 12", 0.50, 0.5, split, is_plain=True, exposures=12),
-        point("plain 24", 0.49, 1.0, split, is_plain=True, exposures=24),
-    ]
 
 
 ATTACKS = dict.fromkeys(["plain 6", "plain 12", "plain 24", "defended"], "fusion")
