@@ -10,7 +10,6 @@ passes. OUT keeps the runs and sizes.json, from which ``python -m tools.does_it_
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
+from library.audit.statistics.gain import mean_with_interval
 from library.tensor_files import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -57,14 +56,15 @@ def main(arguments: Sequence[str]) -> None:
     for asked in given.runs:
         words, _, place = asked.partition("=")
         size, folder = int(words), Path(place)
+        options = options_of(folder, size, given.steps, given.every)
         for repeat in range(given.repeats):
             out = given.out / f"{size}-{folder.name}-{repeat + 1}"
-            train(out, options_of(folder, size, given.steps, given.every))
+            train(out, options)
             runs.setdefault((size, PLAIN), []).append(checks_of(out))
             if size in ways:
-                options = options_of(folder, size, given.steps, given.every) | distilled_options(*ways[size], out)
-                train(given.out / f"{out.name}-distilled", options)
-                runs.setdefault((size, DISTILLED), []).append(checks_of(given.out / f"{out.name}-distilled"))
+                taught = given.out / f"{out.name}-distilled"
+                train(taught, options | distilled_options(*ways[size], out))
+                runs.setdefault((size, DISTILLED), []).append(checks_of(taught))
     rows = [row_at(*which, gain, found) for which, found in runs.items() for gain in given.gains]
     write_whole(given.out / "sizes.json", json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
@@ -141,11 +141,8 @@ def row_at(size: int, training: str, gain: float, runs: Sequence[Sequence[Check]
 
 def spread(values: np.ndarray) -> dict[str, float | None]:
     """Mean over runs with the 95 % interval of their scatter (Student); no interval of a single run."""
-    mean, half = float(values.mean()), math.nan
-    if len(values) > 1:
-        half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    low, high = (None, None) if math.isnan(half) else (mean - half, mean + half)
-    return {"value": mean, "low": low, "high": high}
+    mean, low, high = mean_with_interval(values, [str(run) for run in range(len(values))])
+    return {"value": mean, "low": low, "high": high} if len(values) > 1 else {"value": mean, "low": None, "high": None}
 
 
 if __name__ == "__main__":

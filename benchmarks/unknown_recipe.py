@@ -30,14 +30,14 @@ def mixed_shadows(run: Experiment, shadows: Corpus, ranks: Sequence[int]) -> tup
         shadows: the corpus of the experiment's own rank, which is used as it is.
 
     Returns:
-        The LoRAs, and [n, C, h, w] the mean picture of each one's person.
+        The LoRAs, and [n, C * h * w] the mean picture of each one's person, flat.
     """
     parts, means = [], []
     for place, rank in enumerate(ranks):
         rows = list(range(place, len(run.shadows), len(ranks)))
         persons = run.shadows.some(rows)
         if rank == run.recipe.rank:
-            at: dict[int, Any] = {step: one.rows(rows) for step, one in shadows.at.items()}
+            at = {step: one.rows(rows) for step, one in shadows.at.items()}
         else:
             recipe = dataclasses.replace(run.recipe, rank=rank)
             at = run.corpus(persons, f"shadows of rank {rank}: LoRAs", recipe).at

@@ -265,28 +265,21 @@ def answer(rows: Sequence[Row]) -> str:
 
 
 def _answers(rows: Sequence[Row]) -> Iterator[str]:
-    clear = [
-        row for row in rows
-        if row.below_worst is not None and row.below_worst.value + Z * row.below_worst.error <= -LAST_DIGIT
-    ]  # fmt: skip
-    for row in clear:
-        assert row.below_worst is not None
+    compared = [(row, row.below_worst) for row in rows if row.below_worst is not None]
+    clear = [(row, figure) for row, figure in compared if figure.value + Z * figure.error <= -LAST_DIGIT]
+    worse = [(row, figure) for row, figure in compared if figure.value - Z * figure.error >= LAST_DIGIT]
+    for row, figure in clear:
         yield (
             f"* **{row.title}** leaks less than plain LoRA of the same held-out gain: worst attack "
-            f"{row.below_worst.text('+.3f')}, over {row.compared} of {row.splits} splits."
+            f"{figure.text('+.3f')}, over {row.compared} of {row.splits} splits."
         )
-    if all(row.below_worst is None for row in rows):
+    if not compared:
         yield "* No other training lies within plain LoRA's own curve here, so none can be held against it."
     elif not clear:
         yield "* **No defence lies above plain LoRA's own curve** with an interval clear of zero."
-    worse = [  # by more than the table's last digit
-        row for row in rows
-        if row.below_worst is not None and row.below_worst.value - Z * row.below_worst.error >= LAST_DIGIT
-    ]  # fmt: skip
-    for row in worse:
-        assert row.below_worst is not None
+    for row, figure in worse:
         yield (
-            f"* **{row.title}** leaks *more* than plain LoRA of the same gain: {row.below_worst.text('+.3f')}, over "
+            f"* **{row.title}** leaks *more* than plain LoRA of the same gain: {figure.text('+.3f')}, over "
             f"{row.compared} of {row.splits} splits."
         )
 
