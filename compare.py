@@ -16,7 +16,7 @@ from library.errors import Faults, InputError
 from library.file_table import COMPARE_DIR
 from library.incoming.files import is_file, read_bytes, read_text
 from library.options import resolve
-from library.options.comparison_plan import read_plan, runs_on_split
+from library.options.comparison_plan import as_flags, read_plan, runs_on_split
 from library.options.notices import Notices
 from library.plain_text import plain
 
@@ -56,8 +56,7 @@ def compare_on_one_split(runs: list[dict[str, Any]], plan: dict[str, Any], outpu
 
 def audit_all(folders: list[Path], audit_options: dict[str, Any]) -> int:
     """Run the audit of all LoRAs in one process; returns 0, or what ``fail_above`` says (3, 4). Raises: InputError."""
-    options = [word for name, value in audit_options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *options]
+    command = [sys.executable, str(HERE / "audit.py"), "--outputs", *map(str, folders), *as_flags(audit_options)]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, 3, 4):
         raise InputError("the audit failed; see its message above")
@@ -126,8 +125,7 @@ def note_of(run: dict[str, Any]) -> str:
 
 def own_flags(run: dict[str, Any]) -> list[str]:
     """The flags of a training that stand in the plan."""
-    own = {name: value for name, value in run.items() if name not in (*OF_THE_TABLE, "name", "door")}
-    return [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    return as_flags({name: value for name, value in run.items() if name not in (*OF_THE_TABLE, "name", "door")})
 
 
 def finished(run: dict[str, Any], output: Path) -> bool:

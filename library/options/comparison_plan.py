@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,12 @@ def check_splits(run: dict[str, Any], runs: list[dict[str, Any]], repeats: int, 
 def runs_on_split(runs: list[dict[str, Any]], number: int, repeats: int) -> list[dict[str, Any]]:
     """The runs of split ``number``, from 1: those that do not ask for fewer splits."""
     return [run for run in runs if run.get("splits", repeats) >= number]
+
+
+def as_flags(table: Mapping[str, Any]) -> list[str]:
+    """Options as the doors read them: ``--name=value``, which a switch takes too, or ``--name`` and a list's words."""
+    return [
+        word
+        for name, value in table.items()
+        for word in ([f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"])
+    ]

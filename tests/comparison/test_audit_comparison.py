@@ -91,6 +91,19 @@ def test_every_run_of_a_shipped_comparison_is_understood(name: str, monkeypatch:
             assert read_config(run["door"], compare.own_flags(run), lambda text: None).train_data_dir == "demo/images"
 
 
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_switch_and_a_list_of_the_plan_reach_the_audit_as_such(value, monkeypatch, tmp_path) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: heard.extend(command[2:]) or subprocess.CompletedProcess(command, 0)
+    )
+    plan = toml.loads(f'shadow_transfer = {value}\nattacks = ["membership"]\nfail_above = 0.6')
+    compare.audit_all([tmp_path / "one", tmp_path / "two"], plan)
+    config = read_config("audit", heard, lambda text: None)
+    assert config.shadow_transfer == (value == "true") and config.fail_above == 0.6
+    assert config.outputs == [str(tmp_path / "one"), str(tmp_path / "two")] and config.attacks == ["membership"]
+
+
 def test_an_early_checkpoint_becomes_an_output_folder_of_its_own(tmp_path):
     source = tmp_path / "lora"
     source.mkdir()
