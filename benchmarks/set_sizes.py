@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from library.audit.statistics.gain import mean_with_interval
+from library.options.comparison_plan import as_flags
 from library.tensor_files import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -98,10 +99,8 @@ def train(out: Path, options: dict[str, object]) -> None:
     """One run, unless it is there."""
     if checks_of(out) and checks_of(out)[-1].step == options["max_train_steps"]:
         return
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    subprocess.run(
-        [sys.executable, str(ROOT / "PLoRA.py"), *flags, "--output_dir", str(out), "--overwrite"], check=True
-    )
+    flags = as_flags(options | {"output_dir": out})
+    subprocess.run([sys.executable, str(ROOT / "PLoRA.py"), *flags, "--overwrite"], check=True)
 
 
 def checks_of(out: Path) -> list[Check]:
